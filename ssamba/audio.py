@@ -1,0 +1,134 @@
+"""Audio in, log-mel spectrograms out.
+
+Shapes: B batch, S samples, T frames, M mel bins.
+"""
+
+import io
+import os
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+import torch
+from torch import Tensor, nn
+
+from ssamba.errors import BadAudio
+
+FRAME_MS = 25.0
+HOP_MS = 10.0
+_PREEMPHASIS = 0.97
+_LOWEST_HZ = 20.0
+_FLOOR = float(torch.finfo(torch.float32).eps)
+
+Waveform = npt.NDArray[np.float32]
+
+
+def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate: int, max_seconds: float) -> Waveform:
+    """Decode a recording, mix it to mono and resample it: float32 (S,), full scale is 1.
+
+    Args:
+        source: a path, an open file or the bytes of one, in any format that libsndfile reads.
+        sampling_rate: Hz of the result; soxr's high-quality resampler if the recording has another one.
+        max_seconds: a recording whose header says that it is longer is not decoded.
+
+    Raises:
+        BadAudio: unreadable, empty, longer than max_seconds, or with samples that are not finite.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if file.frames > max_seconds * file.samplerate:
+                raise BadAudio(f"its header says {file.frames / file.samplerate:.0f} s; at most {max_seconds:g} s are read")
+            rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise BadAudio(f"it cannot be decoded: {error}") from error
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    if mono.size == 0:
+        raise BadAudio("it holds no samples")
+    if not np.isfinite(mono).all():
+        raise BadAudio("it holds samples that are not finite")
+    if rate != sampling_rate:
+        mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def frames_in(samples: int, sampling_rate: int) -> int:
+    """How many whole frames fit into so many samples (Kaldi's snip_edges)."""
+    frame, hop = _frame_samples(sampling_rate)
+    return max(0, (samples - frame) // hop + 1)
+
+
+def samples_for(frames: int, sampling_rate: int) -> int:
+    """The fewest samples that hold so many frames."""
+    frame, hop = _frame_samples(sampling_rate)
+    return frame + (frames - 1) * hop
+
+
+def _frame_samples(sampling_rate: int) -> tuple[int, int]:
+    return int(sampling_rate * FRAME_MS / 1000), int(sampling_rate * HOP_MS / 1000)
+
+
+def mel_filters(num_mel_bins: int, bins: int, sampling_rate: int) -> Tensor:
+    """Kaldi's (HTK-compatible) triangular filters from 20 Hz to the Nyquist frequency, float32 (bins, num_mel_bins).
+
+    The triangles have straight sides on the mel scale, mel(f) = 1127 ln(1 + f / 700), not in Hz.
+    """
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hertz / 700.0)
+
+    nyquist = sampling_rate / 2
+    low, high = mel(torch.tensor([_LOWEST_HZ, nyquist], dtype=torch.float64))
+    edges = low + torch.arange(num_mel_bins + 2, dtype=torch.float64) * ((high - low) / (num_mel_bins + 1))
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    place = mel(torch.arange(bins, dtype=torch.float64) * (nyquist / (bins - 1))).unsqueeze(1)
+    rising, falling = (place - left) / (centre - left), (right - place) / (right - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0)
+    filters[-1] = 0  # Kaldi leaves out the Nyquist bin
+    return filters.float()
+
+
+class LogMel(nn.Module):
+    """Waveforms to normalised log-mel spectrograms, as Kaldi computes them and SSAST section 3.1 uses them.
+
+    Mean of the clip removed; frames of 25 ms every 10 ms; mean of the frame removed; pre-emphasis 0.97; Hann window;
+    power spectrum of the next power of two; mel filters; natural logarithm; (x - mean) / (2 * std). No dither.
+    Frames after the end of a recording are log-mel 0 before the normalisation, the originals' padding, which their
+    weights have learned.
+
+    Batched, on the device of its input, float32 also under autocast.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, sampling_rate: int, num_mel_bins: int, mean: float, std: float) -> None:
+        super().__init__()
+        self.sampling_rate, self.mean, self.std = sampling_rate, mean, std
+        self.frame, self.hop = _frame_samples(sampling_rate)
+        self.fft = 1 << (self.frame - 1).bit_length()
+        self.register_buffer("window", torch.hann_window(self.frame, periodic=False), persistent=False)
+        filters = mel_filters(num_mel_bins, self.fft // 2 + 1, sampling_rate)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def log_mel(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Without normalisation: waveform (B, S), lengths (B,) valid samples -> (B, T, M), 0 after the end."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            waveform = waveform.float()
+            valid = torch.arange(waveform.shape[1], device=waveform.device) < lengths.unsqueeze(1)
+            mean = (waveform * valid).sum(1, keepdim=True) / lengths.unsqueeze(1)
+            frames = (waveform - mean).unfold(1, self.frame, self.hop)
+            frames = frames - frames.mean(2, keepdim=True)
+            # Kaldi's pre-emphasis takes the first sample of a frame as its own predecessor.
+            before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+            spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * self.window, n=self.fft)
+            energies = (spectrum.real.square() + spectrum.imag.square()) @ self.filters
+            log_mel = energies.clamp(min=_FLOOR).log()
+            count = (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
+            inside = torch.arange(log_mel.shape[1], device=waveform.device) < count.unsqueeze(1)
+            return log_mel * inside.unsqueeze(2)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """waveform (B, S) with S of at least one frame, lengths (B,) valid samples -> normalised (B, T, M)."""
+        return (self.log_mel(waveform, lengths) - self.mean) / (2 * self.std)

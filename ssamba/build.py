@@ -1,0 +1,307 @@
+"""Config to objects: the only place that reads a whole recipe and makes models, data and trainers of it."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from ssamba.audio import LogMel, samples_for
+from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, save_recipe
+from ssamba.data.datamodule import ClipDataModule, ClipSettings
+from ssamba.data.index import ShardSet, find_shards
+from ssamba.data.statistics import Statistics, measure_statistics
+from ssamba.data.stream import ClipStream, Labels, read_labels, stratified_subset
+from ssamba.errors import UserError
+from ssamba.evaluation.masked import MaskedEvaluation
+from ssamba.models.checkpoint import (
+    AudioSettings,
+    ClassifierSettings,
+    load_model,
+    load_pretrained_encoder,
+    read_config,
+)
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.training.callbacks import ReconstructionPictures, SkippedSamples, StepProgress, Throughput
+from ssamba.training.common import OptimizerSettings
+from ssamba.training.finetuning import Augmentation, FineTuning
+from ssamba.training.pretraining import MASKS, Pretraining
+from ssamba.training.runs import make_trainer, open_run, provenance
+
+_MEASURED_CLIPS = 2000  # enough for three digits of the statistics
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The splits of a recipe; None where it names none."""
+
+    train: ShardSet
+    validation: ShardSet | None
+    test: ShardSet | None
+
+    def fingerprints(self) -> dict[str, Any]:
+        """For run.json: what each split holds."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            name: {"samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint}
+            for name, held in splits.items()
+            if held is not None
+        }
+
+
+@dataclass(frozen=True)
+class Pretrainer:
+    """All of a pretraining run, ready to fit."""
+
+    module: Pretraining
+    data: ClipDataModule
+    audio: AudioSettings
+    shards: Shards
+
+
+@dataclass(frozen=True)
+class Finetuner:
+    """All of a fine-tuning run, ready to fit."""
+
+    module: FineTuning
+    data: ClipDataModule
+    audio: AudioSettings
+    classifier: ClassifierSettings
+    shards: Shards
+
+
+def build_shards(recipe: Recipe) -> Shards:
+    """Find every shard that a recipe names; UserError for what is missing, damaged or of another sampling rate."""
+    data = recipe.data
+    shards = Shards(
+        find_shards(data.train),
+        find_shards(data.validation) if data.validation else None,
+        find_shards(data.test) if data.test else None,
+    )
+    for name, held in (("train", shards.train), ("validation", shards.validation), ("test", shards.test)):
+        if held is not None and held.sampling_rate != recipe.audio.sampling_rate:
+            raise UserError(
+                f"data.{name} holds audio at {held.sampling_rate} Hz; audio.sampling_rate is "
+                f"{recipe.audio.sampling_rate}. Write the shards again, or change the recipe"
+            )
+    return shards
+
+
+def build_encoder(recipe: Recipe) -> AudioEncoder:
+    """The recipe's encoder, from its pretrained weights if it names some."""
+    model, audio = recipe.model, recipe.audio
+    options = dict(SIZES[model.encoder][model.size])
+    if "residual" in options:
+        options["residual"] = model.residual
+    encoder = AudioEncoder(
+        model.encoder, options, audio.num_mel_bins, audio.max_length, model.fshape, model.tshape,
+        model.frequency_stride or model.fshape, model.time_stride or model.tshape, model.scan_backend,
+    )  # fmt: skip
+    if model.pretrained:
+        load_pretrained_encoder(encoder, model.pretrained)
+    return encoder
+
+
+def build_clip_settings(recipe: Recipe) -> ClipSettings:
+    """How the recipe's recordings become clips."""
+    audio, data = recipe.audio, recipe.data
+    return ClipSettings(
+        batch_size=data.batch_size, sampling_rate=audio.sampling_rate,
+        clip_samples=samples_for(audio.max_length, audio.sampling_rate),
+        least_samples=samples_for(recipe.model.tshape, audio.sampling_rate), seed=recipe.seed,
+        shuffle_buffer=data.shuffle_buffer, pack=data.pack, max_seconds=data.max_seconds,
+        max_bad_fraction=data.max_bad_fraction,
+    )  # fmt: skip
+
+
+def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
+    """The statistics that a recipe gives, else its pretrained model's, else measured on the training shards.
+
+    They are written into the recipe, so that the run's own recipe.yaml says them.
+    """
+    audio = recipe.audio
+    if recipe.model.pretrained:
+        config = read_config(recipe.model.pretrained)
+        if config["sampling_rate"] != audio.sampling_rate:
+            raise UserError(
+                f"the pretrained model in {recipe.model.pretrained} hears {config['sampling_rate']} Hz; "
+                f"audio.sampling_rate is {audio.sampling_rate}"
+            )
+        if audio.mean is None:
+            audio.mean, audio.std = config["mean"], config["std"]
+    if audio.mean is None:
+        stream = ClipDataModule(build_clip_settings(recipe), train=_paths(shards.train)).stream("train")
+        measured = measure_statistics(stream, audio.num_mel_bins, min(_MEASURED_CLIPS, shards.train.samples))
+        audio.mean, audio.std = round(measured.mean, 4), round(measured.std, 4)
+    assert audio.std is not None
+    return AudioSettings(audio.sampling_rate, audio.mean, audio.std)
+
+
+def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
+    """Everything that `recipe` says, checked against the data, before any long work."""
+    shards = build_shards(recipe)
+    if recipe.model.pretrained:
+        read_config(recipe.model.pretrained)
+    audio = build_audio(recipe, shards)
+    # One seed, one model: weights are drawn right after it is set, whatever was built before.
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+    model = MaskedPatchModel(build_encoder(recipe))
+    objective = recipe.objective
+    module = Pretraining(
+        model, _log_mel(recipe, audio), _optimizer_settings(recipe), objective=objective.name,
+        reconstruction_weight=objective.reconstruction_weight, mask=objective.mask,
+        masked_patches=objective.masked_patches, seed=recipe.seed,
+    )  # fmt: skip
+    data = ClipDataModule(
+        build_clip_settings(recipe), train=_paths(shards.train),
+        validation=_paths(shards.validation), num_workers=recipe.data.num_workers,
+    )  # fmt: skip
+    return Pretrainer(module, data, audio, shards)
+
+
+def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
+    """The label list of the recipe's task, the same for all its splits."""
+    key = recipe.task.label
+    lists = {}
+    for name, held in (("train", shards.train), ("validation", shards.validation), ("test", shards.test)):
+        if held is not None:
+            if key not in held.labels:
+                raise UserError(
+                    f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(held.labels) or 'no labels'}"
+                )
+            lists[name] = tuple(held.labels[key])
+    for name, names in lists.items():
+        if unknown := [label for label in names if label not in lists["train"]]:
+            raise UserError(f"data.{name} has {key} {', '.join(unknown[:8])}, which the training label list lacks")
+    return Labels(key, lists["train"], recipe.task.loss == "bce")
+
+
+def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
+    """Everything that `recipe` says, checked against the data, before any long work."""
+    shards = build_shards(recipe)
+    labels = build_labels(recipe, shards)
+    if recipe.model.pretrained:
+        # The encoder is built twice: once now, so that weights that do not fit are told before anything is measured.
+        build_encoder(recipe)
+    audio = build_audio(recipe, shards)
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+    task = recipe.task
+    model = AudioClassifier(build_encoder(recipe), len(labels.names), task.pooling)
+    module = FineTuning(
+        model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
+        augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder, seed=recipe.seed,
+    )  # fmt: skip
+    keys = None
+    if recipe.data.label_fraction < 1:
+        keys = stratified_subset(read_labels(_paths(shards.train), task.label), recipe.data.label_fraction, recipe.seed)
+        if not keys:
+            raise UserError(f"data.label_fraction {recipe.data.label_fraction} leaves none of the training recordings")
+    data = ClipDataModule(
+        build_clip_settings(recipe), train=_paths(shards.train),
+        validation=_paths(shards.validation),
+        test=_paths(shards.test), labels=labels, train_keys=keys,
+        num_workers=recipe.data.num_workers,
+    )  # fmt: skip
+    classifier = ClassifierSettings(tuple(labels.names), task.label, task.loss, task.pooling)
+    return Finetuner(module, data, audio, classifier, shards)
+
+
+def build_trainer(recipe: Recipe, skipped: SkippedSamples) -> lightning.Trainer:
+    """The recipe's trainer, its callbacks and loggers writing into run_dir."""
+    folder = Path(recipe.run_dir)
+    validates = bool(recipe.data.validation)
+    callbacks: list[Callback] = [StepProgress(), Throughput(), skipped]
+    monitor = None
+    if isinstance(recipe, PretrainRecipe):
+        callbacks.append(ReconstructionPictures(folder / "pictures"))
+        monitor = ("val/loss", "min")
+    else:
+        monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
+    trainer, settings = recipe.trainer, asdict(recipe.trainer)
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device (or accelerator: auto)")
+    return make_trainer(
+        folder, **settings, validates=validates, gradient_clip=recipe.optimizer.gradient_clip,
+        monitor=monitor if validates else None, wandb_mode=recipe.wandb.mode, wandb_project=recipe.wandb.project,
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+def start_run(recipe: Recipe, built: Pretrainer | Finetuner, overwrite: bool) -> dict[str, Any]:
+    """Make the run folder with its resolved recipe; returns the first half of its run.json."""
+    folder = Path(recipe.run_dir)
+    open_run(folder, overwrite)
+    if built.module.global_rank == 0:
+        save_recipe(recipe, folder / "recipe.yaml")
+    return provenance(parameter_count(built.module.model), built.shards.fingerprints(), recipe.seed)
+
+
+def build_class_evaluation(recipe: FinetuneRecipe) -> tuple[AudioClassifier, LogMel, ClipStream, int, Sequence[str]]:
+    """The classifier in run_dir and its test clips: model, spectrograms, stream, number of clips, class names."""
+    saved = load_model(recipe.run_dir, recipe.model.scan_backend)
+    if saved.classifier is None or not isinstance(saved.model, AudioClassifier):
+        raise UserError(f"{recipe.run_dir} holds a pretrained model; expected a fine-tuned one for a finetune recipe")
+    if not recipe.data.test:
+        raise UserError("data.test is empty; expected the folder of the split to be scored")
+    held = find_shards(recipe.data.test)
+    key, names = saved.classifier.label, saved.classifier.labels
+    if unknown := [label for label in held.labels.get(key, ()) if label not in names]:
+        raise UserError(f"data.test has {key} {', '.join(unknown[:8])}, which the model in {recipe.run_dir} does not know")
+    if key not in held.labels:
+        raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
+    labels = Labels(key, names, saved.classifier.loss == "bce")
+    data = ClipDataModule(build_clip_settings(recipe), train=(), test=_paths(held), labels=labels)
+    return saved.model, _log_mel(recipe, saved.audio), data.stream("test"), held.samples, names
+
+
+def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
+    """The pretrained model in run_dir, its training clips for the baseline and its validation clips to be scored."""
+    saved = load_model(recipe.run_dir, recipe.model.scan_backend)
+    if not isinstance(saved.model, MaskedPatchModel):
+        raise UserError(f"{recipe.run_dir} holds a classifier; expected a pretrained model for a pretrain recipe")
+    if not recipe.data.validation:
+        raise UserError("data.validation is empty; expected the folder of held-out clips to be scored")
+    shards = build_shards(recipe)
+    assert shards.validation is not None
+    data = ClipDataModule(build_clip_settings(recipe), train=_paths(shards.train), validation=_paths(shards.validation))
+    draw = functools.partial(
+        MASKS[recipe.objective.mask], frequency=saved.model.encoder.grid[0], time=saved.model.encoder.grid[1],
+        masked=recipe.objective.masked_patches,
+    )  # fmt: skip
+    return MaskedEvaluation(
+        saved.model, _log_mel(recipe, saved.audio), data.stream("train"), min(_MEASURED_CLIPS, shards.train.samples),
+        data.stream("validation"), draw, recipe.seed,
+    )  # fmt: skip
+
+
+def measure(sources: Sequence[str], num_mel_bins: int, limit: int | None) -> Statistics:
+    """Statistics of all the recordings of some shards, or of `limit` of them; a minute of each at most."""
+    held = find_shards(sources)
+    rate = held.sampling_rate
+    settings = ClipSettings(
+        batch_size=16, sampling_rate=rate, clip_samples=60 * rate, least_samples=1, seed=0, shuffle_buffer=1,
+        pack=False, max_seconds=3600.0, max_bad_fraction=0.01,
+    )  # fmt: skip
+    stream = ClipDataModule(settings, train=(), test=_paths(held)).stream("test")
+    return measure_statistics(stream, num_mel_bins, min(limit or held.samples, held.samples))
+
+
+def _paths(held: ShardSet | None) -> list[str]:
+    return [str(shard.path) for shard in held.shards] if held else []
+
+
+def _log_mel(recipe: Recipe, audio: AudioSettings) -> LogMel:
+    return LogMel(audio.sampling_rate, recipe.audio.num_mel_bins, audio.mean, audio.std)
+
+
+def _optimizer_settings(recipe: Recipe) -> OptimizerSettings:
+    o = recipe.optimizer
+    return OptimizerSettings(
+        o.learning_rate, o.weight_decay, o.schedule, o.warmup_steps, recipe.trainer.max_steps, o.final_fraction,
+        o.plateau_patience, o.head_learning_rate,
+    )  # fmt: skip

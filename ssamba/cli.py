@@ -1,0 +1,191 @@
+"""The `ssamba` command."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.errors import UserError
+
+# torch and Lightning take seconds to import: the commands import what they need, so that --help and a mistake in a
+# recipe are answered at once.
+
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """Train an encoder on unlabelled clips; run_dir gets checkpoints, metrics, pictures and model/."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides, "pretrain")
+    assert isinstance(recipe, PretrainRecipe)
+    from ssamba.build import build_pretrainer, build_trainer, start_run
+    from ssamba.models.checkpoint import save_model
+    from ssamba.training.callbacks import SkippedSamples
+
+    _check_run_folder(recipe.run_dir, arguments.overwrite)
+    built = build_pretrainer(recipe)
+    record = start_run(recipe, built, arguments.overwrite)
+    skipped = SkippedSamples()
+    trainer = build_trainer(recipe, skipped)
+    started = time.perf_counter()
+    trainer.fit(built.module, built.data)
+    if trainer.global_rank == 0:
+        save_model(Path(recipe.run_dir) / "model", built.module.model, built.audio)
+        _finish(Path(recipe.run_dir), record, trainer, time.perf_counter() - started, skipped, {})
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Train a classifier on labelled clips, from model.pretrained or from scratch; scored on data.test at the end."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides, "finetune")
+    assert isinstance(recipe, FinetuneRecipe)
+    from ssamba.build import build_finetuner, build_trainer, start_run
+    from ssamba.evaluation.report import write_class_scores
+    from ssamba.models.checkpoint import save_model
+    from ssamba.training.callbacks import SkippedSamples
+    from ssamba.training.runs import load_best
+
+    _check_run_folder(recipe.run_dir, arguments.overwrite)
+    built = build_finetuner(recipe)
+    record = start_run(recipe, built, arguments.overwrite)
+    skipped = SkippedSamples()
+    trainer = build_trainer(recipe, skipped)
+    started = time.perf_counter()
+    trainer.fit(built.module, built.data)
+    seconds = time.perf_counter() - started
+    if trainer.global_rank == 0:
+        folder = Path(recipe.run_dir)
+        load_best(trainer, built.module)
+        save_model(folder / "model", built.module.model, built.audio, built.classifier)
+        scores: dict[str, Any] = {}
+        if built.shards.test:
+            module, stream = built.module, built.data.stream("test")
+            names, total = built.classifier.labels, built.shards.test.samples
+            scores = write_class_scores(folder / "test", module.model, module.log_mel, stream, total, names)
+        _finish(folder, record, trainer, seconds, skipped, scores)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Score a finished run on the recipe's test split (a pretrained one on its validation split)."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    out = Path(recipe.run_dir) / "evaluation"
+    if out.exists() and not arguments.overwrite:
+        raise UserError(f"{out} exists; --overwrite replaces the scores in it")
+    from ssamba.build import build_class_evaluation, build_masked_evaluation
+    from ssamba.evaluation.report import write_class_scores, write_masked_scores
+
+    if isinstance(recipe, PretrainRecipe):
+        scores = write_masked_scores(out, build_masked_evaluation(recipe))
+    else:
+        scores = write_class_scores(out, *build_class_evaluation(recipe))
+    _print_scores(scores, out)
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    """Measure the mean and standard deviation of the log-mel values of shards, for audio.mean and audio.std."""
+    from ssamba.build import measure
+
+    measured = measure(arguments.shards, arguments.num_mel_bins, arguments.limit)
+    print(f"audio.mean={measured.mean:.4f} audio.std={measured.std:.4f}")
+    print(f"{measured.clips} clips, {measured.frames / 100:.1f} s in frames", file=sys.stderr)
+
+
+def shards_info(arguments: argparse.Namespace) -> None:
+    """Say what shards hold, from their index."""
+    from ssamba.data.index import find_shards
+
+    held = find_shards(arguments.shards)
+    print(f"{len(held.shards)} shards, {held.samples} samples, {held.seconds / 3600:.3f} h at {held.sampling_rate} Hz")
+    for key, names in held.labels.items():
+        print(f"{key}: {len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+    print(f"fingerprint {held.fingerprint}")
+
+
+def shards_verify(arguments: argparse.Namespace) -> None:
+    """Read shards in full and compare them with their index: checksums, counts, every sample's audio and JSON."""
+    from ssamba.data.index import find_shards, verify_shards
+
+    held = find_shards(arguments.shards)
+    problems = verify_shards(held)
+    if problems:
+        raise UserError(f"{len(problems)} problems in {len(held.shards)} shards:\n  " + "\n  ".join(problems))
+    print(f"{len(held.shards)} shards, {held.samples} samples: all as their index says")
+
+
+def _check_run_folder(run_dir: str, overwrite: bool) -> None:
+    from ssamba.training.runs import check_run
+
+    check_run(Path(run_dir), overwrite)
+
+
+def _finish(folder: Path, record: dict[str, Any], trainer: Any, seconds: float, skipped: Any,
+            scores: dict[str, Any]) -> None:  # fmt: skip
+    from ssamba.evaluation.pictures import draw_curves
+    from ssamba.files import write_json
+
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    result = {"steps": trainer.global_step, "training_seconds": round(seconds, 1), "last_metrics": values, "test": scores}
+    write_json(folder / "run.json", {**record, **result, "skipped_samples": list(skipped.names)})
+    draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
+    _print_scores(scores or {name: value for name, value in values.items() if name.startswith("val/")}, folder)
+
+
+def _print_scores(scores: dict[str, Any], folder: Path) -> None:
+    for name, value in scores.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    print(f"written to {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssamba", description="Self-supervised audio pretraining with bidirectional state space models."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (pretrain, finetune, evaluate):
+        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a run folder for the recipe.yaml in it")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it: trainer.max_steps=1000")
+        sub.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
+        sub.set_defaults(call=command)
+    sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
+    sub.add_argument("shards", nargs="+", metavar="SHARDS", help="a split's folder or a pattern of shards in one")
+    sub.add_argument("--num-mel-bins", type=int, default=128)
+    sub.add_argument("--limit", type=int, default=None, metavar="CLIPS", help="read no more clips than this")
+    sub.set_defaults(call=stats)
+    shards = commands.add_parser("shards", help="Look at shards, or check them.")
+    actions = shards.add_subparsers(required=True, metavar="info|verify")
+    for name, action in (("info", shards_info), ("verify", shards_verify)):
+        sub = actions.add_parser(name, help=action.__doc__, description=action.__doc__)
+        sub.add_argument("shards", nargs="+", metavar="SHARDS", help="a split's folder or a pattern of shards in one")
+        sub.set_defaults(call=action)
+    return parser
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("ssamba")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; 0, or 2 after the message of a mistake that the user can mend."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("ssamba").setLevel(logging.INFO)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # Overrides may stand after an option, too, where argparse does not look for them.
+    if any(text.startswith("-") or not hasattr(arguments, "overrides") for text in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    try:
+        arguments.call(arguments)
+    except UserError as error:
+        # A loader's worker wraps its error in its own traceback; the message is what follows the type's last mention.
+        print(f"ssamba: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ssamba: interrupted", file=sys.stderr)
+        return 130
+    return 0

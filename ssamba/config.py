@@ -1,0 +1,417 @@
+"""The schema of a recipe: dataclasses, YAML and command line merged into them, and every complaint in one error.
+
+Nothing here imports torch, so that a mistake in a recipe is told at once.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssamba.errors import UserError
+from ssamba.files import write_text
+
+ENCODERS = ("ssamba", "ssast")
+MODEL_SIZES = ("nano", "tiny", "small", "base")
+
+
+def _one_of(name: str, value: object, choices: Sequence[str]) -> Iterator[str]:
+    if value not in choices:
+        yield f"{name} is {value!r}; expected one of {', '.join(choices)}"
+
+
+def _within(name: str, value: float | None, low: float, high: float | None = None) -> Iterator[str]:
+    if value is not None and (value < low or (high is not None and value > high)):
+        yield f"{name} is {value}; expected at least {low}" + ("" if high is None else f" and at most {high}")
+
+
+@dataclass
+class AudioConfig:
+    """What a spectrogram is."""
+
+    sampling_rate: int = 16000
+    """Hz; shards of another rate are refused."""
+    num_mel_bins: int = 128
+    max_length: int = 1024
+    """Frames of a clip (10 ms each); shorter recordings are padded, longer ones cropped."""
+    mean: float | None = None
+    """Of the log-mel values; null: the pretrained model's, else measured on the training shards (`ssamba stats`)."""
+    std: float | None = None
+    """As mean. Spectrograms are (x - mean) / (2 * std)."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _within("audio.sampling_rate", self.sampling_rate, 1000)
+        yield from _within("audio.num_mel_bins", self.num_mel_bins, 1)
+        yield from _within("audio.max_length", self.max_length, 1)
+        if (self.mean is None) != (self.std is None):
+            yield "audio.mean and audio.std: give both or neither"
+        if self.std is not None and self.std <= 0:
+            yield f"audio.std is {self.std}; expected more than 0"
+
+
+@dataclass
+class ModelConfig:
+    """The encoder and its patches."""
+
+    encoder: str = "ssamba"
+    """ssamba | ssast: the one word that switches the network."""
+    size: str = "tiny"
+    """nano | tiny | small | base."""
+    fshape: int = 16
+    """Mel bins of a patch."""
+    tshape: int = 16
+    """Frames of a patch."""
+    frequency_stride: int | None = None
+    """Mel bins from one patch to the next; null: fshape."""
+    time_stride: int | None = None
+    """Frames from one patch to the next; null: tshape."""
+    residual: str = "doubling"
+    """doubling | plain, of ssamba: the original's residual, or the stack as the paper draws it."""
+    scan_backend: str = "auto"
+    """auto | cpu | reference, of ssamba: what computes the scan."""
+    pretrained: str | None = None
+    """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("model.encoder", self.encoder, ENCODERS)
+        yield from _one_of("model.size", self.size, MODEL_SIZES)
+        yield from _one_of("model.residual", self.residual, ("doubling", "plain"))
+        for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
+            yield from _within(f"model.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class DataConfig:
+    """Where clips come from. A source is a split's folder (with its index.json) or a pattern of shards in one."""
+
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    """Held-out clips; none: no validation."""
+    test: list[str] = field(default_factory=list)
+    """Scored once, at the end of fine-tuning and by `ssamba evaluate`."""
+    batch_size: int = 32
+    """Clips a step on each device."""
+    num_workers: int = 0
+    """Processes that decode, for each device; 0: the training process itself."""
+    shuffle_buffer: int = 2000
+    """Recordings that are mixed, on top of the permutation of the shards."""
+    pack: bool = False
+    """Pretraining: join short recordings into full clips instead of padding them."""
+    label_fraction: float = 1.0
+    """Fine-tuning: share of the labelled training recordings, stratified by label, chosen by the seed."""
+    max_seconds: float = 120.0
+    """A longer recording is not decoded: it is skipped and counted as bad."""
+    max_bad_fraction: float = 0.01
+    """More bad recordings than this share end the run."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _within("data.batch_size", self.batch_size, 1)
+        yield from _within("data.num_workers", self.num_workers, 0)
+        yield from _within("data.shuffle_buffer", self.shuffle_buffer, 1)
+        yield from _within("data.max_bad_fraction", self.max_bad_fraction, 0, 1)
+        if not 0 < self.label_fraction <= 1:
+            yield f"data.label_fraction is {self.label_fraction}; expected more than 0 and at most 1"
+
+
+@dataclass
+class ObjectiveConfig:
+    """Masked-patch pretraining."""
+
+    name: str = "joint"
+    """joint | contrastive | reconstruction."""
+    reconstruction_weight: float = 10.0
+    """joint = contrastive + this * reconstruction."""
+    mask: str = "cluster"
+    """cluster (square clusters on a patch grid) | random (for frame patches)."""
+    masked_patches: int = 400
+    """Patches hidden in each clip."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("objective.name", self.name, ("joint", "contrastive", "reconstruction"))
+        yield from _one_of("objective.mask", self.mask, ("cluster", "random"))
+        yield from _within("objective.reconstruction_weight", self.reconstruction_weight, 0)
+        yield from _within("objective.masked_patches", self.masked_patches, 1)
+
+
+@dataclass
+class TaskConfig:
+    """Fine-tuning on labelled clips."""
+
+    label: str = "label"
+    """Which label of the shards: digit, speaker, word, ..."""
+    loss: str = "cross_entropy"
+    """cross_entropy (one label a clip) | bce (several)."""
+    pooling: str = "mean"
+    """mean of the patch tokens | class token."""
+    freeze_encoder: bool = False
+    """Train the head alone."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("task.loss", self.loss, ("cross_entropy", "bce"))
+        yield from _one_of("task.pooling", self.pooling, ("mean", "class"))
+
+
+@dataclass
+class AugmentationConfig:
+    """Of training clips in fine-tuning; 0 switches a part off."""
+
+    mixup: float = 0.0
+    """Probability that a clip is mixed with another of its batch, weights from Beta(10, 10)."""
+    frequency_mask: int = 0
+    """SpecAugment: at most so many mel bins hidden."""
+    time_mask: int = 0
+    """SpecAugment: at most so many frames hidden."""
+    noise: float = 0.0
+    """Largest amplitude of uniform noise on the normalised spectrogram; each clip draws its own."""
+    time_shift: int = 0
+    """At most so many frames that a spectrogram is rolled, either way."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _within("augmentation.mixup", self.mixup, 0, 1)
+        for name in ("frequency_mask", "time_mask", "noise", "time_shift"):
+            yield from _within(f"augmentation.{name}", getattr(self, name), 0)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with betas (0.95, 0.999); norms, biases, A_log, D, positions and tokens do not decay."""
+
+    learning_rate: float = 1e-4
+    head_learning_rate: float | None = None
+    """Fine-tuning: of the classification head; null: learning_rate."""
+    weight_decay: float = 5e-7
+    schedule: str = "cosine"
+    """cosine (to final_fraction at the last step) | plateau (halved when validation stalls) | constant; after warm-up."""
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    plateau_patience: int = 2
+    """Validations without a better loss before the learning rate is halved."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("optimizer.schedule", self.schedule, ("cosine", "plateau", "constant"))
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "warmup_steps", "gradient_clip"):
+            yield from _within(f"optimizer.{name}", getattr(self, name), 0)
+        yield from _within("optimizer.final_fraction", self.final_fraction, 0, 1)
+        yield from _within("optimizer.plateau_patience", self.plateau_patience, 0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, where and how precisely."""
+
+    max_steps: int = 10000
+    """Optimizer steps."""
+    accumulate: int = 1
+    """Batches a step."""
+    precision: str = "32"
+    """32 | bf16-mixed | 16-mixed."""
+    devices: int = 1
+    accelerator: str = "auto"
+    """auto | cpu | gpu."""
+    strategy: str = "auto"
+    """auto | ddp."""
+    validate_every_steps: int = 1000
+    log_every_steps: int = 50
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("trainer.precision", self.precision, ("32", "bf16-mixed", "16-mixed"))
+        yield from _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        yield from _one_of("trainer.strategy", self.strategy, ("auto", "ddp"))
+        for name in ("max_steps", "accumulate", "devices", "validate_every_steps", "log_every_steps"):
+            yield from _within(f"trainer.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class WandbConfig:
+    """A second logger beside the run folder's CSV."""
+
+    mode: str = "off"
+    """off | online | offline; wandb is imported only when it is on."""
+    project: str = "ssamba"
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("wandb.mode", self.mode, ("off", "online", "offline"))
+
+
+@dataclass
+class PretrainRecipe:
+    """Masked-patch pretraining on unlabelled clips."""
+
+    run_dir: str
+    """A new folder for everything that the run makes."""
+    task_type: str = "pretrain"
+    seed: int = 0
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def problems(self) -> Iterator[str]:
+        for name, stride, shape in _strides(self.model):
+            if stride is not None and stride != shape:
+                yield f"model.{name} is {stride}; pretraining needs patches side by side, {shape} (or null)"
+        if self.optimizer.head_learning_rate is not None:
+            yield "optimizer.head_learning_rate is for fine-tuning; leave it null in pretraining"
+        if self.data.label_fraction != 1:
+            yield "data.label_fraction is for fine-tuning; pretraining uses no labels"
+        if patches := _patches(self.audio, self.model):
+            masked = self.objective.masked_patches
+            if masked >= patches:
+                yield f"objective.masked_patches is {masked}; expected fewer than the {patches} patches of a clip"
+
+
+@dataclass
+class FinetuneRecipe:
+    """Training a classifier on labelled clips, from pretrained weights or from scratch."""
+
+    run_dir: str
+    """A new folder for everything that the run makes."""
+    task_type: str = "finetune"
+    seed: int = 0
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def problems(self) -> Iterator[str]:
+        if self.data.pack:
+            yield "data.pack joins recordings of different labels; it is for pretraining only"
+
+
+Recipe = PretrainRecipe | FinetuneRecipe
+_RECIPES: dict[str, type[PretrainRecipe] | type[FinetuneRecipe]] = {
+    "pretrain": PretrainRecipe,
+    "finetune": FinetuneRecipe,
+}
+
+
+def _strides(model: ModelConfig) -> list[tuple[str, int | None, int]]:
+    return [
+        ("frequency_stride", model.frequency_stride, model.fshape), ("time_stride", model.time_stride, model.tshape),
+    ]  # fmt: skip
+
+
+def _patches(audio: AudioConfig, model: ModelConfig) -> int:
+    """Patches of a clip, 0 where the patch does not fit or a stride is no stride (said elsewhere)."""
+    rows = (audio.num_mel_bins - model.fshape) // max(1, model.frequency_stride or model.fshape) + 1
+    columns = (audio.max_length - model.tshape) // max(1, model.time_stride or model.tshape) + 1
+    return max(0, rows) * max(0, columns)
+
+
+def _sections(recipe: Recipe) -> Iterator[str]:
+    for entry in fields(recipe):
+        section = getattr(recipe, entry.name)
+        if is_dataclass(section):
+            yield from section.problems()  # type: ignore[attr-defined]  # every section has it
+    for name, bins, patch in (
+        ("audio.num_mel_bins", recipe.audio.num_mel_bins, recipe.model.fshape),
+        ("audio.max_length", recipe.audio.max_length, recipe.model.tshape),
+    ):
+        if bins < patch:
+            yield f"{name} is {bins}; a clip must be at least one patch, {patch}"
+    if not recipe.data.train:
+        yield "data.train is empty; expected the folder of a training split, as a data_prep script writes it"
+    if recipe.optimizer.schedule == "plateau" and not recipe.data.validation:
+        yield "optimizer.schedule is plateau, which watches the validation loss; data.validation is empty"
+    yield from recipe.problems()
+
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Recipe:
+    """Read a YAML recipe, apply `key=value` overrides and check all of it.
+
+    Args:
+        path: the recipe; a run folder stands for the recipe.yaml in it.
+        overrides: "section.key=value", values as YAML.
+        kind: "pretrain" or "finetune" if only such a recipe will do.
+
+    Raises:
+        UserError: with every complaint at once: unknown keys (and the nearest known one), values of the wrong type or
+            out of range, with what was expected.
+    """
+    source = Path(path)
+    if (source / "recipe.yaml").is_file():
+        source = source / "recipe.yaml"
+    if not source.is_file():
+        raise UserError(f"recipe {source} does not exist; expected a YAML file (recipes/ has some) or a run folder")
+    try:
+        written = OmegaConf.load(source)
+        given = OmegaConf.from_dotlist([_checked_override(text) for text in overrides])
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise UserError(f"recipe {source} cannot be read: {error}") from error
+    if not isinstance(written, DictConfig):
+        raise UserError(f"recipe {source} is not a mapping of keys to values")
+    task_type = written.get("task_type")
+    if task_type not in _RECIPES:
+        raise UserError(f"recipe {source} has task_type {task_type!r}; expected one of {', '.join(_RECIPES)}")
+    if kind is not None and task_type != kind:
+        raise UserError(f"recipe {source} is a {task_type} recipe; expected a {kind} recipe (its task_type says which)")
+    schema = OmegaConf.structured(_RECIPES[task_type])
+    complaints: list[str] = []
+    for layer, origin in ((written, str(source)), (given, "command line")):
+        plain = OmegaConf.to_container(layer, resolve=True)
+        assert isinstance(plain, dict)
+        _merge(schema, plain, "", origin, complaints)
+    if OmegaConf.is_missing(schema, "run_dir"):
+        complaints.append("run_dir is missing; expected a new folder for what the run makes")
+    if not complaints:
+        recipe = OmegaConf.to_object(schema)
+        assert isinstance(recipe, PretrainRecipe | FinetuneRecipe)
+        complaints.extend(_sections(recipe))
+        if not complaints:
+            return recipe
+    raise UserError(f"recipe {source}:\n  " + "\n  ".join(complaints))
+
+
+def _checked_override(text: str) -> str:
+    if "=" not in text or text.startswith("="):
+        raise UserError(f"override {text!r} is not key=value, for instance trainer.max_steps=1000")
+    return text
+
+
+def _merge(schema: DictConfig, given: Mapping[Any, Any], prefix: str, origin: str, complaints: list[str]) -> None:
+    """Copy the leaves of `given` into `schema`, one by one, so that every mistake is told, not the first alone."""
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if key not in schema.keys():  # noqa: SIM118  # `in` leaves out required keys that have no value yet
+            near = difflib.get_close_matches(str(key), list(map(str, schema.keys())), 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(map(str, schema.keys()))}"
+            complaints.append(f"{name} ({origin}) is no key of a {schema_name(schema)}; {hint}")
+            continue
+        node = schema._get_node(key)
+        if isinstance(node, DictConfig):
+            if isinstance(value, Mapping):
+                _merge(node, value, f"{name}.", origin, complaints)
+            else:
+                complaints.append(f"{name} ({origin}) is {value!r}; expected a section of keys and values")
+            continue
+        if OmegaConf.is_list(node) and isinstance(value, str):
+            value = [value]
+        try:
+            schema[key] = value
+        except OmegaConfBaseException as error:
+            complaints.append(f"{name} ({origin}) is {value!r}; {str(error).splitlines()[0]}")
+
+
+def schema_name(schema: DictConfig) -> str:
+    """The section's name in words, for messages."""
+    kind = OmegaConf.get_type(schema)
+    return "recipe" if kind in _RECIPES.values() else f"{kind.__name__.removesuffix('Config').lower()} section"  # type: ignore[union-attr]
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe with every default filled in; `load_recipe` reads it back."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))

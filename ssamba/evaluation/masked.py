@@ -1,0 +1,86 @@
+"""How well a pretrained model fills in what is hidden, beside what no model at all would reach.
+
+Shapes: B batch, L patches, N masked patches of a clip, K pixels of a patch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ssamba.audio import LogMel
+from ssamba.data.stream import ClipStream
+from ssamba.losses import info_nce, reconstruction_mse
+from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.patches import gather_patches
+
+
+class MaskedScores(NamedTuple):
+    """Of held-out clips. accuracy: masked patches matched to their own prediction; chance: 1 / N; row_chance: the mean
+    accuracy of one who knows each patch's mel row and guesses within it; mse: of the reconstruction; mean_patch_mse: of
+    the training clips' mean patch at each position, instead; mse_ratio: one over the other."""
+
+    accuracy: float
+    chance: float
+    row_chance: float
+    contrastive: float
+    mse: float
+    mean_patch_mse: float
+    mse_ratio: float
+    clips: int
+
+
+class MaskedEvaluation(NamedTuple):
+    """A model, the first `train_clips` clips of a training stream, a stream to be scored (it ends), and its masks:
+    draw_mask(batch, generator=...) with a generator at `seed`."""
+
+    model: MaskedPatchModel
+    log_mel: LogMel
+    train: ClipStream
+    train_clips: int
+    validation: ClipStream
+    draw_mask: Callable[..., Tensor]
+    seed: int
+
+
+def mean_patches(model: MaskedPatchModel, log_mel: LogMel, stream: ClipStream, total: int) -> Tensor:
+    """The mean patch at each position, (L, K), over the first `total` clips of a stream."""
+    sums, clips = torch.zeros(()), 0
+    with tqdm(total=total, unit="clip", desc="mean patches") as bar, torch.inference_mode():
+        for batch in stream:
+            sums = sums + model.encoder.patch_shape.cut(log_mel(batch["waveform"], batch["lengths"])).sum(0)
+            clips += len(batch["keys"])
+            bar.update(len(batch["keys"]))
+            if clips >= total:
+                break
+    return sums / clips
+
+
+@torch.inference_mode()
+def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
+    """Score a model on the clips of its validation stream."""
+    model, log_mel = evaluation.model.eval(), evaluation.log_mel
+    mean_patch = mean_patches(model, log_mel, evaluation.train, evaluation.train_clips)
+    generator = torch.Generator().manual_seed(evaluation.seed)
+    added = torch.zeros(5, dtype=torch.float64)
+    clips = masked = 0
+    rows, columns = model.encoder.grid
+    for batch in tqdm(evaluation.validation, unit="batch", desc="evaluation"):
+        spectrogram = log_mel(batch["waveform"], batch["lengths"])
+        size = len(spectrogram)
+        mask = evaluation.draw_mask(size, generator=generator)
+        prediction = model(spectrogram, mask)
+        contrast = info_nce(prediction.contrastive, prediction.target)
+        baseline = gather_patches(mean_patch.expand(size, -1, -1), mask)
+        masked = mask[0].sum().item()
+        # Guessing within a row of n masked patches is right once in n times for each of them: one hit a row.
+        occupied = mask.view(size, rows, columns).any(2).sum() / (size * masked)
+        added += size * torch.stack([
+            contrast.accuracy, contrast.loss, reconstruction_mse(prediction.reconstruction, prediction.target),
+            reconstruction_mse(baseline, prediction.target), occupied,
+        ]).double()  # fmt: skip
+        clips += size
+    accuracy, contrastive, mse, mean_mse, row_chance = (added / clips).tolist()
+    return MaskedScores(accuracy, 1 / masked, row_chance, contrastive, mse, mean_mse, mse / mean_mse, clips)

@@ -1,0 +1,112 @@
+"""What people would rather look at than read.
+
+Shapes: T frames, M mel bins, L patches, C classes.
+"""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ssamba.models.heads import MaskedPatchModel
+
+matplotlib.use("Agg")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.tmp")
+    figure.savefig(beside, format="png", dpi=100)
+    os.replace(beside, path)
+
+
+def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, model: MaskedPatchModel, title: str) -> None:
+    """Spectrogram (T, M), the same with the patches of `mask` (L,) hidden, and with the model's patches in their place."""
+    patches = model.encoder.patch_shape.cut(log_mel.unsqueeze(0))
+    rows, columns = model.encoder.patch_shape.grid(log_mel.shape[1], log_mel.shape[0])
+    predicted = model(log_mel.unsqueeze(0), mask.unsqueeze(0)).reconstruction
+    hidden, filled = patches.clone(), patches.clone()
+    hidden[0, mask] = float("nan")
+    filled[0, mask] = predicted[0].to(filled.dtype)
+    figure = Figure(figsize=(max(6.0, columns / 8), 7.5), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    low, high = log_mel.min().item(), log_mel.max().item()
+    for axis, name, image in zip(axes, ("spectrogram", "masked", "reconstruction"), (patches, hidden, filled), strict=True):
+        picture = model.encoder.patch_shape.join(image, log_mel.shape[1], log_mel.shape[0])[0]
+        drawn = axis.imshow(picture.float().cpu().T, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
+        axis.set(title=name, ylabel="mel bin")
+    axes[-1].set_xlabel("frame (10 ms)")
+    figure.colorbar(drawn, ax=axes, label="normalised log-mel")
+    figure.suptitle(title if len(title) <= 80 else f"{title[:77]}...")
+    _save(figure, path)
+
+
+def draw_curves(path: Path, metrics_csv: Path, title: str) -> None:
+    """Every metric of a run's metrics.csv over its steps; training and validation values of one name share a panel."""
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    with metrics_csv.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    kind, _, panel = name.rpartition("/")
+                    series.setdefault(panel, {}).setdefault(kind, []).append((float(row["step"]), float(value)))
+    if not series:
+        return
+    columns = min(3, len(series))
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(series) :]:
+        axis.set_visible(False)
+    for axis, (panel, kinds) in zip(axes, series.items(), strict=False):
+        for kind, points in kinds.items():
+            few = len(points) < 12
+            axis.plot(*zip(*points, strict=True), label=kind or None, marker="o" if few else None, markersize=3)
+        axis.set(title=panel.replace("_", " "), xlabel="step")
+        axis.grid(alpha=0.3)
+        if any(kinds):
+            axis.legend()
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str) -> None:
+    """A confusion matrix (C, C), rows true, as shares of each row; counts are written in while they can be read."""
+    classes = len(labels)
+    shares = confusion.float() / confusion.sum(1, keepdim=True).clamp(min=1)
+    side = min(16.0, 3.0 + 0.45 * classes)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    drawn = axis.imshow(shares.cpu(), vmin=0, vmax=1, cmap="Blues")
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    if classes <= 60:
+        axis.set_xticks(range(classes), labels, rotation=90)
+        axis.set_yticks(range(classes), labels)
+    if classes <= 20:
+        for row, column in torch.nonzero(confusion).tolist():
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(drawn, label="share of the true class")
+    _save(figure, path)
+
+
+def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str, title: str) -> None:
+    """Groups of bars: {group: {bar: value}}, the value written on each bar."""
+    bars = list(dict.fromkeys(name for group in values.values() for name in group))
+    figure = Figure(figsize=(max(6.0, 0.55 * len(values) * len(bars) + 2), 4.2), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(bars)
+    for number, bar in enumerate(bars):
+        places = [i + (number - (len(bars) - 1) / 2) * width for i, group in enumerate(values.values()) if bar in group]
+        heights = [group[bar] for group in values.values() if bar in group]
+        axis.bar_label(axis.bar(places, heights, width * 0.92, label=bar), fmt="%.3g", fontsize=8)
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set(ylabel=ylabel, title=title)
+    axis.margins(y=0.15)
+    axis.legend()
+    _save(figure, path)

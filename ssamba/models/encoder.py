@@ -1,0 +1,96 @@
+"""The audio encoder: log-mel patches, class tokens and positions around a stack of layers.
+
+Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, L = F * P patch tokens, D width.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssamba.models.patches import PatchShape, fit_positions
+from ssamba.models.ssamba import SsambaStack
+from ssamba.models.ssast import SsastStack
+
+STACKS: dict[str, Any] = {"ssamba": SsambaStack, "ssast": SsastStack}
+
+_SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
+_SSAST = {"layer_norm_eps": 1e-6}
+
+# The papers' sizes (SSAMBA table 1, SSAST section 3.1); "nano" is for CPUs and tests, both of half a million parameters.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "ssamba": {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_SSAMBA, "state_size": 8},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 24, **_SSAMBA},
+        "small": {"hidden_size": 384, "num_hidden_layers": 24, **_SSAMBA},
+        "base": {"hidden_size": 768, "num_hidden_layers": 24, **_SSAMBA},
+    },
+    "ssast": {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, **_SSAST},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, **_SSAST},
+        "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, **_SSAST},
+        "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, **_SSAST},
+    },
+}
+
+
+class Encoded(NamedTuple):
+    """tokens: (B, L, D), one for each patch, frequency row by frequency row; class_tokens: (B, 1 or 2, D)."""
+
+    tokens: Tensor
+    class_tokens: Tensor
+
+
+class AudioEncoder(nn.Module):
+    """A spectrogram in, a vector for each patch and class token out; every encoder has these shapes.
+
+    Args:
+        encoder: a name in `STACKS`.
+        options: that stack's arguments, `SIZES[encoder][size]` for instance; "hidden_size" is D.
+        num_mel_bins, max_length: M and T (frames) of the clips it is made for; other lengths and numbers of bins work,
+            the positional grid is cut or interpolated.
+        fshape, tshape, frequency_stride, time_stride: the patch, in mel bins and frames.
+        scan_backend: of `ssamba.ops.BACKENDS`, for encoders that scan.
+    """
+
+    def __init__(self, encoder: str, options: Mapping[str, Any], num_mel_bins: int, max_length: int, fshape: int,
+                 tshape: int, frequency_stride: int, time_stride: int, scan_backend: str = "auto") -> None:  # fmt: skip
+        super().__init__()
+        if encoder not in STACKS:
+            raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(STACKS)}")
+        # What rebuilds this module; the backend is no part of it, since it does not change the numbers.
+        self.arguments: dict[str, Any] = {
+            "encoder": encoder, "options": dict(options), "num_mel_bins": num_mel_bins, "max_length": max_length,
+            "fshape": fshape, "tshape": tshape, "frequency_stride": frequency_stride, "time_stride": time_stride,
+        }  # fmt: skip
+        width = options["hidden_size"]
+        self.hidden_size: int = width
+        self.patch_shape = PatchShape(fshape, tshape, frequency_stride, time_stride)
+        self.grid = self.patch_shape.grid(num_mel_bins, max_length)
+        extra = {"scan_backend": scan_backend} if encoder == "ssamba" else {}
+        self.projection = nn.Linear(fshape * tshape, width)
+        self.stack = STACKS[encoder](**options, **extra)
+        leading = self.stack.num_class_tokens
+        self.class_tokens = nn.Parameter(torch.empty(leading, width))
+        self.class_positions = nn.Parameter(torch.empty(leading, width))
+        self.positions = nn.Parameter(torch.empty(*self.grid, width))
+        self.mask_token = nn.Parameter(torch.empty(width))
+        for parameter in (self.class_tokens, self.class_positions, self.positions, self.mask_token):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, log_mel: Tensor, mask: Tensor | None = None) -> Encoded:
+        """Encode normalised log-mel spectrograms.
+
+        Args:
+            log_mel: (B, T, M), any T and M of at least one patch.
+            mask: bool (B, L), True where the patch is hidden behind the mask token (SSAST section 2.2), or None.
+        """
+        rows, columns = self.patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
+        x = self.projection(self.patch_shape.cut(log_mel))
+        if mask is not None:
+            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        x = x + fit_positions(self.positions, rows, columns).flatten(0, 1)
+        leading = (self.class_tokens + self.class_positions).expand(len(x), -1, -1)
+        x = self.stack(torch.cat([leading, x], dim=1))
+        return Encoded(x[:, leading.shape[1] :], x[:, : leading.shape[1]])

@@ -1,0 +1,65 @@
+"""Spectrograms cut into patches, and the positional grid that follows them to another size.
+
+Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, K pixels of a patch, D width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class PatchShape(NamedTuple):
+    """fshape mel bins x tshape frames a patch, and the steps from one patch to the next (mel bins, frames)."""
+
+    fshape: int
+    tshape: int
+    frequency_stride: int
+    time_stride: int
+
+    def grid(self, mel_bins: int, frames: int) -> tuple[int, int]:
+        """(F, P) of a spectrogram; frames and bins that fill no whole patch are left out. ValueError if none fits."""
+        if mel_bins < self.fshape or frames < self.tshape:
+            raise ValueError(
+                f"a spectrogram of {frames} frames x {mel_bins} mel bins is smaller than one patch of "
+                f"{self.tshape} frames x {self.fshape} mel bins"
+            )
+        return (mel_bins - self.fshape) // self.frequency_stride + 1, (frames - self.tshape) // self.time_stride + 1
+
+    def cut(self, log_mel: Tensor) -> Tensor:
+        """(B, T, M) -> (B, F * P, K): one frequency row of patches after another, pixels of a patch mel bin by mel bin."""
+        self.grid(log_mel.shape[2], log_mel.shape[1])
+        windows = log_mel.transpose(1, 2).unfold(1, self.fshape, self.frequency_stride)
+        return windows.unfold(2, self.tshape, self.time_stride).flatten(3).flatten(1, 2)
+
+    def join(self, patches: Tensor, mel_bins: int, frames: int) -> Tensor:
+        """The inverse of `cut` for strides equal to the patch: (B, F * P, K) -> (B, P * tshape, F * fshape)."""
+        rows, columns = self.grid(mel_bins, frames)
+        pixels = patches.unflatten(2, (self.fshape, self.tshape)).unflatten(1, (rows, columns))
+        return pixels.permute(0, 2, 4, 1, 3).flatten(3).flatten(1, 2)
+
+
+def fit_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """A positional grid (F, P, D) for `rows` x `columns` patches (SSAST section 2.4).
+
+    Fewer columns (a shorter clip): cut around the middle. More columns (a longer clip, a smaller stride): linear
+    interpolation. Another number of rows (other mel bins over the same frequencies, a smaller stride): linear
+    interpolation. Differentiable.
+    """
+    height, width, _ = positions.shape
+    if columns < width:
+        start = width // 2 - columns // 2
+        positions = positions[:, start : start + columns]
+    if (rows, columns) != (height, positions.shape[1]):
+        image = positions.permute(2, 0, 1).unsqueeze(0)
+        resized = F.interpolate(image, size=(rows, columns), mode="bilinear", align_corners=False)
+        positions = resized[0].permute(1, 2, 0)
+    return positions
+
+
+def gather_patches(x: Tensor, mask: Tensor) -> Tensor:
+    """The masked rows of x (B, L, ...) under a bool mask (B, L) with equally many True a clip: (B, N, ...), in order."""
+    masked = int(mask[0].sum())
+    index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
+    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))

@@ -1,0 +1,53 @@
+"""The transformer encoder of SSAST (arXiv 2110.09784, section 2.1): a DeiT-style ViT.
+
+Shapes: B batch, L tokens, D width, H heads.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SsastLayer(nn.Module):
+    """Pre-norm attention and a GELU network of four times the width, each with its residual."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return out
+
+
+class SsastStack(nn.Module):
+    """SSAST's layers and final norm over embedded tokens, (B, L, D) -> (B, L, D); class and distillation token lead."""
+
+    num_class_tokens = 2
+
+    def __init__(self, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads")
+        self.layers = nn.ModuleList(
+            SsastLayer(hidden_size, num_attention_heads, layer_norm_eps) for _ in range(num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.norm(x)
+        return out

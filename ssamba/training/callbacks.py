@@ -1,0 +1,103 @@
+"""What a run shows and keeps while it trains."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.loggers import WandbLogger
+from tqdm import tqdm
+
+from ssamba.data.stream import Batch
+from ssamba.evaluation.pictures import draw_reconstruction
+from ssamba.training.pretraining import Pretraining
+
+
+class StepProgress(ProgressBar):
+    """One bar over all steps of the run: rate, time left and the newest loss. Rank 0 alone shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Lightning's word to the bars of all ranks but the first."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=trainer.max_steps, unit="step", desc=type(pl_module).__name__.lower(), disable=not self._enabled,
+            mininterval=0.1 if terminal else 15, dynamic_ncols=terminal,
+        )  # fmt: skip
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+                           batch: Any, batch_idx: int) -> None:  # fmt: skip
+        assert self._bar is not None
+        if trainer.global_step % trainer.log_every_n_steps == 0 and "train/loss" in trainer.callback_metrics:  # type: ignore[attr-defined]
+            self._bar.set_postfix(loss=f"{float(trainer.callback_metrics['train/loss']):.3f}", refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert self._bar is not None
+        self._bar.close()
+
+
+class Throughput(Callback):
+    """Logs samples_per_second over the steps since the last log, all ranks together, validation left out."""
+
+    def __init__(self) -> None:
+        self._samples, self._since = 0, 0.0
+
+    def _restart(self) -> None:
+        self._samples, self._since = 0, time.perf_counter()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restart()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restart()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+                           batch: Batch, batch_idx: int) -> None:  # type: ignore[override]  # fmt: skip
+        self._samples += len(batch["keys"]) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("samples_per_second", self._samples / (time.perf_counter() - self._since))
+            self._restart()
+
+
+class SkippedSamples(Callback):
+    """Keeps the names of bad recordings that the stream passed over (this rank's, in training)."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch,
+                             batch_idx: int) -> None:  # type: ignore[override]  # fmt: skip
+        self.names.update(dict.fromkeys(batch["skipped"]))
+
+
+class ReconstructionPictures(Callback):
+    """At every validation: the first held-out clip as spectrogram, masked spectrogram and reconstruction, as PNG."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @torch.inference_mode()
+    def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+                                batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]  # fmt: skip
+        if batch_idx or trainer.global_rank or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, Pretraining)
+        log_mel = pl_module.log_mel(batch["waveform"][:1], batch["lengths"][:1])
+        mask = pl_module.draw_mask(1, pl_module.generator("validation", 0))
+        path = self.folder / f"reconstruction-{trainer.global_step:07d}.png"
+        title = f"step {trainer.global_step}: {batch['keys'][0]}"
+        draw_reconstruction(path, log_mel[0], mask[0], pl_module.model, title)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("reconstruction", [str(path)])

@@ -1,0 +1,121 @@
+"""Training a classifier as a LightningModule (SSAST section 2.4; SSAMBA section 3.2).
+
+Shapes: B batch, S samples, T frames, M mel bins, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+from ssamba.audio import LogMel
+from ssamba.data.stream import Batch
+from ssamba.evaluation.metrics import clip_metrics
+from ssamba.models.heads import AudioClassifier
+from ssamba.training.common import OptimizerSettings, TrainingModule
+
+
+class Augmentation(nn.Module):
+    """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section."""
+
+    def __init__(self, mixup: float, frequency_mask: int, time_mask: int, noise: float, time_shift: int) -> None:
+        super().__init__()
+        self.mixup, self.noise, self.time_shift = mixup, noise, time_shift
+        masks: list[nn.Module] = []
+        if frequency_mask:
+            masks.append(torchaudio.transforms.FrequencyMasking(frequency_mask, iid_masks=True))
+        if time_mask:
+            masks.append(torchaudio.transforms.TimeMasking(time_mask, iid_masks=True))
+        self.masks = nn.Sequential(*masks)
+
+    def mix(self, waveform: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixup of waveforms (B, S), their lengths (B,) and soft targets (B, C), each clip with a random other one."""
+        batch = len(waveform)
+        chosen = (torch.rand(batch) < self.mixup).to(waveform.device)
+        share = torch.distributions.Beta(10.0, 10.0).sample((batch, 1)).to(waveform.device)
+        share = torch.where(chosen.unsqueeze(1), share, 1.0)
+        other = torch.randperm(batch).to(waveform.device)
+        mixed_lengths = torch.where(chosen, torch.maximum(lengths, lengths[other]), lengths)
+        mixed = share * waveform + (1 - share) * waveform[other]
+        return mixed, mixed_lengths, share * targets + (1 - share) * targets[other]
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Time shift, noise and SpecAugment of normalised spectrograms (B, T, M)."""
+        batch, frames, _ = log_mel.shape
+        device = log_mel.device
+        if self.time_shift:
+            shift = torch.randint(-self.time_shift, self.time_shift + 1, (batch, 1)).to(device)
+            index = (torch.arange(frames, device=device) - shift) % frames
+            log_mel = log_mel.gather(1, index.unsqueeze(2).expand_as(log_mel))
+        if self.noise:
+            amplitude = self.noise * torch.rand(batch, 1, 1, device=device)
+            log_mel = log_mel + amplitude * torch.rand_like(log_mel)
+        if len(self.masks):
+            # torchaudio masks (B, channel, frequency, time); masked values become 0, the mean.
+            log_mel = self.masks(log_mel.transpose(1, 2).unsqueeze(1)).squeeze(1).transpose(1, 2)
+        return log_mel
+
+
+class FineTuning(TrainingModule):
+    """A classifier on labelled clips: cross-entropy for one label a clip, binary cross-entropy for several.
+
+    Args:
+        loss: "cross_entropy" (labels int64 (B,)) or "bce" (labels float32 (B, C)).
+        freeze_encoder: train the head alone.
+    """
+
+    def __init__(self, model: AudioClassifier, log_mel: LogMel, settings: OptimizerSettings, *, loss: str,
+                 augmentation: Augmentation, freeze_encoder: bool, seed: int) -> None:  # fmt: skip
+        super().__init__(settings, seed)
+        self.model, self.log_mel, self.augmentation = model, log_mel, augmentation
+        self.loss_name, self.freeze_encoder = loss, freeze_encoder
+        model.encoder.requires_grad_(not freeze_encoder)
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def trained_parts(self) -> list[tuple[nn.Module, float]]:
+        s = self.settings
+        head_rate = s.learning_rate if s.head_learning_rate is None else s.head_learning_rate
+        head: list[tuple[nn.Module, float]] = [(self.model.head, head_rate)]
+        return head if self.freeze_encoder else [(self.model.encoder, s.learning_rate), *head]
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Class numbers (B,) or several labels (B, C) -> probabilities, float32 (B, C)."""
+        if self.loss_name == "bce":
+            return labels
+        return F.one_hot(labels, self.model.head[1].out_features).float()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (B, C), targets (B, C) -> float32 scalar."""
+        if self.loss_name == "bce":
+            return F.binary_cross_entropy_with_logits(logits.float(), targets)
+        return F.cross_entropy(logits.float(), targets)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        targets = self.targets(batch["labels"])
+        # Augmentation draws from torch's global generators; they are given this batch's own state for its duration.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.generator("train", batch_idx).initial_seed())
+            waveform, lengths = batch["waveform"], batch["lengths"]
+            if self.augmentation.mixup:
+                waveform, lengths, targets = self.augmentation.mix(waveform, lengths, targets)
+            log_mel = self.augmentation(self.log_mel(waveform, lengths))
+        logits = self.model(log_mel)
+        loss = self.loss(logits, targets)
+        self.watch(batch["keys"], loss=loss)
+        accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
+        self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=len(logits))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.model(self.log_mel(batch["waveform"], batch["lengths"]))
+        loss = self.loss(logits, self.targets(batch["labels"]))
+        self.log("val/loss", loss, batch_size=len(logits), on_epoch=True, sync_dist=True)
+        self._logits.append(logits.float())
+        self._labels.append(batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        scores = clip_metrics(torch.cat(self._logits), torch.cat(self._labels))
+        self.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True)
+        self._logits.clear()
+        self._labels.clear()

@@ -1,0 +1,69 @@
+"""Masked-patch pretraining as a LightningModule (SSAMBA section 2.3).
+
+Shapes: B batch, S samples, T frames, M mel bins, L patch tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssamba.audio import LogMel
+from ssamba.data.stream import Batch
+from ssamba.losses import info_nce, reconstruction_mse
+from ssamba.masking import cluster_mask, random_mask
+from ssamba.models.heads import MaskedPatchModel
+from ssamba.training.common import OptimizerSettings, TrainingModule
+
+MASKS = {"cluster": cluster_mask, "random": random_mask}
+
+
+class Pretraining(TrainingModule):
+    """One encoder pass a step; both heads read it, on one mask.
+
+    Args:
+        model: the encoder with its two heads.
+        log_mel: waveforms to spectrograms.
+        objective: "joint", "contrastive" or "reconstruction".
+        reconstruction_weight: joint = contrastive + this * reconstruction (the papers' lambda, 10).
+        mask: "cluster" or "random". masked_patches: hidden in each clip.
+    """
+
+    def __init__(self, model: MaskedPatchModel, log_mel: LogMel, settings: OptimizerSettings, *, objective: str,
+                 reconstruction_weight: float, mask: str, masked_patches: int, seed: int) -> None:  # fmt: skip
+        super().__init__(settings, seed)
+        self.model, self.log_mel = model, log_mel
+        self.objective, self.reconstruction_weight = objective, reconstruction_weight
+        self.mask, self.masked_patches = mask, masked_patches
+
+    def trained_parts(self) -> list[tuple[nn.Module, float]]:
+        return [(self.model, self.settings.learning_rate)]
+
+    def draw_mask(self, batch: int, generator: torch.Generator) -> Tensor:
+        """bool (B, L) on the module's device."""
+        rows, columns = self.model.encoder.grid
+        return MASKS[self.mask](batch, rows, columns, self.masked_patches, generator).to(self.device)
+
+    def objectives(self, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """log_mel (B, T, M), mask bool (B, L) -> loss, contrastive, reconstruction, accuracy: float32 scalars."""
+        prediction = self.model(log_mel, mask)
+        contrast = info_nce(prediction.contrastive, prediction.target)
+        reconstruction = reconstruction_mse(prediction.reconstruction, prediction.target)
+        joint = contrast.loss + self.reconstruction_weight * reconstruction
+        loss = {"joint": joint, "contrastive": contrast.loss, "reconstruction": reconstruction}[self.objective]
+        return {"loss": loss, "contrastive": contrast.loss, "reconstruction": reconstruction,
+                "accuracy": contrast.accuracy}  # fmt: skip
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        log_mel = self.log_mel(batch["waveform"], batch["lengths"])
+        values = self.objectives(log_mel, self.draw_mask(len(log_mel), self.generator("train", batch_idx)))
+        self.watch(batch["keys"], **values)
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=len(log_mel))
+        return values["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        log_mel = self.log_mel(batch["waveform"], batch["lengths"])
+        # The masks of a validation clip are the same every time, so that the curve shows the model alone.
+        values = self.objectives(log_mel, self.draw_mask(len(log_mel), self.generator("validation", batch_idx)))
+        logged: dict[str, Any] = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(logged, batch_size=len(log_mel), on_epoch=True, sync_dist=True)

@@ -1,0 +1,120 @@
+"""A run's folder, its record and its trainer."""
+
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from ssamba.errors import UserError
+
+_PACKAGES = ("ssamba", "torch", "torchaudio", "lightning", "webdataset", "numpy", "numba", "soundfile", "soxr")
+
+
+def check_run(folder: Path, overwrite: bool) -> None:
+    """Whether a run may be made in `folder`; changes nothing.
+
+    Raises:
+        UserError: it exists and is not empty; with `overwrite`, only if it is no run's folder, which is left alone.
+    """
+    if rank_zero_only.rank or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"run folder {folder} exists; give another run_dir, or --overwrite to replace the run in it")
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} holds no recipe.yaml, so it is no run; --overwrite does not remove it")
+
+
+@rank_zero_only
+def open_run(folder: Path, overwrite: bool) -> None:
+    """Make a new run folder, in place of the run in it with `overwrite`; UserError as `check_run`."""
+    check_run(folder, overwrite)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def load_best(trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    """Give the module the weights of its best validation; without validation it keeps its last ones."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            state = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
+            module.load_state_dict(state["state_dict"])
+
+
+def provenance(parameters: int, data: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What a run must say of itself to be made again: command, versions, commit, hardware, size, data, start."""
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "git_commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "hardware": {"processor": _processor(), "threads": torch.get_num_threads(), "gpus": gpus},
+        "parameters": parameters,
+        "data": dict(data),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: str, devices: int, accelerator: str,
+                 strategy: str, validate_every_steps: int, validates: bool, log_every_steps: int, gradient_clip: float,
+                 monitor: tuple[str, str] | None, wandb_mode: str, wandb_project: str,
+                 callbacks: Sequence[Callback]) -> lightning.Trainer:  # fmt: skip
+    """A Trainer that writes metrics.csv and checkpoints/ (last, and best by `monitor`: name and "min" or "max")."""
+    # Lightning advises more loader workers than a small machine has; the recipe decides that.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The folder is new and holds the recipe by now, which CSVLogger takes for another run's files.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    loggers: list[Logger] = [CSVLogger(str(folder), name="", version="")]
+    if wandb_mode != "off":
+        loggers.append(_wandb_logger(folder, wandb_mode, wandb_project))
+    checkpoints: list[Callback] = [
+        ModelCheckpoint(folder / "checkpoints", "last", save_top_k=1, monitor=None, every_n_train_steps=max(
+            1, min(validate_every_steps, max_steps)), enable_version_counter=False)
+    ]  # fmt: skip
+    if monitor:
+        name, mode = monitor
+        checkpoints.append(
+            ModelCheckpoint(folder / "checkpoints", "best", monitor=name, mode=mode, enable_version_counter=False)
+        )
+    return lightning.Trainer(
+        default_root_dir=folder, max_steps=max_steps, max_epochs=-1, accumulate_grad_batches=accumulate,
+        precision=precision, devices=devices, accelerator=accelerator, strategy=strategy,  # type: ignore[arg-type]
+        val_check_interval=validate_every_steps * accumulate if validates else None, check_val_every_n_epoch=None,
+        limit_val_batches=None if validates else 0, num_sanity_val_steps=0, log_every_n_steps=log_every_steps,
+        gradient_clip_val=gradient_clip or None, logger=loggers, callbacks=[*callbacks, *checkpoints],
+        enable_model_summary=False, deterministic="warn", use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def _wandb_logger(folder: Path, mode: str, project: str) -> Logger:
+    try:
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(project=project, name=folder.name, save_dir=str(folder), offline=mode == "offline")
+    except ModuleNotFoundError as error:
+        raise UserError(f"wandb.mode is {mode!r}, but wandb is not installed: pip install 'ssamba[wandb]'") from error
