@@ -1,10 +1,10 @@
 """Shards of any folder of recordings, or of a list of them.
 
 SOURCE is one of:
-  a folder with a folder for each label (SOURCE/dog/barking 1.wav, also deeper);
+  a folder with a folder for each label: SOURCE/dog/barking 1.wav, also deeper;
   with --unlabelled, a folder with recordings anywhere in it;
-  a .csv with the columns path (relative to it), label, perhaps split, and a further column for each further label.
-Everything goes into the split "train" unless the CSV has a column split or one of the options below makes others.
+  a .csv with the columns path (relative to the file), label, perhaps split, and one for each further label.
+Everything goes into the split "train", unless the CSV has a column split or an option below takes some out of it.
 """
 
 import argparse
@@ -17,56 +17,97 @@ from pathlib import Path
 from ssamba.data.writer import DataSet, Recording, drawn, run_script, safe_key
 from ssamba.errors import UserError
 
-EXTENSIONS = frozenset(".aif .aiff .au .caf .flac .mp3 .oga .ogg .opus .w64 .wav".split())
+EXTENSIONS = {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"}
 
 
-def _recording(name: str, folder: Path, labels: dict[str, str | list[str]], taken: set[str]) -> Recording:
-    base = safe_key(str(Path(name).with_suffix(""))).strip("-")
-    key, number = base, 2
-    while key in taken:  # names that differ in their extension or in replaced characters alone
-        key, number = f"{base}-{number}", number + 1
-    taken.add(key)
-    return Recording(key, folder / name, labels)
+def recording(path: Path, folder: Path, labels: dict[str, str | list[str]]) -> Recording:
+    return Recording(safe_key(str(path.with_suffix(""))).strip("-"), folder / path, labels)
 
 
-def from_folder(source: Path, label_key: str, unlabelled: bool) -> dict[str, list[Recording]]:
-    names = sorted(name for name in glob.glob("**/*", root_dir=source, recursive=True)
-                   if Path(name).suffix.lower() in EXTENSIONS)  # fmt: skip
-    if not names:
-        raise UserError(f"{source} has no recordings; expected files with {', '.join(sorted(EXTENSIONS))}")
-    outside = [name for name in names if len(Path(name).parts) == 1]
-    if outside and not unlabelled:
+def from_folder(source: Path, label: str | None) -> list[Recording]:
+    """What lies below a folder; label: the key that the first folder's name goes under, or None for none."""
+    found = [Path(name) for name in sorted(glob.glob("**/*", root_dir=source, recursive=True))]
+    found = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    if not found:
+        raise UserError(f"{source} has no recordings; expected files that end with {', '.join(sorted(EXTENSIONS))}")
+    outside = [path for path in found if len(path.parts) == 1]
+    if label and outside:
         raise UserError(f"{source / outside[0]} is in no label's folder; expected SOURCE/label/name, or --unlabelled")
-    taken: set[str] = set()
-    labels: list[dict[str, str | list[str]]] = [{} if unlabelled else {label_key: Path(name).parts[0]} for name in names]
-    return {"train": [_recording(name, source, label, taken) for name, label in zip(names, labels, strict=True)]}
+    return [recording(path, source, {label: path.parts[0]} if label else {}) for path in found]
 
 
-def from_csv(source: Path, label_key: str, unlabelled: bool, separator: str | None) -> dict[str, list[Recording]]:
+def from_csv(source: Path, label: str | None, separator: str | None) -> dict[str, list[Recording]]:
+    """The rows, by split; label: the key that the column label goes under, or None for no labels."""
     splits: dict[str, list[Recording]] = {}
-    taken: set[str] = set()
-    paths: set[str] = set()
     with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        columns = list(rows.fieldnames or [])
-        missing = {"path"} if unlabelled else {"path", "label"}
-        if missing - set(columns):
-            raise UserError(f"{source} has the columns {columns}; expected {' and '.join(sorted(missing))} among them")
-        for row in rows:
-            where = f"{source} line {rows.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where} does not have {len(columns)} fields; expected one for each column")
-            if row["path"] in paths:
-                raise UserError(f"{where} lists {row['path']} again; expected each path once")
-            paths.add(row["path"])
+        rows = csv.reader(file)
+        columns = next(rows, [])
+        if not {"path", "label" if label else "path"} <= set(columns):
+            raise UserError(f"{source} has the columns {columns}; expected path and label (or --unlabelled) among them")
+        for fields in rows:
+            row = dict(zip(columns, fields, strict=False))
+            if len(fields) != len(columns) or not row["path"] or (label and not row["label"]):
+                raise UserError(f"{source} line {rows.line_num} is {fields}; expected {columns}, with path and label")
+            path, split = Path(row.pop("path")), row.pop("split", "train")
             labels: dict[str, str | list[str]] = {}
-            for column in () if unlabelled else set(columns) - {"path", "split"}:
-                if row[column]:
-                    labels[label_key if column == "label" else column] = row[column]
-            if not unlabelled and not row["label"]:
-                raise UserError(f"{where} has no label; expected one, or --unlabelled")
-            if separator and label_key in labels:
-                labels[label_key] = row["label"].split(separator)
-            split = row["split"] if "split" in columns else "train"
-            splits.setdefault(split, []).append(_recording(row["path"], source.parent, labels, taken))
-    return splits or {"train": []}
+            if label:
+                names = row.pop("label")
+                labels = {key: name for key, name in row.items() if name}
+                labels[label] = names.split(separator) if separator else names
+            splits.setdefault(split, []).append(recording(path, source.parent, labels))
+    return splits
+
+
+def take(recordings: Sequence[Recording], fraction: float, label: str, seed: int) -> list[Recording]:
+    """A fraction of them, each label in its proportion."""
+    mixed = sorted(recordings, key=lambda one: (str(one.labels.get(label)), drawn(seed, one.key)))
+    return [one for n, one in enumerate(mixed) if round((n + 1) * fraction) > round(n * fraction)]
+
+
+def held_out(recordings: Sequence[Recording], choice: str) -> list[Recording]:
+    """Those whose label KEY is one of the values of KEY=VALUE,VALUE."""
+    key, _, names = choice.partition("=")
+    for name in names.split(","):
+        if not any(one.labels.get(key) == name for one in recordings):
+            raise UserError(f"--hold-out is {choice}; expected KEY=VALUE,...: no recording has the {key!r} {name!r}")
+    return [one for one in recordings if one.labels.get(key) in names.split(",")]
+
+
+def find(given: argparse.Namespace) -> DataSet:
+    label = None if given.unlabelled else given.label_key
+    try:
+        splits = (
+            {"train": from_folder(given.source, label)}
+            if given.source.is_dir()
+            else from_csv(given.source, label, given.separator)
+        )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{given.source} cannot be read ({error}); expected a folder, or a CSV in UTF-8") from error
+    whole = len(splits.get("train", []))
+    for split, choice, fraction in (("test", given.hold_out, given.test), ("validation", None, given.validation)):
+        if choice or fraction:
+            if split in splits:
+                raise UserError(f"{given.source} has a split {split}; expected no option that makes another")
+            rest = splits.setdefault("train", [])
+            share = fraction * whole / max(1, len(rest))
+            splits[split] = held_out(rest, choice) if choice else take(rest, share, given.label_key, given.seed)
+            gone = {one.key for one in splits[split]}
+            splits["train"] = [one for one in rest if one.key not in gone]
+    return DataSet(given.name or given.source.resolve().stem, splits)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", help="of the data set (default: SOURCE's)")
+    parser.add_argument("--label-key", default="label", help="what the labels are called (default: %(default)s)")
+    parser.add_argument("--separator", help="between the labels of a recording, in the CSV's column label")
+    parser.add_argument("--unlabelled", action="store_true", help="without labels")
+    parser.add_argument("--validation", type=float, default=0.0, help="fraction for the split validation")
+    test = parser.add_mutually_exclusive_group()
+    test.add_argument("--test", type=float, default=0.0, help="fraction for the split test; each label in proportion")
+    test.add_argument("--hold-out", metavar="KEY=VALUE,...", help="the split test: all recordings with these labels")
+    return run_script(parser, find, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

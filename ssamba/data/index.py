@@ -92,7 +92,7 @@ class ShardIndex:
                 shards=tuple(ShardInfo(**shard) for shard in content["shards"]),
             )
             for shard in index.shards:
-                if os.path.basename(shard.name) != shard.name or shard.samples + shard.bytes + shard.seconds < 0:
+                if os.path.basename(shard.name) != shard.name or min(shard.samples, shard.bytes, shard.seconds) < 0:
                     raise ValueError(f"shard {shard.name!r} is not a file beside it or has a negative size")
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error!r}); expected the index of a writer: {_MAKE_AGAIN}") from error
@@ -222,7 +222,8 @@ def verify_shards(shard_set: ShardSet, progress: bool = True) -> list[str]:
     with tqdm(total=shard_set.samples, unit="sample", desc="verify", disable=not progress) as bar:
         for shard in shard_set.shards:
             try:
-                problems += [f"{shard.path}: {problem}" for problem in _shard_problems(shard, shard_set.sampling_rate)]
+                for problem in _shard_problems(shard, shard_set.sampling_rate):
+                    problems.append(f"{shard.path}: {problem}")
             except (OSError, tarfile.TarError) as error:
                 problems.append(f"{shard.path}: it cannot be read: {error}")
             bar.update(shard.info.samples)
@@ -314,9 +315,9 @@ def _shard_problems(shard: Shard, sampling_rate: int) -> Iterator[str]:
             described = json.loads(parts["json"])
             if not isinstance(described, dict) or described.get("key") != key:
                 yield f"sample {key!r}: its json does not describe it"
-            samples_read, rate = soundfile.read(io.BytesIO(parts["flac"]), dtype="int16")
-            if rate != sampling_rate or samples_read.ndim != 1 or not len(samples_read):
-                shape = " x ".join(map(str, samples_read.shape))
+            waveform, rate = soundfile.read(io.BytesIO(parts["flac"]), dtype="int16")
+            if rate != sampling_rate or waveform.ndim != 1 or not len(waveform):
+                shape = " x ".join(map(str, waveform.shape))
                 yield f"sample {key!r}: its flac has {shape} samples at {rate} Hz; expected mono at {sampling_rate} Hz"
         except ValueError as error:
             yield f"sample {key!r}: its json cannot be parsed: {error}"

@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from ssamba.audio import LogMel
 from ssamba.data.stream import ClipStream
+from ssamba.progress import progress_bar
 
 
 class Statistics(NamedTuple):
@@ -23,7 +23,7 @@ def measure_statistics(stream: ClipStream, num_mel_bins: int, total: int) -> Sta
     """Read up to `total` clips of a stream, in float64 sums; a progress bar shows the rate and the time left."""
     log_mel = LogMel(stream.sampling_rate, num_mel_bins, 0.0, 0.5)
     added, squared, frames, clips = 0.0, 0.0, 0, 0
-    with tqdm(total=total, unit="clip", desc="statistics") as bar, torch.inference_mode():
+    with progress_bar(total, "clip", "statistics") as bar, torch.inference_mode():
         for batch in stream:
             values = log_mel.log_mel(batch["waveform"], batch["lengths"]).double()
             frames += int(((batch["lengths"] - log_mel.frame) // log_mel.hop + 1).clamp(min=0).sum())

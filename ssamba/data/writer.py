@@ -242,8 +242,8 @@ def _check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
         for recording in recordings:
             if not _SAFE.fullmatch(recording.key):
                 raise UserError(
-                    f"{recording.path} has the key {recording.key!r}; expected letters, digits and _+=@,- alone, because "
-                    "a shard's reader cuts names at dots and slashes: rename it"
+                    f"{recording.path} has the key {recording.key!r}; expected letters, digits and _+=@,- alone, "
+                    "because a shard's reader cuts names at dots and slashes: rename it"
                 )
             if recording.key in taken:
                 raise UserError(
@@ -278,7 +278,8 @@ def _label_lists(splits: Mapping[str, Sequence[Recording]],
                 f"{first[key][unknown[0]]!r} has the {key} {unknown[0]!r}; expected one of the {len(names)} of the "
                 f"label list: {', '.join(names)}"
             )
-    return {key: tuple(given[key] if key in given else sorted(first[key])) for key in sorted(first.keys() | given.keys())}
+    lists = {key: sorted(used) for key, used in first.items()} | dict(given)
+    return {key: tuple(lists[key]) for key in sorted(lists)}
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -316,20 +317,19 @@ def _write_all(jobs: Sequence[_Job], dataset: str, workers: int, max_bad_fractio
         folder.mkdir()
     # Into a file, a line now and then is enough.
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    with tqdm(total=total, unit="recording", desc=dataset, mininterval=interval) as bar:
-        # Closed here, so that the workers are at rest before what they wrote is removed.
-        with contextlib.closing(_results(jobs, workers)) as results:
-            for job, written in results:
-                done[job.path] = written
-                bad += written.skipped
-                if len(bad) > allowed:
-                    named = "; ".join(f"{one.source}: {one.why}" for one in bad[:_NAMED])
-                    raise UserError(
-                        f"{len(bad)} of {total} recordings are unusable so far; at most {allowed} may be (max bad "
-                        f"fraction {max_bad_fraction:g}): mend or remove them, or raise --max-bad-fraction. The first: "
-                        f"{named}"
-                    )
-                bar.update(len(job.recordings))
+    bar = tqdm(total=total, unit="recording", desc=dataset, mininterval=interval)
+    # Closed here, so that the workers are at rest before what they wrote is removed.
+    with bar, contextlib.closing(_results(jobs, workers)) as results:
+        for job, written in results:
+            done[job.path] = written
+            bad += written.skipped
+            if len(bad) > allowed:
+                named = "; ".join(f"{one.source}: {one.why}" for one in bad[:_NAMED])
+                raise UserError(
+                    f"{len(bad)} of {total} recordings are unusable so far; at most {allowed} may be (max bad fraction "
+                    f"{max_bad_fraction:g}): mend or remove them, or raise --max-bad-fraction. The first: {named}"
+                )
+            bar.update(len(job.recordings))
     for one in bad:
         log.warning("skipped %s: %s", one.source, one.why)
     return done
@@ -388,7 +388,7 @@ def _source(recording: Recording, root: str) -> str:
     name = Path(os.path.relpath(recording.path, root)).as_posix()
     if recording.start is None and recording.stop is None:
         return name
-    return f"{name}#t={recording.start or 0:g}" + ("" if recording.stop is None else f",{recording.stop:g}")
+    return f"{name}#t={recording.start or 0}" + ("" if recording.stop is None else f",{recording.stop}")
 
 
 def _read(recording: Recording, job: _Job) -> npt.NDArray[np.int16]:
@@ -450,7 +450,8 @@ def _kept(folder: Path, written: Sequence[_Written]) -> tuple[ShardInfo, ...]:
         (folder / one.info.name).rename(folder / name)
         kept.append(ShardInfo(name, one.info.samples, one.info.seconds, one.info.bytes, one.info.sha256))
     if not kept:
-        raise UserError(f"no recording of the split {folder.name!r} can be used; the first: {written[0].skipped[0]}")
+        first = written[0].skipped[0]
+        raise UserError(f"no recording of the split {folder.name!r} can be used; {first.source}: {first.why}")
     return tuple(kept)
 
 

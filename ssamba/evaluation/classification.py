@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ssamba.audio import LogMel
 from ssamba.data.stream import ClipStream
 from ssamba.models.heads import AudioClassifier
+from ssamba.progress import progress_bar
 
 
 class Predictions(NamedTuple):
@@ -29,7 +29,7 @@ def predict(model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: 
     keys: list[str] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    with tqdm(total=total, unit="clip", desc="evaluation") as bar, torch.inference_mode():
+    with progress_bar(total, "clip", "evaluation") as bar, torch.inference_mode():
         for batch in stream:
             spectrogram = log_mel(batch["waveform"].to(device), batch["lengths"].to(device))
             logits.append(model(spectrogram).float().cpu())

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ssamba.audio import LogMel
 from ssamba.data.stream import ClipStream
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.patches import gather_patches
+from ssamba.progress import progress_bar
 
 
 class MaskedScores(NamedTuple):
@@ -48,7 +48,7 @@ class MaskedEvaluation(NamedTuple):
 def mean_patches(model: MaskedPatchModel, log_mel: LogMel, stream: ClipStream, total: int) -> Tensor:
     """The mean patch at each position, (L, K), over the first `total` clips of a stream."""
     sums, clips = torch.zeros(()), 0
-    with tqdm(total=total, unit="clip", desc="mean patches") as bar, torch.inference_mode():
+    with progress_bar(total, "clip", "mean patches") as bar, torch.inference_mode():
         for batch in stream:
             sums = sums + model.encoder.patch_shape.cut(log_mel(batch["waveform"], batch["lengths"])).sum(0)
             clips += len(batch["keys"])
@@ -67,7 +67,7 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
     added = torch.zeros(5, dtype=torch.float64)
     clips = masked = 0
     rows, columns = model.encoder.grid
-    for batch in tqdm(evaluation.validation, unit="batch", desc="evaluation"):
+    for batch in evaluation.validation:
         spectrogram = log_mel(batch["waveform"], batch["lengths"])
         size = len(spectrogram)
         mask = evaluation.draw_mask(size, generator=generator)

@@ -27,7 +27,8 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, direction: Literal
         ValueError, RuntimeError: as `selective_scan`.
     """
     if x.ndim != 3 or weight.ndim != 2 or len(weight) != x.shape[2] or weight.shape[1] < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (B, L, E) and (E, K)")
+        given = f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}"
+        raise ValueError(f"{given}; expected (B, L, E) and (E, K)")
     if tuple(bias.shape) != (x.shape[2],):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {(x.shape[2],)} beside x {tuple(x.shape)}")
     if direction not in ("forward", "reverse"):

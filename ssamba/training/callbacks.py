@@ -1,6 +1,5 @@
 """What a run shows and keeps while it trains."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from ssamba.data.stream import Batch
 from ssamba.evaluation.pictures import draw_reconstruction
+from ssamba.progress import progress_bar
 from ssamba.training.pretraining import Pretraining
 
 
@@ -29,11 +29,8 @@ class StepProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=trainer.max_steps, unit="step", desc=type(pl_module).__name__.lower(), disable=not self._enabled,
-            mininterval=0.1 if terminal else 15, dynamic_ncols=terminal,
-        )  # fmt: skip
+        name = type(pl_module).__name__.lower()
+        self._bar = progress_bar(trainer.max_steps, "step", name, disable=not self._enabled)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
                            batch: Any, batch_idx: int) -> None:  # fmt: skip

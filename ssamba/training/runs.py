@@ -1,5 +1,6 @@
 """A run's folder, its record and its trainer."""
 
+import logging
 import platform
 import shutil
 import subprocess
@@ -85,6 +86,9 @@ def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: st
                  monitor: tuple[str, str] | None, wandb_mode: str, wandb_project: str,
                  callbacks: Sequence[Callback]) -> lightning.Trainer:  # fmt: skip
     """A Trainer that writes metrics.csv and checkpoints/ (last, and best by `monitor`: name and "min" or "max")."""
+    # Lightning says at every start which devices there are, and advertises: what matters of it is in run.json.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # Lightning advises more loader workers than a small machine has; the recipe decides that.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # The folder is new and holds the recipe by now, which CSVLogger takes for another run's files.
@@ -105,7 +109,7 @@ def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: st
         default_root_dir=folder, max_steps=max_steps, max_epochs=-1, accumulate_grad_batches=accumulate,
         precision=precision, devices=devices, accelerator=accelerator, strategy=strategy,  # type: ignore[arg-type]
         val_check_interval=validate_every_steps * accumulate if validates else None, check_val_every_n_epoch=None,
-        limit_val_batches=None if validates else 0, num_sanity_val_steps=0, log_every_n_steps=log_every_steps,
+        limit_val_batches=None if validates else 0, num_sanity_val_steps=0, log_every_n_steps=min(log_every_steps, max_steps),
         gradient_clip_val=gradient_clip or None, logger=loggers, callbacks=[*callbacks, *checkpoints],
         enable_model_summary=False, deterministic="warn", use_distributed_sampler=False,
     )  # fmt: skip

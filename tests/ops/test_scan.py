@@ -239,7 +239,9 @@ def test_uniformly_extreme_step_sizes_are_correct(level: float) -> None:
     for name in inputs:
         # exp(-100) is no float32 of full precision: what is as small as that may vanish.
         gradient = wanted[name]
-        torch.testing.assert_close(ours[name].double(), gradient, rtol=1e-3, atol=max(1e-34, 1e-5 * gradient.std().item()))
+        torch.testing.assert_close(
+            ours[name].double(), gradient, rtol=1e-3, atol=max(1e-34, 1e-5 * gradient.std().item())
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 50, 70, 5), (3, 33, 200, 16), (1, 20, 40, 3)])

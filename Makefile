@@ -1,0 +1,25 @@
+# `make demo` and `make test`: each makes .venv and installs into it first, if requirements.lock or pyproject.toml changed.
+
+PYTHON ?= python3
+BIN = .venv/bin
+STAMP = .venv/installed
+DATA ?=
+
+.PHONY: demo test
+
+demo: $(STAMP)
+	$(BIN)/python benchmarks/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

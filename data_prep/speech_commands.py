@@ -1,0 +1,100 @@
+"""Shards of Speech Commands, by its official validation_list.txt and testing_list.txt.
+
+SOURCE is the folder of the unpacked archive. Version v2: 35 words, as they are. Version v1: 12 classes, which are ten
+words, `_unknown_` (one recording of another word for every ten of the ten words, drawn by the seed) and `_silence_` (as
+many cuts of 1 s of the background noise). Labels: word, and speaker for all but silence.
+"""
+
+import argparse
+import math
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import soundfile
+
+from ssamba.data.writer import DataSet, Recording, drawn, run_script
+from ssamba.errors import UserError
+
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+OTHERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+          "bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")  # fmt: skip
+WORDS = {"v1": (*COMMANDS, *OTHERS), "v2": (*COMMANDS, *OTHERS, "backward", "follow", "forward", "learn", "visual")}
+SILENCE, UNKNOWN = "_silence_", "_unknown_"
+NOISE = "_background_noise_"
+LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+ONE_IN = 10  # recordings of the ten words, a silence and an unknown word: the official recipe's 10 %
+# Each split cuts its silence from its own stretch of every noise, so that no test noise is trained on.
+STRETCHES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+
+
+def official_splits(source: Path, words: Sequence[str]) -> dict[str, list[Recording]]:
+    """Every recording of every word, labelled with it."""
+    folders = {path.name for path in source.iterdir() if path.is_dir()} - {NOISE}
+    if folders != set(words):
+        raise UserError(
+            f"{source} lacks the words {sorted(set(words) - folders)} and has {sorted(folders - set(words))} besides; "
+            f"expected the {len(words)} of this version: is --version right, and the archive whole?"
+        )
+    listed: dict[str, str] = {}
+    for split, name in LISTS.items():
+        if not (source / name).is_file():
+            raise UserError(f"{source / name} is missing; expected the official list, which is in the archive")
+        listed |= dict.fromkeys((source / name).read_text().split(), split)
+    splits: dict[str, list[Recording]] = {"train": [], "validation": [], "test": []}
+    for word in words:
+        for path in sorted((source / word).glob("*.wav")):
+            labels: dict[str, str | list[str]] = {"word": word, "speaker": path.stem.partition("_nohash_")[0]}
+            splits[listed.pop(f"{word}/{path.name}", "train")].append(Recording(f"{word}-{path.stem}", path, labels))
+    if listed:
+        raise UserError(f"{len(listed)} of the official lists' files are missing, first {min(listed)}: unpack again")
+    return splits
+
+
+def twelve_classes(source: Path, splits: dict[str, list[Recording]], seed: int) -> dict[str, list[Recording]]:
+    """The ten words, and of the others and of silence a tenth as many each."""
+    try:
+        lengths = {path: soundfile.info(path).duration for path in sorted((source / NOISE).glob("*.wav"))}
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"a background noise cannot be read ({error}): unpack the archive again") from error
+    noises = [(path, seconds) for path, seconds in lengths.items() if seconds >= 10]  # 1 s in each stretch
+    if not noises:
+        raise UserError(f"{source / NOISE} has no .wav of at least 10 s; expected the archive's noises for {SILENCE}")
+
+    def silence(split: str, number: int) -> Recording:
+        chance = random.Random(f"{seed}/{split}/{number}")
+        path, seconds = noises[int(chance.random() * len(noises))]
+        low, high = (edge * seconds for edge in STRETCHES[split])
+        start = math.floor(1000 * (low + chance.random() * (high - low - 1))) / 1000
+        return Recording(f"silence-{split}-{number:05d}", path, {"word": SILENCE}, start, round(start + 1, 3))
+
+    made: dict[str, list[Recording]] = {}
+    for split, recordings in splits.items():
+        wanted = [one for one in recordings if one.labels["word"] in COMMANDS]
+        others = [one for one in recordings if one.labels["word"] not in COMMANDS]
+        count = math.ceil(len(wanted) / ONE_IN)
+        chosen = sorted(others, key=lambda one: drawn(seed, one.key))[:count]
+        unknown = [Recording(one.key, one.path, {**one.labels, "word": UNKNOWN}) for one in chosen]
+        made[split] = wanted + unknown + [silence(split, number) for number in range(count)]
+    return made
+
+
+def find(given: argparse.Namespace) -> DataSet:
+    if not given.source.is_dir():
+        raise UserError(f"SOURCE is {given.source}; expected the folder of the unpacked archive")
+    words = WORDS[given.version]
+    splits = official_splits(given.source, words)
+    if given.version == "v1":
+        splits, words = twelve_classes(given.source, splits, given.seed), (*COMMANDS, SILENCE, UNKNOWN)
+    return DataSet(f"speech-commands-{given.version}", splits, {"word": words})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", required=True, choices=sorted(WORDS), help="of the data set")
+    return run_script(parser, find, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

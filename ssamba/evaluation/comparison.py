@@ -1,0 +1,99 @@
+"""Runs side by side: a table and a page with pictures, read from their folders."""
+
+import html
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
+from ssamba.errors import UserError
+from ssamba.files import write_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its resolved recipe and its run.json."""
+
+    folder: Path
+    recipe: Recipe
+    record: Mapping[str, Any]
+
+    @property
+    def score(self) -> float:
+        """Test accuracy (mAP for several labels a clip); of a pretraining run its held-out masked accuracy."""
+        if isinstance(self.recipe, PretrainRecipe):
+            return float(self.record["last_metrics"]["val/accuracy"])
+        return float(self.record["test"]["mAP" if self.recipe.task.loss == "bce" else "accuracy"])
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """(task, encoder, start, labels): runs that differ in their seed alone have the same."""
+        model = f"{self.recipe.model.encoder} {self.recipe.model.size}"
+        if isinstance(self.recipe, FinetuneRecipe):
+            start = "pretrained" if self.recipe.model.pretrained else "from scratch"
+            return self.recipe.task.label, model, start, f"{self.recipe.data.label_fraction:.0%}"
+        return "pretraining", model, "", "none"
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; UserError if it holds no finished run."""
+    record = folder / "run.json"
+    if not record.is_file():
+        raise UserError(f"{folder} has no run.json; expected the folder of a finished run")
+    return Run(folder, load_recipe(folder), json.loads(record.read_text()))
+
+
+HEADER = ("task", "encoder", "start", "labels", "score", "seeds", "parameters", "steps", "training time")
+
+
+def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """A row for each group of runs, as `HEADER` says, in the order of their first runs; score as mean and, over several
+    seeds, standard deviation."""
+    groups: dict[tuple[str, str, str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    rows = []
+    for group, members in groups.items():
+        scores = [run.score for run in members]
+        spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+        seconds = statistics.mean(run.record["training_seconds"] for run in members)
+        first = members[0].record
+        rows.append((*group, f"{statistics.mean(scores):.3f}{spread}", str(len(members)), f"{first['parameters']:,}",
+                     f"{first['steps']:,}", f"{seconds:.0f} s"))  # fmt: skip
+    return rows
+
+
+def markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """The rows under `HEADER` as a Markdown table, in columns that line up as plain text, too."""
+    widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(len(HEADER))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in (HEADER, *rows)]  # fmt: skip
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def write_page(path: Path, title: str, introduction: str, rows: Sequence[tuple[str, ...]],
+               pictures: Mapping[str, Path]) -> None:  # fmt: skip
+    """One HTML page: what was done, the table, and pictures (caption -> file) by relative links."""
+    cells = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{name}</th>" for name in HEADER)
+    figures = "\n".join(
+        f'<figure><img src="{html.escape(os.path.relpath(file, path.parent))}" alt="{html.escape(caption)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, file in pictures.items()
+    )
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left}"
+        "figure{display:inline-block;margin:1rem 1rem 1rem 0;vertical-align:top}img{max-width:100%;max-height:40rem}"
+    )
+    write_text(
+        path,
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>"
+        f"<table><tr>{head}</tr>\n{cells}</table>\n{figures}</html>\n",
+    )

@@ -1,0 +1,13 @@
+"""Progress bars that show rate and time left, and say little where nobody watches."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int | None, unit: str, desc: str, *, disable: bool = False) -> "tqdm[Any]":
+    """A bar over `total` units; into a file or a pipe a line now and then is enough."""
+    terminal = sys.stderr.isatty()
+    return tqdm(total=total, unit=unit, desc=desc, disable=disable, mininterval=0.1 if terminal else 30.0,
+                dynamic_ncols=terminal)  # fmt: skip

@@ -1,0 +1,277 @@
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssamba.data.index import ShardIndex, ShardInfo, Skipped, find_shards, verify_shards
+from ssamba.data.writer import Recording, write_shards
+from ssamba.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets: a (train: 3 shards of 2; test: 1 of 2) and b (train: 1 of 2), with other labels."""
+    folder = tmp_path_factory.mktemp("made")
+    recordings = []
+    for number in range(8):
+        path = folder / "in" / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.full(1600, number / 10), 16000)
+        recordings.append(Recording(f"key{number}", path, {"parity": ["even", "odd"][number % 2]}))
+    splits = {"train": recordings[:6], "test": recordings[6:]}
+    write_shards(splits, folder / "a", "a", samples_per_shard=2)
+    coloured = [Recording(one.key, one.path, {"colour": "red"}) for one in recordings[:2]]
+    write_shards({"train": coloured}, folder / "b", "b")
+    shutil.rmtree(folder / "in")
+    return folder
+
+
+@pytest.fixture
+def shards(made: Path, tmp_path: Path) -> Path:
+    """A copy of them to damage."""
+    return Path(shutil.copytree(made, tmp_path / "shards"))
+
+
+def names(found: Any, root: Path) -> list[str]:
+    return [str(shard.path.relative_to(root)) for shard in found.shards]
+
+
+def changed(folder: Path, **values: Any) -> None:
+    """Change values of an index."""
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_folder(made: Path) -> None:
+    found = find_shards(str(made / "a" / "train"))
+    assert names(found, made) == ["a/train/000000.tar", "a/train/000001.tar", "a/train/000002.tar"]
+    assert found.paths == [str(shard.path) for shard in found.shards]
+    assert (found.samples, found.sampling_rate) == (6, 16000)
+    assert found.seconds == pytest.approx(0.6)
+    assert found.labels == {"parity": ("even", "odd")}
+    joined = "".join(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in found.paths)
+    assert found.fingerprint == hashlib.sha256(joined.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ("a/train/000001.tar", ["a/train/000001.tar"]),
+        ("a/train/*.tar", ["a/train/000000.tar", "a/train/000001.tar", "a/train/000002.tar"]),
+        ("a/train/00000[02].tar", ["a/train/000000.tar", "a/train/000002.tar"]),
+        ("a/train/{000001..000002}.tar", ["a/train/000001.tar", "a/train/000002.tar"]),
+        ("{b,a}/t*t/*.tar", None),
+        ("{b/train,a/test}", ["b/train/000000.tar", "a/test/000000.tar"]),
+        ("a/*", ["a/test/000000.tar", *(f"a/train/00000{n}.tar" for n in range(3))]),
+        ("a/test/*", ["a/test/000000.tar"]),
+        (["b/train", "a/train/000002.tar"], ["b/train/000000.tar", "a/train/000002.tar"]),
+    ],
+)
+def test_patterns(made: Path, sources: str | list[str], expected: list[str] | None) -> None:
+    given = f"{made}/{sources}" if isinstance(sources, str) else [str(made / one) for one in sources]
+    if expected is None:
+        with pytest.raises(UserError, match="matches no .tar"):
+            find_shards(given)
+    else:
+        assert names(find_shards(given), made) == expected
+
+
+def test_paths_are_absolute_and_the_user_is_at_home(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made / "a")
+    assert find_shards("test").paths == [str(made / "a" / "test" / "000000.tar")]
+    monkeypatch.setenv("HOME", str(made))
+    assert find_shards("~/a/test").paths == [str(made / "a" / "test" / "000000.tar")]
+
+
+def test_a_folder_named_like_a_pattern(shards: Path) -> None:
+    (shards / "a").rename(shards / "{a}[1]")
+    assert find_shards(str(shards / "{a}[1]" / "train")).samples == 6
+    assert find_shards(str(shards / "{a}[1]" / "train" / "000001.tar")).samples == 2
+
+
+def test_the_fingerprint_is_of_the_content_and_its_order(made: Path, shards: Path) -> None:
+    def fingerprint(root: Path, *sources: str) -> str:
+        return find_shards([str(root / source) for source in sources]).fingerprint
+
+    assert fingerprint(made, "a/train") == fingerprint(shards, "a/train") == fingerprint(made, "a/train/*.tar")
+    assert fingerprint(made, "a/train", "b/train") != fingerprint(made, "b/train", "a/train")
+    assert fingerprint(made, "a/train") != fingerprint(made, "a/test")
+
+
+def test_labels_of_several_data_sets(shards: Path) -> None:
+    both = [str(shards / "a" / "train"), str(shards / "b" / "train")]
+    assert find_shards(both).labels == {"parity": ("even", "odd"), "colour": ("red",)}
+    changed(shards / "b" / "train", labels={"parity": ["odd", "even"]})
+    joined = find_shards(both)  # as pretraining does, which reads no labels
+    assert joined.samples == 8
+    with pytest.raises(
+        UserError, match=r"a/train and .*b/train have different lists for the label 'parity' \(2 names: e"
+    ):
+        _ = joined.labels
+
+
+def test_an_index_comes_back(tmp_path: Path) -> None:
+    index = ShardIndex(
+        "toy", "train", 8000, {"label": ("ö", "b")}, (Skipped("x.wav", "it holds no samples"),),
+        (ShardInfo("000000.tar", 3, 1.5, 10240, "ab"), ShardInfo("000001.tar", 2, 0.25, 10240, "cd")),
+    )  # fmt: skip
+    index.write(tmp_path)
+    assert ShardIndex.read(tmp_path) == index
+    assert (index.samples, index.seconds) == (5, 1.75)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
+def test_nothing_there(shards: Path) -> None:
+    for sources, message in (
+        ([], "no shards are given"),
+        (str(shards / "a" / "none*.tar"), "none.*matches no .tar and no folder"),
+        (str(shards / "none"), "none is no folder and no .tar"),
+        (str(shards / "a" / "train" / "{000000..000003}.tar"), "the shard .*000003.tar is missing"),
+        (str(shards / "a" / "train" / "{000000.tar"), "unbalanced braces"),
+        (str(shards / "a" / "train" / "index.json"), "index.json is no folder and no .tar"),
+        (str(shards / "a"), r"a has no index.json; .*data_prep.*Its folders have one: give .*a/test or .*a/train"),
+        (["", str(shards / "b" / "train")], "has no index.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_shards(sources)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no index.json; expected the one that data_prep's scripts .* write: make the shards again"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format": "ssamba-shards-9"}', "has the format 'ssamba-shards-9'; expected 'ssamba-shards-1'"),
+        ('{"format": "ssamba-shards-1"}', "is damaged .KeyError.'dataset'"),
+    ],
+)
+def test_an_index_that_is_none(shards: Path, content: str | None, message: str) -> None:
+    index = shards / "a" / "train" / "index.json"
+    index.unlink()
+    if content is not None:
+        index.write_text(content)
+    for source in (shards / "a" / "train", shards / "a" / "train" / "000000.tar"):
+        with pytest.raises(UserError, match=message):
+            find_shards(str(source))
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ({"name": "../../b/train/000000.tar"}, "is damaged"),
+        ({"bytes": -(10**9)}, "is damaged"),
+        ({"surplus": 1}, "is damaged"),
+        ({"samples": "2"}, "is damaged"),
+        ({"samples": 0}, "is empty"),
+    ],
+)
+def test_an_index_with_an_odd_shard(shards: Path, shard: dict[str, Any], message: str) -> None:
+    folder = shards / "b" / "train"
+    listed = json.loads((folder / "index.json").read_text())["shards"][0]
+    changed(folder, shards=[{**listed, **shard}])
+    with pytest.raises(UserError, match=message):
+        find_shards(str(folder))
+
+
+def test_shards_that_are_not_as_listed(shards: Path) -> None:
+    folder = shards / "a" / "train"
+    first = folder / "000000.tar"
+    whole = first.read_bytes()
+
+    first.write_bytes(whole[:-100])
+    message = rf"000000.tar has {len(whole) - 100} bytes; its index.json expects {len(whole)}, so it is truncated"
+    with pytest.raises(UserError, match=message):
+        find_shards(str(folder))
+    find_shards(str(folder / "000001.tar"))
+
+    first.write_bytes(b"")
+    with pytest.raises(UserError, match=r"000000.tar is empty \(0 bytes, 2 samples\)"):
+        find_shards(str(folder))
+
+    first.unlink()
+    with pytest.raises(UserError, match="000000.tar is missing, but its index.json lists it"):
+        find_shards(str(folder))
+
+    shutil.copy(folder / "000001.tar", folder / "000009.tar")
+    with pytest.raises(UserError, match="does not list 000009.tar"):
+        find_shards(str(folder / "000009.tar"))
+
+    changed(folder, shards=[])
+    with pytest.raises(UserError, match="lists no shards"):
+        find_shards(str(folder))
+
+
+def test_sets_that_do_not_fit_together(shards: Path) -> None:
+    train = str(shards / "a" / "train")
+    with pytest.raises(UserError, match="000001.tar is given twice, again by .*000001.tar'"):
+        find_shards([train, f"{train}/000001.tar"])
+    changed(shards / "b" / "train", sampling_rate=8000)
+    with pytest.raises(UserError, match="different sampling rates .8000 Hz in .*b/train, 16000 Hz in .*a/train"):
+        find_shards([train, str(shards / "b" / "train")])
+
+
+def flac(samples: int = 1600, rate: int = 16000, channels: int = 1) -> bytes:
+    content = io.BytesIO()
+    soundfile.write(content, np.zeros((samples, channels), np.int16), rate, format="FLAC")
+    return content.getvalue()
+
+
+def test_verify(shards: Path) -> None:
+    both = find_shards([str(shards / "a" / "train"), str(shards / "b" / "train")])
+    assert verify_shards(both, progress=False) == []
+
+    path = shards / "a" / "train" / "000001.tar"
+    content = bytearray(path.read_bytes())
+    content[600:700] = bytes(100)  # in the middle of a FLAC
+    path.write_bytes(content)
+    problems = verify_shards(both, progress=False)
+    assert all(problem.startswith(f"{path}: ") for problem in problems)
+    assert f"its sha256 is {hashlib.sha256(content).hexdigest()}; the index expects " in problems[0]
+
+
+def test_verify_names_each_bad_sample(shards: Path) -> None:
+    path = shards / "b" / "train" / "000000.tar"
+    members = {
+        "good.flac": flac(), "good.json": b'{"key": "good"}',
+        "alone.flac": flac(),
+        "torn.flac": flac()[:40], "torn.json": b'{"key": "torn"}',
+        "odd.flac": flac(), "odd.json": b"{",
+        "other.flac": flac(), "other.json": b'{"key": "good"}',
+        "stereo.flac": flac(channels=2), "stereo.json": b'{"key": "stereo"}',
+        "slow.flac": flac(rate=8000), "slow.json": b'{"key": "slow"}',
+    }  # fmt: skip
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    listed = ShardInfo(path.name, 2, 0.2, path.stat().st_size, digest)
+    changed(path.parent, shards=[vars(listed)])
+    problems = [problem.removeprefix(f"{path}: ") for problem in verify_shards(find_shards(str(path)), progress=False)]
+    assert len(problems) == 7
+    assert problems[0] == "it holds 7 samples; the index expects 2"
+    assert problems[1] == "sample 'alone' has flac; expected flac and json"
+    assert problems[2].startswith("sample 'torn': its flac ")
+    assert problems[3].startswith("sample 'odd': its json cannot be parsed")
+    assert problems[4] == "sample 'other': its json does not describe it"
+    assert problems[5] == "sample 'stereo': its flac has 1600 x 2 samples at 16000 Hz; expected mono at 16000 Hz"
+    assert problems[6] == "sample 'slow': its flac has 1600 samples at 8000 Hz; expected mono at 16000 Hz"
+
+
+def test_verify_goes_on_after_a_shard_that_is_none(shards: Path) -> None:
+    both = find_shards([str(shards / "a" / "train"), str(shards / "b" / "train")])
+    noise, gone = both.shards[0].path, both.shards[1].path
+    noise.write_bytes(b"noise" * 1000)
+    gone.unlink()
+    problems = verify_shards(both, progress=False)
+    assert [problem.partition(": ")[0] for problem in problems] == [str(noise), str(noise), str(gone)]
+    assert "its sha256 is" in problems[0] and "it cannot be read" in problems[1]
