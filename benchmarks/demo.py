@@ -118,7 +118,7 @@ def report(corpus: Corpus, folders: Sequence[Path], out: Path, seconds: float) -
         task, encoder, start, _ = run.group
         if start:
             groups.setdefault(f"{task}\n{encoder}", {})[start] = run.score
-    draw_bars(out / "accuracy.png", groups, "test accuracy", "After equal steps, from pretrained weights and from scratch")
+    draw_bars(out / "accuracy.png", groups, "test accuracy", "After equal steps of fine-tuning")
     pictures = {"Test accuracy": out / "accuracy.png"}
     for run in runs:
         drawn = sorted((run.folder / "pictures").glob("reconstruction-*.png"))

@@ -19,7 +19,22 @@ from tqdm import tqdm
 
 from ssamba.errors import UserError
 
-WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "forward", "backward", "follow", "learn")
+WORDS = (
+    "yes",
+    "no",
+    "up",
+    "down",
+    "left",
+    "right",
+    "on",
+    "off",
+    "stop",
+    "go",
+    "forward",
+    "backward",
+    "follow",
+    "learn",
+)
 VOICES = (
     "en-US+m1", "en-US+m3", "en-US+f1", "en-US+f3", "en-US+f5", "en+m2", "en+m7", "en+f2", "en+f4",
     "en-GB-scotland+m4", "en-GB-scotland+f1", "en-GB-x-rp+m8", "en-029+m5", "en-029+f3",
@@ -105,7 +120,11 @@ def main() -> int:
         (beside / folder).mkdir(parents=True, exist_ok=True)
     for file, voice, text in tqdm(list(utterances(rng)), unit="utterance", desc="synthesis"):
         speech = synthesizer.speak(
-            text, voice, words_per_minute=rng.randint(120, 230), pitch=rng.randint(20, 80), variation=rng.randint(20, 80)
+            text,
+            voice,
+            words_per_minute=rng.randint(120, 230),
+            pitch=rng.randint(20, 80),
+            variation=rng.randint(20, 80),
         )
         # Levels and a little noise as rooms and microphones have them; digital silence is in no recording.
         loud = speech / 32768 * rng.uniform(0.3, 1.0)

@@ -39,17 +39,17 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate:
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames > max_seconds * file.samplerate:
-                raise BadAudio(f"its header says {file.frames / file.samplerate:.0f} s; at most {max_seconds:g} s are read")
+                raise BadAudio(f"its header says {file.frames / file.samplerate:.0f} s; at most {max_seconds:g} s")
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: its name ends in .raw
         raise BadAudio(f"it cannot be decoded: {error}") from error
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if mono.size == 0:
-        raise BadAudio("it holds no samples")
     if not np.isfinite(mono).all():
         raise BadAudio("it holds samples that are not finite")
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
+    if mono.size == 0:  # as can be what is left of very few samples
+        raise BadAudio("it holds no samples")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
@@ -127,7 +127,7 @@ class LogMel(nn.Module):
             log_mel = energies.clamp(min=_FLOOR).log()
             count = (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
             inside = torch.arange(log_mel.shape[1], device=waveform.device) < count.unsqueeze(1)
-            return log_mel * inside.unsqueeze(2)
+            return log_mel.masked_fill(~inside.unsqueeze(2), 0.0)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """waveform (B, S) with S of at least one frame, lengths (B,) valid samples -> normalised (B, T, M)."""

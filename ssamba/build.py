@@ -113,8 +113,7 @@ def build_clip_settings(recipe: Recipe) -> ClipSettings:
     return ClipSettings(
         batch_size=data.batch_size, sampling_rate=audio.sampling_rate,
         clip_samples=samples_for(audio.max_length, audio.sampling_rate),
-        least_samples=samples_for(recipe.model.tshape, audio.sampling_rate), seed=recipe.seed,
-        shuffle_buffer=data.shuffle_buffer, pack=data.pack, max_seconds=data.max_seconds,
+        seed=recipe.seed, shuffle_buffer=data.shuffle_buffer, short=data.short, max_seconds=data.max_seconds,
         max_bad_fraction=data.max_bad_fraction,
     )  # fmt: skip
 
@@ -224,7 +223,7 @@ def build_trainer(recipe: Recipe, skipped: SkippedSamples) -> lightning.Trainer:
         monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
     trainer, settings = recipe.trainer, asdict(recipe.trainer)
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device (or accelerator: auto)")
+        raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device, or auto")
     return make_trainer(
         folder, **settings, validates=validates, gradient_clip=recipe.optimizer.gradient_clip,
         monitor=monitor if validates else None, wandb_mode=recipe.wandb.mode, wandb_project=recipe.wandb.project,
@@ -251,7 +250,9 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> tuple[AudioClassifier, Log
     held = find_shards(recipe.data.test)
     key, names = saved.classifier.label, saved.classifier.labels
     if unknown := [label for label in held.labels.get(key, ()) if label not in names]:
-        raise UserError(f"data.test has {key} {', '.join(unknown[:8])}, which the model in {recipe.run_dir} does not know")
+        raise UserError(
+            f"data.test has {key} {', '.join(unknown[:8])}, which the model in {recipe.run_dir} does not know"
+        )
     if key not in held.labels:
         raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
     labels = Labels(key, names, saved.classifier.loss == "bce")
@@ -284,15 +285,15 @@ def measure(sources: Sequence[str], num_mel_bins: int, limit: int | None) -> Sta
     held = find_shards(sources)
     rate = held.sampling_rate
     settings = ClipSettings(
-        batch_size=16, sampling_rate=rate, clip_samples=60 * rate, least_samples=1, seed=0, shuffle_buffer=1,
-        pack=False, max_seconds=3600.0, max_bad_fraction=0.01,
+        batch_size=16, sampling_rate=rate, clip_samples=60 * rate, seed=0, shuffle_buffer=1, short="pad",
+        max_seconds=3600.0, max_bad_fraction=0.01,
     )  # fmt: skip
     stream = ClipDataModule(settings, train=(), test=_paths(held)).stream("test")
     return measure_statistics(stream, num_mel_bins, min(limit or held.samples, held.samples))
 
 
 def _paths(held: ShardSet | None) -> list[str]:
-    return [str(shard.path) for shard in held.shards] if held else []
+    return held.paths if held else []
 
 
 def _log_mel(recipe: Recipe, audio: AudioSettings) -> LogMel:

@@ -124,8 +124,13 @@ def _finish(folder: Path, record: dict[str, Any], trainer: Any, seconds: float, 
     from ssamba.files import write_json
 
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    result = {"steps": trainer.global_step, "training_seconds": round(seconds, 1), "last_metrics": values, "test": scores}
-    write_json(folder / "run.json", {**record, **result, "skipped_samples": list(skipped.names)})
+    result = {
+        "steps": trainer.global_step,
+        "training_seconds": round(seconds, 1),
+        "last_metrics": values,
+        "test": scores,
+    }
+    write_json(folder / "run.json", {**record, **result, "test": scores, "skipped_samples": list(skipped.names)})
     draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
     _print_scores(scores or {name: value for name, value in values.items() if name.startswith("val/")}, folder)
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -99,8 +99,8 @@ class DataConfig:
     """Processes that decode, for each device; 0: the training process itself."""
     shuffle_buffer: int = 2000
     """Recordings that are mixed, on top of the permutation of the shards."""
-    pack: bool = False
-    """Pretraining: join short recordings into full clips instead of padding them."""
+    short: str = "pad"
+    """What fills the clip of a short recording: pad | repeat (it again) | pack (pretraining: the next ones)."""
     label_fraction: float = 1.0
     """Fine-tuning: share of the labelled training recordings, stratified by label, chosen by the seed."""
     max_seconds: float = 120.0
@@ -110,6 +110,7 @@ class DataConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _within("data.batch_size", self.batch_size, 1)
+        yield from _one_of("data.short", self.short, ("pad", "repeat", "pack"))
         yield from _within("data.num_workers", self.num_workers, 0)
         yield from _within("data.shuffle_buffer", self.shuffle_buffer, 1)
         yield from _within("data.max_bad_fraction", self.max_bad_fraction, 0, 1)
@@ -185,7 +186,7 @@ class OptimizerConfig:
     """Fine-tuning: of the classification head; null: learning_rate."""
     weight_decay: float = 5e-7
     schedule: str = "cosine"
-    """cosine (to final_fraction at the last step) | plateau (halved when validation stalls) | constant; after warm-up."""
+    """After warm-up: cosine (to final_fraction at the end) | plateau (halved when validation stalls) | constant."""
     warmup_steps: int = 0
     final_fraction: float = 0.0
     plateau_patience: int = 2
@@ -287,8 +288,8 @@ class FinetuneRecipe:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def problems(self) -> Iterator[str]:
-        if self.data.pack:
-            yield "data.pack joins recordings of different labels; it is for pretraining only"
+        if self.data.short == "pack":
+            yield "data.short is pack, which joins recordings of different labels; fine-tuning takes pad or repeat"
 
 
 Recipe = PretrainRecipe | FinetuneRecipe
@@ -315,7 +316,7 @@ def _sections(recipe: Recipe) -> Iterator[str]:
     for entry in fields(recipe):
         section = getattr(recipe, entry.name)
         if is_dataclass(section):
-            yield from section.problems()  # type: ignore[attr-defined]  # every section has it
+            yield from cast(Any, section).problems()
     for name, bins, patch in (
         ("audio.num_mel_bins", recipe.audio.num_mel_bins, recipe.model.fshape),
         ("audio.max_length", recipe.audio.max_length, recipe.model.tshape),
@@ -327,7 +328,6 @@ def _sections(recipe: Recipe) -> Iterator[str]:
     if recipe.optimizer.schedule == "plateau" and not recipe.data.validation:
         yield "optimizer.schedule is plateau, which watches the validation loss; data.validation is empty"
     yield from recipe.problems()
-
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Recipe:

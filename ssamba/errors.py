@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """A mistake in a recipe, a path, a label list or a checkpoint: says what was given, what was expected and how to mend it."""
+    """A mistake in a recipe, a path, labels or a checkpoint: what was given, what was expected, how to mend it."""
 
 
 class BadAudio(Exception):
-    """One recording that cannot be used: unreadable, absurdly long or empty. Skipped, counted and named by its reader."""
+    """One recording that cannot be used: unreadable, absurdly long, empty. Skipped, counted and named by its reader."""

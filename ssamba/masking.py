@@ -58,4 +58,4 @@ def _hide_smallest(keys: Tensor, masked: int) -> Tensor:
 
 def _check(frequency: int, time: int, masked: int) -> None:
     if not 0 < masked < frequency * time:
-        raise ValueError(f"{masked} masked patches; expected 1 to {frequency * time - 1} on a {frequency} x {time} grid")
+        raise ValueError(f"{masked} masked patches; expected 1 to {frequency * time - 1} on {frequency} x {time}")

@@ -14,7 +14,8 @@ def parameter_groups(module: nn.Module, learning_rate: float, weight_decay: floa
 
     Without decay: norms, biases and D (all vectors), A_log, positional grids, class and mask tokens.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             undecayed = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in _UNDECAYED

@@ -1,6 +1,7 @@
 """Masks: how many patches they hide, of what shape, how evenly, and from what they are drawn."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from ssamba import masking
 from ssamba.masking import cluster_mask, random_mask
 
+Draw = Callable[[int, int, int, int, torch.Generator], Tensor]
 each_kind = pytest.mark.parametrize("draw", [random_mask, cluster_mask])
 GRIDS = [(8, 64, 400), (8, 12, 40), (1, 50, 20), (12, 9, 107), (3, 3, 1), (2, 2, 3), (1, 2, 1)]
 
@@ -19,14 +21,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @each_kind
 @pytest.mark.parametrize(("frequency", "time", "masked"), GRIDS)
-def test_exactly_so_many_patches_are_hidden_in_every_clip(draw, frequency: int, time: int, masked: int) -> None:
+def test_exactly_so_many_patches_are_hidden_in_every_clip(draw: Draw, frequency: int, time: int, masked: int) -> None:
     mask = draw(20, frequency, time, masked, generator())
     assert mask.shape == (20, frequency * time) and mask.dtype == torch.bool
     assert mask.sum(1).tolist() == [masked] * 20
 
 
 @each_kind
-def test_clips_differ_and_the_generator_alone_decides(draw) -> None:
+def test_clips_differ_and_the_generator_alone_decides(draw: Draw) -> None:
     first = draw(16, 8, 12, 40, generator(5))
     assert len({tuple(clip.tolist()) for clip in first}) == 16
     torch.manual_seed(1)
@@ -41,12 +43,12 @@ def test_clips_differ_and_the_generator_alone_decides(draw) -> None:
 
 @each_kind
 @pytest.mark.parametrize(("frequency", "time", "masked", "clips"), [(8, 12, 40, 6000), (8, 32, 200, 2000)])
-def test_every_patch_is_hidden_equally_often(draw, frequency: int, time: int, masked: int, clips: int) -> None:
+def test_every_patch_is_hidden_equally_often(draw: Draw, frequency: int, time: int, masked: int, clips: int) -> None:
     source = generator()
     counts = sum(draw(500, frequency, time, masked, source).sum(0) for _ in range(clips // 500))
     share = masked / (frequency * time)
     relative = (counts / clips / share - 1).view(frequency, time)
-    # Five standard errors of a patch's own draws, and the 2 % by which keeping a part of the last cluster shifts places.
+    # Five standard errors of a patch's own draws, and 2 % by which keeping a part of the last cluster shifts places.
     assert relative.abs().max() < 0.02 + 5 * math.sqrt((1 - share) / share / clips)
     # Over a whole edge the noise is smaller, and a start that avoids the edges would show.
     edges = relative[0], relative[-1], relative[:, 0], relative[:, -1]
@@ -93,7 +95,7 @@ def test_sides_from_three_to_five_are_equally_likely() -> None:
     spans = []
     for hidden in hidden_sets(cluster_mask(1200, 16, 16, 9, generator()), 16):
         rows, columns = zip(*hidden, strict=True)
-        if 0 < min(rows + columns) and max(rows + columns) < 15:
+        if min(rows + columns) > 0 and max(rows + columns) < 15:
             spans.append(max(max(rows) - min(rows), max(columns) - min(columns)) + 1)
     assert set(spans) == {3, 4, 5}
     # Of the 15 + side starts along an axis, 15 - side keep off the border.
@@ -114,6 +116,6 @@ def test_clustered_patches_have_hidden_neighbours_more_often_than_random_ones() 
 
 @each_kind
 @pytest.mark.parametrize("masked", [0, -1, 96, 97])
-def test_hiding_nothing_or_everything_is_an_error_that_gives_the_range(draw, masked: int) -> None:
+def test_hiding_nothing_or_everything_is_an_error_that_gives_the_range(draw: Draw, masked: int) -> None:
     with pytest.raises(ValueError, match=f"{masked} masked patches; expected 1 to 95 on a 8 x 12 grid"):
         draw(2, 8, 12, masked, generator())

@@ -16,10 +16,9 @@ class ClipSettings:
     batch_size: int
     sampling_rate: int
     clip_samples: int
-    least_samples: int
     seed: int
     shuffle_buffer: int
-    pack: bool
+    short: str
     max_seconds: float
     max_bad_fraction: float
 
@@ -47,8 +46,8 @@ class ClipDataModule(lightning.LightningDataModule):
         trainer = self.trainer
         return ClipStream(
             self.shards[split], batch_size=s.batch_size, sampling_rate=s.sampling_rate, clip_samples=s.clip_samples,
-            least_samples=s.least_samples, seed=s.seed, shuffle_buffer=s.shuffle_buffer, repeat=split == "train",
-            labels=self.labels, keys=self.train_keys if split == "train" else None, pack=s.pack,
+            seed=s.seed, shuffle_buffer=s.shuffle_buffer, repeat=split == "train",
+            labels=self.labels, keys=self.train_keys if split == "train" else None, short=s.short,
             max_seconds=s.max_seconds, max_bad_fraction=s.max_bad_fraction,
             rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1,
         )  # fmt: skip

@@ -18,7 +18,7 @@ import torch.utils.data
 import webdataset as wds
 from torch import Tensor
 
-from ssamba.audio import Waveform, read_audio
+from ssamba.audio import Waveform, read_audio, samples_for
 from ssamba.errors import BadAudio, UserError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read_labels(shards: Sequence[str], key: str) -> dict[str, str]:
 
 
 def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> frozenset[str]:
-    """round(fraction * n) of n sample names, each label in its proportion (largest remainders), at random by the seed."""
+    """round(fraction * n) of n names, each label in its proportion (largest remainders), at random by the seed."""
     rng = random.Random(seed)
     groups: dict[str, list[str]] = {}
     for name in sorted(labels):
@@ -125,21 +125,21 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
     Args:
         shards: paths of tars with `<key>.flac` and `<key>.json`.
         clip_samples: S; longer recordings are cropped (at random when shuffling, else at their start).
-        least_samples: shorter recordings are bad.
         keys: only these samples, or None for all.
-        pack: join recordings end to end and cut the joined signal into full clips of S samples.
+        short: what fills a clip: "pad" (zeros), "repeat" (the recording again), or "pack": recordings are joined end to
+            end and the joined signal is cut into clips of S samples.
         rank, world_size: of the process that made this object (workers are told apart by torch).
     """
 
     def __init__(self, shards: Sequence[str], *, batch_size: int, sampling_rate: int, clip_samples: int,
-                 least_samples: int, seed: int, shuffle_buffer: int, repeat: bool, labels: Labels | None = None,
-                 keys: frozenset[str] | None = None, pack: bool = False, max_seconds: float, max_bad_fraction: float,
+                 seed: int, shuffle_buffer: int, repeat: bool, labels: Labels | None = None,
+                 keys: frozenset[str] | None = None, short: str = "pad", max_seconds: float, max_bad_fraction: float,
                  rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
         self.shards = list(shards)
         self.batch_size, self.sampling_rate = batch_size, sampling_rate
-        self.clip_samples, self.least_samples = clip_samples, least_samples
+        self.clip_samples, self.least_samples = clip_samples, samples_for(1, sampling_rate)
         self.seed, self.shuffle_buffer, self.repeat = seed, shuffle_buffer, repeat
-        self.labels, self.keys, self.pack = labels, keys, pack
+        self.labels, self.keys, self.short = labels, keys, short
         self.max_seconds, self.max_bad_fraction = max_seconds, max_bad_fraction
         self.rank, self.world_size = rank, world_size
 
@@ -158,7 +158,7 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         carried: list[dict[str, Any]] = []
         while True:
             recordings = self._recordings(epoch, consumer, consumers, skipped)
-            yield from self._packed(recordings, carried) if self.pack else recordings
+            yield from self._packed(recordings, carried) if self.short == "pack" else recordings
             if not self.repeat:
                 return
             epoch += 1
@@ -169,14 +169,15 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         rng = random.Random(f"{self.seed}/{epoch}")
         if self.repeat:
             rng.shuffle(order)
+            # From here on each consumer has chance of its own.
+            rng = random.Random(f"{self.seed}/{epoch}/{consumer}")
         whole = len(order) >= consumers and self.repeat
         pipeline = wds.DataPipeline(
             wds.SimpleShardList(order[consumer::consumers] if whole else order),
             wds.tarfile_to_samples(),
             lambda samples: self._wanted(samples, 0 if whole else consumer, 1 if whole else consumers),
-            *([wds.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=random.Random(f"{rng.random()}/{consumer}"))]
-              if self.repeat else []),
-        )  # fmt: skip
+            *([wds.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=rng)] if self.repeat else []),
+        )
         read, bad = 0, 0
         samples = iter(pipeline)
         while True:
@@ -215,12 +216,11 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         if "flac" not in raw or "json" not in raw:
             raise BadAudio("it lacks its .flac or its .json")
         waveform = read_audio(io.BytesIO(raw["flac"]), self.sampling_rate, self.max_seconds)
-        if waveform.size < self.least_samples and not self.pack:
-            raise BadAudio(
-                f"it has {waveform.size / self.sampling_rate:.3f} s; one patch takes "
-                f"{self.least_samples / self.sampling_rate:.3f} s"
-            )
-        if waveform.size > self.clip_samples and not self.pack:
+        if waveform.size < self.least_samples:
+            raise BadAudio(f"it has {waveform.size} samples; one frame takes {self.least_samples}")
+        if self.short == "repeat":
+            waveform = np.resize(waveform, max(waveform.size, self.clip_samples))
+        if waveform.size > self.clip_samples and self.short != "pack":
             start = rng.randint(0, waveform.size - self.clip_samples) if self.repeat else 0
             waveform = waveform[start : start + self.clip_samples]
         label = None
@@ -229,7 +229,7 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         return {"key": raw["__key__"], "waveform": waveform, "label": label}
 
     def _packed(self, recordings: Iterable[dict[str, Any]], carried: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Clips of exactly `clip_samples`; what is left of a recording opens the next clip, over the end of an epoch too."""
+        """Clips of exactly `clip_samples`; the rest of a recording opens the next clip, across epochs too."""
         for recording in recordings:
             carried.append(recording)
             while sum(part["waveform"].size for part in carried) >= self.clip_samples:
@@ -244,6 +244,8 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         for row, clip in zip(waveform, clips, strict=True):
             row[: clip["waveform"].size] = torch.from_numpy(clip["waveform"])
         lengths = torch.tensor([clip["waveform"].size for clip in clips])
-        labels = torch.empty(0) if self.labels is None else torch.from_numpy(np.stack([clip["label"] for clip in clips]))
+        labels = (
+            torch.empty(0) if self.labels is None else torch.from_numpy(np.stack([clip["label"] for clip in clips]))
+        )
         return Batch(waveform=waveform, lengths=lengths, labels=labels, keys=[clip["key"] for clip in clips],
                      skipped=list(skipped))  # fmt: skip

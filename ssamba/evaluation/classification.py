@@ -22,7 +22,9 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
-def predict(model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int, device: torch.device) -> Predictions:
+def predict(
+    model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int, device: torch.device
+) -> Predictions:
     """Run a classifier over a stream that ends; a progress bar over its `total` clips."""
     model.eval().to(device)
     log_mel.to(device)

@@ -56,7 +56,7 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for group, members in groups.items():
         scores = [run.score for run in members]
         spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""

@@ -74,7 +74,7 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
         prediction = model(spectrogram, mask)
         contrast = info_nce(prediction.contrastive, prediction.target)
         baseline = gather_patches(mean_patch.expand(size, -1, -1), mask)
-        masked = mask[0].sum().item()
+        masked = int(mask[0].sum())
         # Guessing within a row of n masked patches is right once in n times for each of them: one hit a row.
         occupied = mask.view(size, rows, columns).any(2).sum() / (size * masked)
         added += size * torch.stack([

@@ -26,7 +26,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, model: MaskedPatchModel, title: str) -> None:
-    """Spectrogram (T, M), the same with the patches of `mask` (L,) hidden, and with the model's patches in their place."""
+    """Spectrogram (T, M), the same with the patches of `mask` (L,) hidden, and with the model's in their place."""
     patches = model.encoder.patch_shape.cut(log_mel.unsqueeze(0))
     rows, columns = model.encoder.patch_shape.grid(log_mel.shape[1], log_mel.shape[0])
     predicted = model(log_mel.unsqueeze(0), mask.unsqueeze(0)).reconstruction
@@ -36,7 +36,9 @@ def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, model: Masked
     figure = Figure(figsize=(max(6.0, columns / 8), 7.5), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     low, high = log_mel.min().item(), log_mel.max().item()
-    for axis, name, image in zip(axes, ("spectrogram", "masked", "reconstruction"), (patches, hidden, filled), strict=True):
+    for axis, name, image in zip(
+        axes, ("spectrogram", "masked", "reconstruction"), (patches, hidden, filled), strict=True
+    ):
         picture = model.encoder.patch_shape.join(image, log_mel.shape[1], log_mel.shape[0])[0]
         drawn = axis.imshow(picture.float().cpu().T, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
         axis.set(title=name, ylabel="mel bin")

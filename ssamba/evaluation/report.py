@@ -21,7 +21,7 @@ from ssamba.models.heads import AudioClassifier
 
 def write_class_scores(folder: Path, model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int,
                        names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
-    """Score a classifier: scores.json, predictions.csv and, for one label a clip, confusion.png. Replaces the folder."""
+    """Score a classifier: scores.json, predictions.csv; for one label a clip, confusion.png. Replaces the folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = predict(model, log_mel, stream, total, device)
     scores: dict[str, Any] = {**clip_metrics(found.logits, found.labels), "clips": len(found.keys)}

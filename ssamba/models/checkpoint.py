@@ -162,5 +162,7 @@ def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: str | P
         if name in state and state[name].shape != tensor.shape
     ]
     if wrong:
-        raise UserError(f"the weights in {path} do not fit: " + "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else ""))
+        raise UserError(
+            f"the weights in {path} do not fit: " + "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
+        )
     module.load_state_dict(dict(state))

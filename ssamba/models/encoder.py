@@ -18,7 +18,7 @@ STACKS: dict[str, Any] = {"ssamba": SsambaStack, "ssast": SsastStack}
 _SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
 _SSAST = {"layer_norm_eps": 1e-6}
 
-# The papers' sizes (SSAMBA table 1, SSAST section 3.1); "nano" is for CPUs and tests, both of half a million parameters.
+# The papers' sizes (SSAMBA table 1, SSAST section 3.1); "nano", of half a million parameters, is for CPUs and tests.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "ssamba": {
         "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_SSAMBA, "state_size": 8},

@@ -39,16 +39,18 @@ class MaskedPatchModel(nn.Module):
 
 
 class AudioClassifier(nn.Module):
-    """An encoder, the mean of its patch tokens or of its class tokens, LayerNorm and a linear layer (SSAST section 2.4)."""
+    """An encoder, the mean of its patch or class tokens, LayerNorm and a linear layer (SSAST section 2.4)."""
 
     def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
         self.encoder, self.pooling = encoder, pooling
-        self.head = nn.Sequential(nn.LayerNorm(encoder.hidden_size), nn.Linear(encoder.hidden_size, num_labels))
-        nn.init.zeros_(self.head[1].bias)
-        nn.init.trunc_normal_(self.head[1].weight, std=0.02)
+        self.num_labels = num_labels
+        linear = nn.Linear(encoder.hidden_size, num_labels)
+        nn.init.zeros_(linear.bias)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        self.head = nn.Sequential(nn.LayerNorm(encoder.hidden_size), linear)
 
     def pool(self, encoded: Encoded) -> Tensor:
         """A vector a clip, (B, D)."""

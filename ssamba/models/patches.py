@@ -28,7 +28,7 @@ class PatchShape(NamedTuple):
         return (mel_bins - self.fshape) // self.frequency_stride + 1, (frames - self.tshape) // self.time_stride + 1
 
     def cut(self, log_mel: Tensor) -> Tensor:
-        """(B, T, M) -> (B, F * P, K): one frequency row of patches after another, pixels of a patch mel bin by mel bin."""
+        """(B, T, M) -> (B, F * P, K): patches one frequency row after another, their pixels mel bin by mel bin."""
         self.grid(log_mel.shape[2], log_mel.shape[1])
         windows = log_mel.transpose(1, 2).unfold(1, self.fshape, self.frequency_stride)
         return windows.unfold(2, self.tshape, self.time_stride).flatten(3).flatten(1, 2)
@@ -59,7 +59,7 @@ def fit_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def gather_patches(x: Tensor, mask: Tensor) -> Tensor:
-    """The masked rows of x (B, L, ...) under a bool mask (B, L) with equally many True a clip: (B, N, ...), in order."""
+    """The masked rows of x (B, L, D) under a bool mask (B, L) with equally many True a clip: (B, N, D), in order."""
     masked = int(mask[0].sum())
     index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
     return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))

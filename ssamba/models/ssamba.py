@@ -36,6 +36,7 @@ class _Direction(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor, reverse: bool) -> Tensor:
         direction: Literal["forward", "reverse"] = "reverse" if reverse else "forward"
+        assert self.conv.bias is not None
         x = causal_conv_silu(x, self.conv.weight.squeeze(1), self.conv.bias, direction, self.backend)
         rank, b, c = self.x_proj(x).split([self.rank, self.state_size, self.state_size], dim=-1)
         # dt_proj's bias goes into the scan, where it is added in float32.
@@ -46,7 +47,7 @@ class _Direction(nn.Module):
 
 
 class BidirectionalMixer(nn.Module):
-    """One shared projection in and out, two scans in opposite directions, the mean of both (Vision Mamba's "v2" block)."""
+    """A shared projection in and out, scans in both directions, the mean of both (Vision Mamba's "v2" block)."""
 
     def __init__(self, width: int, state_size: int, expand: int, conv_kernel: int, backend: str) -> None:
         super().__init__()
@@ -105,10 +106,10 @@ class SsambaStack(nn.Module):
             for _ in range(num_hidden_layers)
         )
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        for layer in self.layers:
-            # GPT-2's rule, as in Mamba: the residual stream keeps its scale however deep the stack.
-            nn.init.kaiming_uniform_(layer.mixer.out_proj.weight, a=math.sqrt(5))
-            layer.mixer.out_proj.weight.data /= math.sqrt(num_hidden_layers)
+        for name, parameter in self.layers.named_parameters():
+            if name.endswith("out_proj.weight"):
+                # GPT-2's rule, as in Mamba: the residual stream keeps its scale however deep the stack.
+                parameter.data /= math.sqrt(num_hidden_layers)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.residual == "plain":

@@ -33,7 +33,9 @@ class SsastStack(nn.Module):
 
     num_class_tokens = 2
 
-    def __init__(self, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, layer_norm_eps: float) -> None:
+    def __init__(
+        self, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, layer_norm_eps: float
+    ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads")

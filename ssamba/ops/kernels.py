@@ -46,7 +46,7 @@ def run_tasks(kernel: Callable[..., None], tasks: int, *arguments: Any) -> None:
 
 
 def as_array(x: Tensor, width: int) -> Any:
-    """x as a float32 array with a contiguous last dimension of `width` (zeros beyond its own), copied only if needed."""
+    """x as a float32 array, its last dimension contiguous and `width` long (zeros beyond its own); copied if needed."""
     x = x.detach().to(torch.float32)
     if x.shape[-1] != width:
         x = torch.nn.functional.pad(x, (0, width - x.shape[-1]))

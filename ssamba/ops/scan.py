@@ -95,7 +95,7 @@ def _cpu_kernels_missing() -> Exception | None:
 
 @functools.cache
 def resolve_backend(backend: str, device: str, dtype: torch.dtype) -> str:
-    """The backend that `backend` means on a device type ("cpu", "cuda", ...) and for a dtype; "auto" logs its choice once."""
+    """The backend that `backend` means on a device type ("cpu", "cuda", ...) and for a dtype; "auto" is logged once."""
     if backend not in BACKENDS:
         raise ValueError(f"scan backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if backend == "reference":
@@ -103,7 +103,9 @@ def resolve_backend(backend: str, device: str, dtype: torch.dtype) -> str:
     usable = device == "cpu" and dtype != torch.float64
     if backend == "cpu":
         if not usable:
-            raise RuntimeError(f"scan backend 'cpu' takes float32 or narrower tensors on a CPU; got {dtype} on {device}")
+            raise RuntimeError(
+                f"scan backend 'cpu' takes float32 or narrower tensors on a CPU, not {dtype} on {device}"
+            )
         if error := _cpu_kernels_missing():
             raise RuntimeError(f"scan backend 'cpu' needs numba, which does not import: {error}") from error
         return backend

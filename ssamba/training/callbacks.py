@@ -60,7 +60,7 @@ class Throughput(Callback):
         self._restart()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
-                           batch: Batch, batch_idx: int) -> None:  # type: ignore[override]  # fmt: skip
+                           batch: Batch, batch_idx: int) -> None:  # fmt: skip
         self._samples += len(batch["keys"]) * trainer.world_size
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("samples_per_second", self._samples / (time.perf_counter() - self._since))
@@ -74,7 +74,7 @@ class SkippedSamples(Callback):
         self.names: dict[str, None] = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch,
-                             batch_idx: int) -> None:  # type: ignore[override]  # fmt: skip
+                             batch_idx: int) -> None:  # fmt: skip
         self.names.update(dict.fromkeys(batch["skipped"]))
 
 
@@ -86,7 +86,7 @@ class ReconstructionPictures(Callback):
 
     @torch.inference_mode()
     def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
-                                batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]  # fmt: skip
+                                batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
         if batch_idx or trainer.global_rank or trainer.sanity_checking:
             return
         assert isinstance(pl_module, Pretraining)

@@ -41,11 +41,15 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         s = self.settings
-        groups = [group for part, rate in self.trained_parts() for group in parameter_groups(part, rate, s.weight_decay)]
+        groups = [
+            group for part, rate in self.trained_parts() for group in parameter_groups(part, rate, s.weight_decay)
+        ]
         optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.999))
         if s.schedule == "plateau":
             # Warm-up is the module's own factor on the rates that the plateau rule lowers (optimizer_step below).
-            scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=s.plateau_patience)
+            scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=0.5, patience=s.plateau_patience
+            )
             plateau = {"scheduler": scheduler, "monitor": "val/loss", "interval": "step",
                        "frequency": self.trainer.val_check_interval, "strict": True}  # fmt: skip
             return {"optimizer": optimizer, "lr_scheduler": plateau}

@@ -83,7 +83,7 @@ class FineTuning(TrainingModule):
         """Class numbers (B,) or several labels (B, C) -> probabilities, float32 (B, C)."""
         if self.loss_name == "bce":
             return labels
-        return F.one_hot(labels, self.model.head[1].out_features).float()
+        return F.one_hot(labels, self.model.num_labels).float()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (B, C), targets (B, C) -> float32 scalar."""

@@ -23,13 +23,18 @@ from ssamba.errors import UserError
 _PACKAGES = ("ssamba", "torch", "torchaudio", "lightning", "webdataset", "numpy", "numba", "soundfile", "soxr")
 
 
+def _rank() -> int:
+    # Known from the launcher's environment before there is a trainer to ask.
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def check_run(folder: Path, overwrite: bool) -> None:
     """Whether a run may be made in `folder`; changes nothing.
 
     Raises:
         UserError: it exists and is not empty; with `overwrite`, only if it is no run's folder, which is left alone.
     """
-    if rank_zero_only.rank or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if _rank() or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
         raise UserError(f"run folder {folder} exists; give another run_dir, or --overwrite to replace the run in it")
@@ -59,7 +64,6 @@ def provenance(parameters: int, data: Mapping[str, Any], seed: int) -> dict[str,
     root = Path(__file__).resolve().parents[2]
     git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
                          capture_output=True, text=True, check=False)  # fmt: skip
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,10 +71,16 @@ def provenance(parameters: int, data: Mapping[str, Any], seed: int) -> dict[str,
         "git_commit": git.stdout.strip() or None,
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
-        "hardware": {"processor": _processor(), "threads": torch.get_num_threads(), "gpus": gpus},
+        "hardware": hardware(),
         "parameters": parameters,
         "data": dict(data),
     }
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, the threads that torch uses and the GPUs, by name."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": _processor(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
 def _processor() -> str:
@@ -109,7 +119,8 @@ def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: st
         default_root_dir=folder, max_steps=max_steps, max_epochs=-1, accumulate_grad_batches=accumulate,
         precision=precision, devices=devices, accelerator=accelerator, strategy=strategy,  # type: ignore[arg-type]
         val_check_interval=validate_every_steps * accumulate if validates else None, check_val_every_n_epoch=None,
-        limit_val_batches=None if validates else 0, num_sanity_val_steps=0, log_every_n_steps=min(log_every_steps, max_steps),
+        limit_val_batches=None if validates else 0, num_sanity_val_steps=0,
+        log_every_n_steps=min(log_every_steps, max_steps),
         gradient_clip_val=gradient_clip or None, logger=loggers, callbacks=[*callbacks, *checkpoints],
         enable_model_summary=False, deterministic="warn", use_distributed_sampler=False,
     )  # fmt: skip

@@ -341,6 +341,9 @@ def test_folder_complains(animals: Path, tmp_path: Path, fails: Callable[..., st
 def test_names_that_become_the_same_key(animals: Path, fails: Callable[..., str]) -> None:
     write_wav(animals / "cat" / "deep-0.wav")
     assert "have the same key 'cat-deep-0'" in fails("folder")
+    assert "have the same key 'cat-deep-0'" in fails("folder", "--hold-out=label=cat")
+    for seed in range(4):
+        assert "have the same key 'cat-deep-0'" in fails("folder", "--test=0.5", f"--seed={seed}")
 
 
 def test_csv_complains(animals: Path, fails: Callable[..., str]) -> None:

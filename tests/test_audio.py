@@ -1,0 +1,201 @@
+"""Recordings decoded, and spectrograms against torchaudio's port of Kaldi."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio.compliance.kaldi
+from torch import Tensor
+
+from ssamba.audio import LogMel, frames_in, read_audio, samples_for
+from ssamba.errors import BadAudio
+
+RATES = (8000, 16000, 22050, 44100)
+
+
+def sound(samples: int, sampling_rate: int, seed: int = 0) -> Tensor:
+    """A rising tone, noise and an offset, (S,): energy in every filter, a mean to remove."""
+    time = torch.arange(samples, dtype=torch.float64) / sampling_rate
+    noise = torch.randn(samples, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (0.3 * torch.sin(2 * torch.pi * (200 + 900 * time) * time) + 0.02 * noise + 0.05).float()
+
+
+def kaldi(waveform: Tensor, sampling_rate: int, num_mel_bins: int) -> Tensor:
+    """(S,) -> (T, M) by the settings of SSAST and SSAMBA."""
+    return torchaudio.compliance.kaldi.fbank(
+        (waveform - waveform.mean()).unsqueeze(0), htk_compat=True, sample_frequency=sampling_rate, use_energy=False,
+        window_type="hanning", num_mel_bins=num_mel_bins, dither=0.0, frame_shift=10,
+    )  # fmt: skip
+
+
+def log_mel(waveform: Tensor, sampling_rate: int, num_mel_bins: int) -> Tensor:
+    return LogMel(sampling_rate, num_mel_bins, 0.0, 0.5).log_mel(waveform[None], torch.tensor([len(waveform)]))[0]
+
+
+# Spectrograms
+
+
+@pytest.mark.parametrize("sampling_rate", [*RATES, 32000, 48000])
+@pytest.mark.parametrize("num_mel_bins", [40, 64, 128])
+def test_log_mel_is_kaldis(sampling_rate: int, num_mel_bins: int) -> None:
+    waveform = sound(sampling_rate, sampling_rate)
+    ours, wanted = log_mel(waveform, sampling_rate, num_mel_bins), kaldi(waveform, sampling_rate, num_mel_bins)
+    assert ours.shape == wanted.shape
+    assert (ours - wanted).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("samples", [400, 559, 560, 561, 4321])
+def test_log_mel_is_kaldis_at_any_length(samples: int) -> None:
+    waveform = sound(samples, 16000)
+    ours, wanted = log_mel(waveform, 16000, 128), kaldi(waveform, 16000, 128)
+    assert ours.shape == wanted.shape
+    assert (ours - wanted).abs().max() < 1e-3
+
+
+def test_log_mel_of_silence_is_kaldis_floor() -> None:
+    silence = torch.zeros(800)
+    assert torch.equal(log_mel(silence, 16000, 128), kaldi(silence, 16000, 128))
+
+
+def test_clips_of_a_batch_are_padded_by_zeros_after_their_own_frames_and_do_not_influence_each_other() -> None:
+    lengths = [8000, 3000, 401, 399, 0]
+    waveform = 9 * torch.randn(5, 8000, generator=torch.Generator().manual_seed(1))  # what is left in a buffer
+    for row, length in enumerate(lengths):
+        waveform[row, :length] = sound(length, 16000, seed=row)
+    batch = LogMel(16000, 64, -4.0, 4.0).log_mel(waveform, torch.tensor(lengths))
+    assert batch.shape == (5, frames_in(8000, 16000), 64)
+    for row, length in enumerate(lengths):
+        frames = frames_in(length, 16000)
+        assert torch.equal(batch[row, frames:], torch.zeros(batch.shape[1] - frames, 64))
+        if frames:
+            assert (batch[row, :frames] - kaldi(waveform[row, :length], 16000, 64)).abs().max() < 1e-3
+
+
+def test_normalisation_halves_the_standard_deviation_and_reaches_the_padding() -> None:
+    model = LogMel(16000, 64, -4.5, 3.9)
+    waveform, lengths = sound(8000, 16000)[None], torch.tensor([4000])
+    normalised, plain = model(waveform, lengths), model.log_mel(waveform, lengths)
+    torch.testing.assert_close(normalised, (plain + 4.5) / 7.8)
+    assert normalised[0, -1].tolist() == pytest.approx([4.5 / 7.8] * 64)
+
+
+def test_spectrograms_are_float32_under_autocast_and_for_half_waveforms() -> None:
+    model, waveform, lengths = LogMel(16000, 64, -4.0, 4.0), sound(8000, 16000)[None], torch.tensor([8000])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(waveform, lengths), model(waveform.float(), lengths))
+        assert model(waveform, lengths).dtype == torch.float32
+    assert model(waveform.half(), lengths).dtype == torch.float32
+
+
+def test_filters_and_window_are_no_part_of_a_checkpoint() -> None:
+    assert LogMel(16000, 64, -4.0, 4.0).state_dict() == {}
+
+
+@pytest.mark.parametrize("sampling_rate", RATES)
+@pytest.mark.parametrize("frames", [1, 2, 98, 1024])
+def test_samples_for_is_the_fewest_that_hold_so_many_frames(sampling_rate: int, frames: int) -> None:
+    samples = samples_for(frames, sampling_rate)
+    assert frames_in(samples, sampling_rate) == frames
+    assert frames_in(samples - 1, sampling_rate) == frames - 1
+
+
+def test_there_are_no_frames_in_less_than_one() -> None:
+    assert [frames_in(samples, 16000) for samples in (0, 1, 239, 399, 400)] == [0, 0, 0, 0, 1]
+
+
+# Recordings
+
+
+def encoded(samples: Any, sampling_rate: int, container: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.asarray(samples), sampling_rate, format=container, subtype=subtype)
+    return file.getvalue()
+
+
+def tone(seconds: float, sampling_rate: int, hertz: float = 440.0) -> Any:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * sampling_rate)) / sampling_rate)
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype", "error"),
+    [("WAV", "PCM_16", 2**-15), ("WAV", "FLOAT", 1e-7), ("FLAC", "PCM_16", 2**-15), ("FLAC", "PCM_24", 2**-23),
+     ("AIFF", "PCM_16", 2**-15), ("OGG", "VORBIS", 0.02)],
+)  # fmt: skip
+def test_samples_are_read_at_full_scale_one(container: str, subtype: str, error: float) -> None:
+    samples = tone(0.5, 16000)
+    waveform = read_audio(encoded(samples, 16000, container, subtype), 16000, 10)
+    assert waveform.dtype == np.float32 and waveform.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(waveform, samples, atol=error)
+
+
+def test_a_path_an_open_file_and_bytes_give_the_same(tmp_path: Path) -> None:
+    data = encoded(tone(0.1, 16000), 16000, "FLAC")
+    path = tmp_path / "tone.flac"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        waveforms = [read_audio(source, 16000, 10) for source in (data, path, str(path), file)]
+    assert all(np.array_equal(waveform, waveforms[0]) for waveform in waveforms)
+
+
+def test_channels_are_mixed_by_their_mean() -> None:
+    left, right = tone(0.1, 16000), tone(0.1, 16000, 1000.0)
+    waveform = read_audio(encoded(np.stack([left, right], 1), 16000, subtype="FLOAT"), 16000, 10)
+    np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-6)
+    opposite = read_audio(encoded(np.stack([left, -left], 1), 16000, subtype="FLOAT"), 16000, 10)
+    assert np.abs(opposite).max() < 1e-6
+
+
+@pytest.mark.parametrize("recorded", [8000, 22050, 44100, 48000])
+def test_another_sampling_rate_is_resampled(recorded: int) -> None:
+    waveform = read_audio(encoded(tone(1.0, recorded), recorded, subtype="FLOAT"), 16000, 10)
+    wanted = tone(1.0, 16000)
+    assert abs(len(waveform) - 16000) <= 1
+    np.testing.assert_allclose(waveform[1000:15000], wanted[1000:15000], atol=1e-3)
+
+
+def test_tones_above_the_new_nyquist_frequency_are_gone() -> None:
+    waveform = read_audio(encoded(tone(1.0, 44100, 12000.0), 44100, subtype="FLOAT"), 16000, 10)
+    assert np.abs(waveform[1000:15000]).max() < 1e-3
+
+
+def test_a_recording_that_its_header_says_is_too_long_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(tone(2.0, 16000), 16000)
+    assert len(read_audio(data, 16000, 2.0)) == 32000
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", decode)
+    with pytest.raises(BadAudio, match=r"2 s; at most 1\.5 s"):
+        read_audio(data, 16000, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "cannot be decoded"),
+        (b"these are words, not sounds " * 50, "cannot be decoded"),
+        (encoded(tone(1.0, 16000), 16000, "FLAC")[:60], "cannot be decoded"),
+        (encoded(tone(1.0, 16000), 16000, "FLAC")[:9000], "cannot be decoded"),
+        (encoded(np.zeros(0), 16000), "no samples"),
+        (encoded(np.zeros(0), 44100), "no samples"),
+        (encoded(np.ones(1), 48000), "no samples"),  # not one sample at 16 kHz
+        (encoded([0.1, np.nan, 0.2], 16000, subtype="FLOAT"), "not finite"),
+        (encoded([0.1, np.inf, 0.2], 44100, subtype="FLOAT"), "not finite"),
+    ],
+)
+def test_what_is_no_usable_audio_is_refused_with_the_reason(data: bytes, message: str) -> None:
+    with pytest.raises(BadAudio, match=message):
+        read_audio(data, 16000, 10)
+
+
+@pytest.mark.parametrize("name", ["words.wav", "headerless.raw", "missing.flac", "."])
+def test_a_path_that_cannot_be_decoded_is_refused(name: str, tmp_path: Path) -> None:
+    for written in ("words.wav", "headerless.raw"):
+        (tmp_path / written).write_bytes(b"words " * 100)
+    with pytest.raises(BadAudio, match="cannot be decoded"):
+        read_audio(tmp_path / name, 16000, 10)
