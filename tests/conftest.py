@@ -1,0 +1,125 @@
+"""A corpus of synthetic recordings, recipes small enough for seconds, and runs that several tests read."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from ssamba.cli import main  # noqa: E402
+from ssamba.data.writer import Recording, write_shards  # noqa: E402
+
+torch.set_num_threads(1)
+
+RATE = 16000
+SOUNDS = ("falling", "high", "low", "rising")
+SPEAKERS = ("ada", "ben", "cyd")
+TAKES = {"train": range(5), "validation": range(5, 6), "test": range(6, 8)}
+
+
+def _sound(name: str, seconds: float, pitch: float, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """A tone or a chirp at a speaker's pitch, with noise."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    start, stop = {"low": (400, 400), "high": (2500, 2500), "rising": (300, 3000), "falling": (3000, 300)}[name]
+    phase = 2 * np.pi * pitch * (start * time + (stop - start) / (2 * seconds) * time**2)
+    return 0.4 * np.sin(phase) + rng.normal(0, 0.02, time.shape)
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Recording]]:
+    """Split -> recordings of 0.2 to 1.2 s with the labels sound and speaker (one each) and tags (several)."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    found: dict[str, list[Recording]] = {split: [] for split in TAKES}
+    for sound in SOUNDS:
+        for number, speaker in enumerate(SPEAKERS):
+            for split, takes in TAKES.items():
+                for take in takes:
+                    path = folder / f"{sound}-{speaker}-{take}.wav"
+                    soundfile.write(path, _sound(sound, rng.uniform(0.2, 1.2), 1 + 0.1 * number, rng), RATE)
+                    tags = [sound, "steady" if sound in ("low", "high") else "gliding"]
+                    labels = {"sound": sound, "speaker": speaker, "tags": tags}
+                    found[split].append(Recording(path.stem, path, labels))
+    return found
+
+
+@pytest.fixture(scope="session")
+def corpus(recordings: dict[str, list[Recording]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of shards with train (60 samples in 5 shards), validation (12) and test (24)."""
+    out = tmp_path_factory.mktemp("corpus") / "shards"
+    write_shards(recordings, out, "sounds", samples_per_shard=12)
+    return out
+
+
+@pytest.fixture(scope="session")
+def recipes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """pretrain and finetune: tiny recipes on the corpus, without a run_dir of their own."""
+    folder = tmp_path_factory.mktemp("recipes")
+    splits = {split: str(corpus / split) for split in ("train", "validation")}
+    common = {
+        "audio": {"max_length": 64},
+        "model": {"encoder": "ssamba", "size": "nano"},
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 2},
+        "trainer": {"max_steps": 4, "validate_every_steps": 2, "log_every_steps": 1, "accelerator": "cpu"},
+    }
+    pretrain = {
+        "task_type": "pretrain", **common, "data": {**splits, "short": "pack", "batch_size": 4},
+        "objective": {"masked_patches": 12},
+    }  # fmt: skip
+    finetune = {
+        "task_type": "finetune", **common,
+        "data": {**splits, "test": str(corpus / "test"), "short": "repeat", "batch_size": 4},
+        "task": {"label": "sound"},
+    }  # fmt: skip
+    paths = {}
+    for name, recipe in (("pretrain", pretrain), ("finetune", finetune)):
+        paths[name] = folder / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump(recipe))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def pretrained(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Encoder -> the folder of a pretraining run, to be read only."""
+    runs: dict[str, Path] = {}
+
+    def run(encoder: str) -> Path:
+        if encoder not in runs:
+            folder = tmp_path_factory.mktemp("runs") / f"{encoder}-pretrain"
+            assert main(["pretrain", str(recipes["pretrain"]), f"run_dir={folder}", f"model.encoder={encoder}"]) == 0
+            runs[encoder] = folder
+        return runs[encoder]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finetuned(
+    recipes: dict[str, Path], pretrained: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Encoder -> the folder of a fine-tuning run from `pretrained`, to be read only."""
+    runs: dict[str, Path] = {}
+
+    def run(encoder: str) -> Path:
+        if encoder not in runs:
+            folder = tmp_path_factory.mktemp("runs") / f"{encoder}-finetune"
+            words = [f"run_dir={folder}", f"model.encoder={encoder}", f"model.pretrained={pretrained(encoder)}"]
+            assert main(["finetune", str(recipes["finetune"]), *words]) == 0
+            runs[encoder] = folder
+        return runs[encoder]
+
+    return run
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A folder that several tests share -> a copy that a test may change."""
+    return lambda folder: shutil.copytree(folder, tmp_path / "copies" / folder.name)
