@@ -127,7 +127,8 @@ class LogMel(nn.Module):
             log_mel = energies.clamp(min=_FLOOR).log()
             count = (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
             inside = torch.arange(log_mel.shape[1], device=waveform.device) < count.unsqueeze(1)
-            return log_mel.masked_fill(~inside.unsqueeze(2), 0.0)
+            padded: Tensor = log_mel.masked_fill(~inside.unsqueeze(2), 0.0)
+            return padded
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """waveform (B, S) with S of at least one frame, lengths (B,) valid samples -> normalised (B, T, M)."""

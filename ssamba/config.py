@@ -5,17 +5,19 @@ Nothing here imports torch, so that a mistake in a recipe is told at once.
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf's own reader
 
 from ssamba.errors import UserError
 from ssamba.files import write_text
 
 ENCODERS = ("ssamba", "ssast")
+SCAN_BACKENDS = ("auto", "cpu", "reference")
 MODEL_SIZES = ("nano", "tiny", "small", "base")
 
 
@@ -25,7 +27,7 @@ def _one_of(name: str, value: object, choices: Sequence[str]) -> Iterator[str]:
 
 
 def _within(name: str, value: float | None, low: float, high: float | None = None) -> Iterator[str]:
-    if value is not None and (value < low or (high is not None and value > high)):
+    if value is not None and not (value >= low and (high is None or value <= high)):  # so that NaN is told, too
         yield f"{name} is {value}; expected at least {low}" + ("" if high is None else f" and at most {high}")
 
 
@@ -80,6 +82,7 @@ class ModelConfig:
         yield from _one_of("model.encoder", self.encoder, ENCODERS)
         yield from _one_of("model.size", self.size, MODEL_SIZES)
         yield from _one_of("model.residual", self.residual, ("doubling", "plain"))
+        yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
             yield from _within(f"model.{name}", getattr(self, name), 1)
 
@@ -114,6 +117,8 @@ class DataConfig:
         yield from _within("data.num_workers", self.num_workers, 0)
         yield from _within("data.shuffle_buffer", self.shuffle_buffer, 1)
         yield from _within("data.max_bad_fraction", self.max_bad_fraction, 0, 1)
+        if not self.max_seconds > 0:
+            yield f"data.max_seconds is {self.max_seconds}; expected more than 0"
         if not 0 < self.label_fraction <= 1:
             yield f"data.label_fraction is {self.label_fraction}; expected more than 0 and at most 1"
 
@@ -312,11 +317,16 @@ def _patches(audio: AudioConfig, model: ModelConfig) -> int:
     return max(0, rows) * max(0, columns)
 
 
-def _sections(recipe: Recipe) -> Iterator[str]:
-    for entry in fields(recipe):
-        section = getattr(recipe, entry.name)
-        if is_dataclass(section):
-            yield from cast(Any, section).problems()
+def _sections(schema: DictConfig) -> Iterator[str]:
+    """What is wrong within one section; a field whose value could not be taken has its default here."""
+    for node in (schema._get_node(name) for name in schema):
+        if isinstance(node, DictConfig):
+            yield from cast(Any, OmegaConf.to_object(node)).problems()
+
+
+def _across(recipe: Recipe) -> Iterator[str]:
+    """What is wrong between sections."""
+    yield from _within("seed", recipe.seed, 0, 2**32 - 1)
     for name, bins, patch in (
         ("audio.num_mel_bins", recipe.audio.num_mel_bins, recipe.model.fshape),
         ("audio.max_length", recipe.audio.max_length, recipe.model.tshape),
@@ -350,27 +360,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
     try:
         written = OmegaConf.load(source)
         given = OmegaConf.from_dotlist([_checked_override(text) for text in overrides])
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+        origins = ((written, str(source)), (given, "command line"))
+        layers = [(OmegaConf.to_container(layer, resolve=True), origin) for layer, origin in origins]
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise UserError(f"recipe {source} cannot be read: {error}") from error
     if not isinstance(written, DictConfig):
         raise UserError(f"recipe {source} is not a mapping of keys to values")
     task_type = written.get("task_type")
-    if task_type not in _RECIPES:
+    if not isinstance(task_type, str) or task_type not in _RECIPES:
         raise UserError(f"recipe {source} has task_type {task_type!r}; expected one of {', '.join(_RECIPES)}")
     if kind is not None and task_type != kind:
         raise UserError(f"recipe {source} is a {task_type} recipe; expected a {kind} recipe (its task_type says which)")
     schema = OmegaConf.structured(_RECIPES[task_type])
     complaints: list[str] = []
-    for layer, origin in ((written, str(source)), (given, "command line")):
-        plain = OmegaConf.to_container(layer, resolve=True)
+    for plain, origin in layers:
         assert isinstance(plain, dict)
         _merge(schema, plain, "", origin, complaints)
     if OmegaConf.is_missing(schema, "run_dir"):
         complaints.append("run_dir is missing; expected a new folder for what the run makes")
+    if schema.task_type != task_type:
+        complaints.append(f"task_type is {schema.task_type!r} on the command line; the recipe is a {task_type} recipe")
+    complaints.extend(_sections(schema))
     if not complaints:
         recipe = OmegaConf.to_object(schema)
         assert isinstance(recipe, PretrainRecipe | FinetuneRecipe)
-        complaints.extend(_sections(recipe))
+        complaints.extend(_across(recipe))
         if not complaints:
             return recipe
     raise UserError(f"recipe {source}:\n  " + "\n  ".join(complaints))
@@ -398,10 +412,13 @@ def _merge(schema: DictConfig, given: Mapping[Any, Any], prefix: str, origin: st
             else:
                 complaints.append(f"{name} ({origin}) is {value!r}; expected a section of keys and values")
             continue
+        if value == "???":  # OmegaConf's word for a value that is still to come
+            complaints.append(f"{name} ({origin}) is ???; expected a value")
+            continue
         if OmegaConf.is_list(node) and isinstance(value, str):
             value = [value]
         try:
-            schema[key] = value
+            OmegaConf.update(schema, key, value)
         except OmegaConfBaseException as error:
             complaints.append(f"{name} ({origin}) is {value!r}; {str(error).splitlines()[0]}")
 

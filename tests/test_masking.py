@@ -117,5 +117,5 @@ def test_clustered_patches_have_hidden_neighbours_more_often_than_random_ones() 
 @each_kind
 @pytest.mark.parametrize("masked", [0, -1, 96, 97])
 def test_hiding_nothing_or_everything_is_an_error_that_gives_the_range(draw: Draw, masked: int) -> None:
-    with pytest.raises(ValueError, match=f"{masked} masked patches; expected 1 to 95 on a 8 x 12 grid"):
+    with pytest.raises(ValueError, match=f"{masked} masked patches; expected 1 to 95 on 8 x 12"):
         draw(2, 8, 12, masked, generator())

@@ -1,0 +1,138 @@
+"""Which part may import which, read from the source, and that no file knows the machine that it was written on."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ssamba"
+
+# Part -> the parts that it may import, itself aside. A part is a module or a folder of ssamba/.
+LEAVES = {"errors", "files", "progress"}
+TORCH_ALONE = {"masking", "losses", "schedules"}
+MODELS = {"ops", *LEAVES}
+DATA = {"audio", *LEAVES}
+EVALUATION = {"models", "data", *MODELS, *DATA, *TORCH_ALONE}
+TRAINING = {"evaluation", *EVALUATION}
+BUILD = {"training", "config", *TRAINING}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(), "files": {"errors"}, "progress": {"errors"}, "config": LEAVES, "audio": LEAVES,
+    "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
+    "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
+    "build": BUILD, "cli": {"build", *BUILD},
+}  # fmt: skip
+# Reads the recipes of finished runs, and nothing else of them.
+READS_RECIPES = {"evaluation/comparison.py"}
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+def imported(path: Path, module_level: bool = False) -> Iterator[str]:
+    """The dotted names that a file imports; with module_level, those alone that importing it imports."""
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if module_level and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            yield child
+            yield from walk(child)
+
+    for node in walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            # `from ssamba import audio` imports ssamba.audio.
+            yield from ((f"ssamba.{alias.name}" for alias in node.names) if node.module == "ssamba"
+                        else [str(node.module)])  # fmt: skip
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@each_source
+def test_imports_point_one_way(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        assert not list(imported(path))
+        return
+    allowed = ALLOWED[part(path)] | {part(path)}
+    if str(path.relative_to(PACKAGE)) in READS_RECIPES:
+        allowed = allowed | {"config"}
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("ssamba.")}
+    assert used <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(TORCH_ALONE))
+def test_pure_parts_need_torch_alone(name: str) -> None:
+    used = {name.split(".")[0] for name in imported(PACKAGE / f"{name}.py")}
+    assert used - set(sys.stdlib_module_names) <= {"torch", "ssamba"}
+
+
+def test_the_schema_imports_no_torch() -> None:
+    used = {name.split(".")[0] for name in imported(PACKAGE / "config.py")}
+    assert used - set(sys.stdlib_module_names) <= {"omegaconf", "yaml", "ssamba"}
+
+
+@each_source
+def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
+    used = {name.split(".")[0] for name in imported(path, module_level=True)}
+    assert not used & {"mamba_ssm", "wandb", "triton", "espeakng_loader"}
+
+
+@pytest.mark.parametrize("part", ["models", "ops"])
+def test_networks_know_no_lightning_and_no_recipes(part: str) -> None:
+    for path in (PACKAGE / part).rglob("*.py"):
+        used = set(imported(path))
+        assert not {name.split(".")[0] for name in used} & {"lightning", "omegaconf", "webdataset"}, path
+
+
+def test_the_walk_sees_what_it_must_see(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    source.write_text(
+        "import a.b, c\nfrom d.e import f\nfrom ssamba import g\nif h:\n    import i\n"
+        "def j():\n    import k\nclass L:\n    import m\n    def n(self):\n        from o import p\n"
+    )
+    assert list(imported(source)) == ["a.b", "c", "d.e", "ssamba.g", "i", "k", "m", "o"]
+    assert list(imported(source, module_level=True)) == ["a.b", "c", "d.e", "ssamba.g", "i", "m"]
+
+
+# What every Unix has; a path below another folder that exists here is this machine's alone.
+COMMON = {"bin", "boot", "dev", "etc", "lib", "lib64", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "tmp",
+          "usr", "var"}  # fmt: skip
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """The text files of the repository, this one aside."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True)
+    if listed.returncode:
+        pytest.skip("no git repository here")
+    for name in listed.stdout.decode().split("\0"):
+        path = ROOT / name
+        if name and path.is_file() and path != Path(__file__):
+            try:
+                yield path, path.read_text()
+            except UnicodeDecodeError:
+                continue
+
+
+def test_no_file_names_a_path_of_this_machine() -> None:
+    homes = {"home", "root", "Users"}
+    found = []
+    for path, text in texts():
+        for top in re.findall(r"(?<![\w.:/~})\]*$-])/(\w+)/", text):
+            if top in homes or (top not in COMMON and Path("/", top).is_dir()):
+                found.append((path, top))
+        found += [(path, str(place)) for place in (ROOT, Path.home()) if place != Path("/") and str(place) in text]
+    assert not found
+
+
+def test_no_file_names_a_package_registry() -> None:
+    named = re.compile(r"(?:extra-)?index-url|find-links|trusted-host|PIP_INDEX|https?://[^/\s]*(?:pypi|pythonhosted)")
+    assert not [(path, named.findall(text)) for path, text in texts() if named.search(text)]

@@ -1,0 +1,59 @@
+"""Every recipe that is shipped loads, and its encoder can be built, whichever encoder is asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssamba.build import build_encoder
+from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+KINDS = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
+each_recipe = pytest.mark.parametrize(
+    "path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES))
+)
+
+
+def test_there_are_recipes_of_both_kinds() -> None:
+    assert all(any((RECIPES / kind).glob("*.yaml")) for kind in KINDS)
+
+
+@each_recipe
+def test_it_is_of_its_folders_kind(path: Path) -> None:
+    kind = path.parent.name
+    recipe = load_recipe(path, kind=kind if kind in KINDS else None)
+    assert type(recipe) is KINDS[recipe.task_type]
+    assert not Path(recipe.run_dir).is_absolute()
+    assert not any(Path(source).is_absolute() for source in recipe.data.train)
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@each_recipe
+def test_one_word_changes_its_encoder(path: Path, encoder: str) -> None:
+    recipe = load_recipe(path, ["model.pretrained=null", f"model.encoder={encoder}"])
+    with torch.device("meta"):
+        built = build_encoder(recipe)
+        model = AudioClassifier(built, 2, "mean") if recipe.task_type == "finetune" else MaskedPatchModel(built)
+    assert built.arguments["encoder"] == encoder
+    audio, patch = recipe.audio, recipe.model
+    assert built.patch_shape[:2] == (patch.fshape, patch.tshape)
+    rows, columns = built.grid
+    # The grid reaches to the end of the clip: no further patch fits.
+    steps = (patch.frequency_stride or patch.fshape, patch.time_stride or patch.tshape)
+    for count, step, size, whole in zip((rows, columns), steps, (patch.fshape, patch.tshape),
+                                        (audio.num_mel_bins, audio.max_length), strict=True):  # fmt: skip
+        assert (count - 1) * step + size <= whole < count * step + size
+    assert model.encoder is built
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "finetune").glob("*.yaml")), ids=lambda path: path.name)
+def test_weights_to_start_from_are_those_of_a_pretraining_recipe(path: Path) -> None:
+    recipe = load_recipe(path)
+    makers = [load_recipe(made) for made in (RECIPES / "pretrain").glob("*.yaml")]
+    (maker,) = [made for made in makers if made.run_dir == recipe.model.pretrained]
+    ours, theirs = recipe.model, maker.model
+    assert (ours.encoder, ours.size, ours.residual) == (theirs.encoder, theirs.size, theirs.residual)
+    assert (ours.fshape, ours.tshape) == (theirs.fshape, theirs.tshape)
+    assert recipe.audio.sampling_rate == maker.audio.sampling_rate
