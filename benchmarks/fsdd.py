@@ -1,16 +1,19 @@
 """Spoken digits (FSDD) from recordings to scores: what pretraining is worth, for both encoders, in one table.
 
-    python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--encoders ssamba ssast] [--seeds 0 1 2]
+    python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--encoders ssamba ssast] [--patches frame patch]
 
-RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav (takes 0 to 4 are its test set). For each encoder:
-pretraining on the 2,700 training recordings without their labels; digits and speakers with all labels; digits with 5 %
-of the labels, pretrained and from scratch, with a subset, order and start of its own for each seed. Every step is a
-command of the package, printed before it runs. Results: OUT/results.md, OUT/results.json and the run folders.
+RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav (takes 0 to 4 are its test set). For each encoder and
+patch shape (frame: 128 mel bins x 2 frames; patch: 16 x 16): pretraining on the 2,700 training recordings without their
+labels; with frames, digits and speakers with all labels; digits with 5 % of the labels, pretrained and from scratch, for
+each seed with a subset, an order and a start of its own. Every step is a command of the package, printed before it
+runs; a run that is finished in OUT is not made again, so that the work can be cut into several calls. Results:
+OUT/results.md, OUT/results.json and the run folders.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo import ROOT, call, prepare
@@ -18,17 +21,74 @@ from demo import ROOT, call, prepare
 from ssamba.evaluation.comparison import Run, markdown, read_run, table
 from ssamba.files import write_json, write_text
 
-# SSAST takes more steps in less time; both objectives are flat at the end.
-PRETRAINING_STEPS = {"ssamba": 4000, "ssast": 10000}
-# The best of 0.0005, 0.001 and 0.002 for each, by `--tune`, on seeds that are not reported.
-LOW_LABEL_RATES = {
-    ("ssamba", "pretrained"): 1e-3, ("ssamba", "scratch"): 1e-3,
-    ("ssast", "pretrained"): 1e-3, ("ssast", "scratch"): 1e-3,
+PATCHES = {"frame": ["model.fshape=128", "model.tshape=2"], "patch": ["model.fshape=16", "model.tshape=16"]}
+PRETRAINING_STEPS = {
+    ("ssamba", "frame"): 2000, ("ssamba", "patch"): 4500, ("ssast", "frame"): 4000, ("ssast", "patch"): 7000,
 }  # fmt: skip
-TUNED_RATES = (5e-4, 1e-3, 2e-3)
-TUNING_SEED = 100
-LOW_LABELS = 0.05
-LOW_LABEL_STEPS = 400
+LOW_LABELS = ["data.label_fraction=0.05", "trainer.max_steps=600", "augmentation.mixup=1.0"]
+
+
+class Benchmark:
+    """Commands whose runs lie in `out`; each is timed, and made once."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.shards = out, out / "shards"
+        self.times: dict[str, float] = {}
+
+    def run(self, name: str, command: str, recipe: str, *changes: str) -> Path:
+        """A run folder, finished: made now, or in an earlier call. Its wall time lies beside it."""
+        folder = self.out / name
+        clock = self.out / f"{name}.seconds"
+        if not clock.exists():
+            started = time.perf_counter()
+            call("ssamba", command, ROOT / "recipes" / recipe, f"run_dir={folder}", f"data.train={self.shards / 'train'}",
+                 *changes, "--overwrite")  # fmt: skip
+            if command == "pretrain":
+                call("ssamba", "evaluate", folder)
+            write_text(clock, f"{time.perf_counter() - started:.1f}\n")
+        self.times[name] = float(clock.read_text())
+        return folder
+
+    def compare(self, encoder: str, patch: str, seeds: Sequence[int]) -> list[Path]:
+        """All runs of one encoder and patch shape, in the order of the table."""
+        held_out = self.shards / "test"
+        common = [f"model.encoder={encoder}", *PATCHES[patch]]
+        stem = f"{encoder}-{patch}"
+        steps = f"trainer.max_steps={PRETRAINING_STEPS[encoder, patch]}"
+        pretrained = self.run(f"{stem}-pretrain", "pretrain", "pretrain/fsdd.yaml", f"data.validation={held_out}", steps,
+                              *common)  # fmt: skip
+        runs = [pretrained]
+        common.append(f"data.test={held_out}")
+        if patch == "frame":
+            for task in ("digits", "speakers"):
+                runs.append(self.run(f"{stem}-{task}", "finetune", f"finetune/fsdd_{task}.yaml",
+                                     f"model.pretrained={pretrained}", *common))  # fmt: skip
+        for start, weights in (("pretrained", str(pretrained)), ("scratch", "null")):
+            for seed in seeds:
+                runs.append(self.run(f"{stem}-low-{start}-{seed}", "finetune", "finetune/fsdd_digits.yaml",
+                                     f"model.pretrained={weights}", *common, *LOW_LABELS, f"seed={seed}"))  # fmt: skip
+        return runs
+
+    def report(self, runs: Sequence[Run]) -> None:
+        """The table, the scores of masked prediction, and the wall times of the road with all labels."""
+        masked = {
+            run.folder.name: json.loads((run.folder / "evaluation" / "scores.json").read_text())
+            for run in runs
+            if run.group[0] == "pretraining"
+        }
+        lines = [markdown(table(runs)), "Held-out clips, half of the patches hidden:\n"]
+        for name, scores in masked.items():
+            lines.append(f"- {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+        lines.append("\nWall time of the commands, pretraining with its evaluation, digits and speakers with all labels:\n")
+        for encoder in dict.fromkeys(run.recipe.model.encoder for run in runs):
+            parts = [self.times.get(f"{encoder}-frame-{name}") for name in ("pretrain", "digits", "speakers")]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts):
+                lines.append(f"- {encoder}: {' + '.join(f'{part:.0f} s' for part in known)} = {sum(known) / 60:.1f} min")
+        write_text(self.out / "results.md", "\n".join(lines) + "\n")
+        details = {run.folder.name: {**run.record, "score": run.score} for run in runs}
+        write_json(self.out / "results.json", {"runs": details, "masked": masked, "wall_seconds": self.times})
+        print((self.out / "results.md").read_text())
 
 
 def main() -> None:
@@ -36,79 +96,19 @@ def main() -> None:
     parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
     parser.add_argument("--encoders", nargs="+", default=["ssamba", "ssast"], choices=["ssamba", "ssast"])
+    parser.add_argument("--patches", nargs="+", default=list(PATCHES), choices=list(PATCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--tune", action="store_true", help="try the learning rates of the low-label runs instead")
     given = parser.parse_args()
-    shards = given.out / "shards"
-    if not shards.exists():
-        prepare("fsdd.py", given.recordings, shards)
-    data = [f"data.train={shards / 'train'}"]
-    runs: list[Path] = []
-    seconds: dict[str, float] = {}
-    for encoder in given.encoders:
-        started = time.perf_counter()
-        pretrained = given.out / f"{encoder}-pretrain"
-        if not (pretrained / "run.json").exists():
-            steps = PRETRAINING_STEPS[encoder]
-            call("ssamba", "pretrain", ROOT / "recipes/pretrain/fsdd.yaml", f"run_dir={pretrained}", *data,
-                 f"data.validation={shards / 'test'}", f"model.encoder={encoder}", f"trainer.max_steps={steps}",
-                 "--overwrite")  # fmt: skip
-            call("ssamba", "evaluate", pretrained, "--overwrite")
-        common = [*data, f"data.test={shards / 'test'}", f"model.encoder={encoder}"]
-
-        def finetune(name: str, recipe: str, weights: str, *changes: str, common: list[str] = common,
-                     encoder: str = encoder) -> Path:  # fmt: skip
-            folder = given.out / f"{encoder}-{name}"
-            if not (folder / "run.json").exists():
-                call("ssamba", "finetune", ROOT / f"recipes/finetune/{recipe}.yaml", f"run_dir={folder}", *common,
-                     f"model.pretrained={weights}", *changes, "--overwrite")  # fmt: skip
-            return folder
-
-        low = [f"data.label_fraction={LOW_LABELS}", f"trainer.max_steps={LOW_LABEL_STEPS}"]
-        starts = {"pretrained": str(pretrained), "scratch": "null"}
-        if given.tune:
-            for start, weights in starts.items():
-                for rate in TUNED_RATES:
-                    name = f"tune-{start}-{rate:g}"
-                    runs.append(finetune(name, "fsdd_digits", weights, *low, f"seed={TUNING_SEED}", *rates(rate)))
-            continue
-        full = [
-            finetune("digits", "fsdd_digits", str(pretrained)),
-            finetune("speakers", "fsdd_speakers", str(pretrained)),
-        ]
-        seconds[encoder] = time.perf_counter() - started
-        runs.extend([pretrained, *full])
-        for start, weights in starts.items():
-            for seed in given.seeds:
-                rate = rates(LOW_LABEL_RATES[encoder, start])
-                runs.append(finetune(f"digits5-{start}-{seed}", "fsdd_digits", weights, *low, f"seed={seed}", *rate))
-    report(given.out, [read_run(folder) for folder in runs], seconds, given.tune)
-
-
-def rates(rate: float) -> list[str]:
-    return [f"optimizer.learning_rate={rate}", f"optimizer.head_learning_rate={rate}"]
-
-
-def report(out: Path, runs: list[Run], seconds: dict[str, float], tuning: bool) -> None:
-    if tuning:
-        for run in runs:
-            print(f"{run.folder.name}: {run.score:.3f}")
-        return
-    rows = table(runs)
-    masked = {
-        run.recipe.model.encoder: json.loads((run.folder / "evaluation" / "scores.json").read_text())
-        for run in runs
-        if run.group[0] == "pretraining"
-    }
-    lines = [markdown(rows), "Held-out clips, half of the patches hidden:\n"]
-    lines += [f"- {encoder}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) for encoder, scores
-              in masked.items()]  # fmt: skip
-    lines += ["", "Pretraining and fine-tuning with all labels, wall time in this call:\n"]
-    lines += [f"- {encoder}: {value / 60:.1f} min" for encoder, value in seconds.items()]
-    write_text(out / "results.md", "\n".join(lines) + "\n")
-    details = {run.folder.name: {**run.record, "score": run.score} for run in runs}
-    write_json(out / "results.json", {"runs": details, "masked": masked, "seconds": seconds})
-    print((out / "results.md").read_text())
+    benchmark = Benchmark(given.out)
+    if not benchmark.shards.exists():
+        prepare("fsdd.py", given.recordings, benchmark.shards)
+    runs = [
+        folder
+        for encoder in given.encoders
+        for patch in given.patches
+        for folder in benchmark.compare(encoder, patch, given.seeds)
+    ]
+    benchmark.report([read_run(folder) for folder in runs])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python data_prep/synthesize.py OUT
 
 writes OUT/words/{word}_{voice}_{take}.wav and OUT/sentences/{voice}_{number}.wav at eSpeak NG's own 22,050 Hz. The
-engine comes as a library with the package espeakng-loader (pip install 'ssamba[demo]').
+engine comes as a library with the package espeakng-loader (pip install 'ssamba[demo]'). The seed decides what is said,
+how fast, how high and how loud; the engine itself varies a little from one call to the next.
 """
 
 import argparse

@@ -41,7 +41,10 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate:
             if file.frames > max_seconds * file.samplerate:
                 raise BadAudio(f"its header says {file.frames / file.samplerate:.0f} s; at most {max_seconds:g} s")
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: its name ends in .raw
+    except soundfile.LibsndfileError as error:
+        # Its whole text would name an open file by its address, another one each time.
+        raise BadAudio(f"it cannot be decoded: {error.error_string}") from error
+    except (OSError, TypeError) as error:  # TypeError: its name ends in .raw
         raise BadAudio(f"it cannot be decoded: {error}") from error
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     if not np.isfinite(mono).all():

@@ -144,8 +144,6 @@ def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
 def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
     """Everything that `recipe` says, checked against the data, before any long work."""
     shards = build_shards(recipe)
-    if recipe.model.pretrained:
-        read_config(recipe.model.pretrained)
     audio = build_audio(recipe, shards)
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
@@ -184,9 +182,6 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     """Everything that `recipe` says, checked against the data, before any long work."""
     shards = build_shards(recipe)
     labels = build_labels(recipe, shards)
-    if recipe.model.pretrained:
-        # The encoder is built twice: once now, so that weights that do not fit are told before anything is measured.
-        build_encoder(recipe)
     audio = build_audio(recipe, shards)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.config import AudioConfig, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.errors import UserError
 
 # torch and Lightning take seconds to import: the commands import what they need, so that --help and a mistake in a
@@ -25,9 +25,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
     _check_run_folder(recipe.run_dir, arguments.overwrite)
     built = build_pretrainer(recipe)
-    record = start_run(recipe, built, arguments.overwrite)
     skipped = SkippedSamples()
     trainer = build_trainer(recipe, skipped)
+    record = start_run(recipe, built, arguments.overwrite)
     started = time.perf_counter()
     trainer.fit(built.module, built.data)
     if trainer.global_rank == 0:
@@ -47,9 +47,9 @@ def finetune(arguments: argparse.Namespace) -> None:
 
     _check_run_folder(recipe.run_dir, arguments.overwrite)
     built = build_finetuner(recipe)
-    record = start_run(recipe, built, arguments.overwrite)
     skipped = SkippedSamples()
     trainer = build_trainer(recipe, skipped)
+    record = start_run(recipe, built, arguments.overwrite)
     started = time.perf_counter()
     trainer.fit(built.module, built.data)
     seconds = time.perf_counter() - started
@@ -83,9 +83,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def stats(arguments: argparse.Namespace) -> None:
     """Measure the mean and standard deviation of the log-mel values of shards, for audio.mean and audio.std."""
+    sources, bins = arguments.sources, arguments.num_mel_bins
+    if sources[0].endswith((".yaml", ".yml")):
+        recipe = load_recipe(sources[0], sources[1:])
+        sources, bins = recipe.data.train, bins or recipe.audio.num_mel_bins
     from ssamba.build import measure
 
-    measured = measure(arguments.shards, arguments.num_mel_bins, arguments.limit)
+    measured = measure(sources, bins or AudioConfig.num_mel_bins, arguments.limit)
     print(f"audio.mean={measured.mean:.4f} audio.std={measured.std:.4f}")
     print(f"{measured.clips} clips, {measured.frames / 100:.1f} s in frames", file=sys.stderr)
 
@@ -154,8 +158,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
         sub.set_defaults(call=command)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
-    sub.add_argument("shards", nargs="+", metavar="SHARDS", help="a split's folder or a pattern of shards in one")
-    sub.add_argument("--num-mel-bins", type=int, default=128)
+    sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE",
+                     help="folders of splits or patterns of shards; or a recipe (and key=value), for its data.train")  # fmt: skip
+    sub.add_argument("--num-mel-bins", type=int, help="default: the recipe's, else 128")
     sub.add_argument("--limit", type=int, default=None, metavar="CLIPS", help="read no more clips than this")
     sub.set_defaults(call=stats)
     shards = commands.add_parser("shards", help="Look at shards, or check them.")

@@ -8,14 +8,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import soundfile  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
 
-from ssamba.cli import main  # noqa: E402
-from ssamba.data.writer import Recording, write_shards  # noqa: E402
+from ssamba.cli import main
+from ssamba.data.writer import Recording, write_shards
 
 torch.set_num_threads(1)
 

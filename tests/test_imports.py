@@ -83,7 +83,7 @@ def test_the_schema_imports_no_torch() -> None:
 @each_source
 def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
-    assert not used & {"mamba_ssm", "wandb", "triton", "espeakng_loader"}
+    assert not used & {"mamba_ssm", "wandb"}
 
 
 @pytest.mark.parametrize("part", ["models", "ops"])
@@ -104,13 +104,15 @@ def test_the_walk_sees_what_it_must_see(tmp_path: Path) -> None:
 
 
 # What every Unix has; a path below another folder that exists here is this machine's alone.
-COMMON = {"bin", "boot", "dev", "etc", "lib", "lib64", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "tmp",
-          "usr", "var"}  # fmt: skip
+COMMON = {"bin", "boot", "dev", "etc", "lib", "lib64", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys",
+          "tmp", "usr", "var"}  # fmt: skip
 
 
 def texts() -> Iterator[tuple[Path, str]]:
     """The text files of the repository, this one aside."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True)
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True
+    )
     if listed.returncode:
         pytest.skip("no git repository here")
     for name in listed.stdout.decode().split("\0"):

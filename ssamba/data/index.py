@@ -322,4 +322,4 @@ def _shard_problems(shard: Shard, sampling_rate: int) -> Iterator[str]:
         except ValueError as error:
             yield f"sample {key!r}: its json cannot be parsed: {error}"
         except soundfile.LibsndfileError as error:
-            yield f"sample {key!r}: its flac cannot be decoded: {error}"
+            yield f"sample {key!r}: its flac cannot be decoded: {error.error_string}"

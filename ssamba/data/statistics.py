@@ -25,8 +25,11 @@ def measure_statistics(stream: ClipStream, num_mel_bins: int, total: int) -> Sta
     added, squared, frames, clips = 0.0, 0.0, 0, 0
     with progress_bar(total, "clip", "statistics") as bar, torch.inference_mode():
         for batch in stream:
-            values = log_mel.log_mel(batch["waveform"], batch["lengths"]).double()
-            frames += int(((batch["lengths"] - log_mel.frame) // log_mel.hop + 1).clamp(min=0).sum())
+            lengths = batch["lengths"][: total - clips]
+            # A minute of padding behind every second of speech would cost a minute's work.
+            waveform = batch["waveform"][: len(lengths), : int(lengths.max())]
+            values = log_mel.log_mel(waveform, lengths).double()
+            frames += int(((lengths - log_mel.frame) // log_mel.hop + 1).clamp(min=0).sum())
             added += float(values.sum())  # frames after the end are 0
             squared += float(values.square().sum())
             clips += len(values)

@@ -101,16 +101,19 @@ def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> 
 class _named:
     """Say which shard it was that could not be read."""
 
-    def __init__(self, shard: str) -> None:
-        self.shard = shard
+    def __init__(self, *shards: str) -> None:
+        self.shards = shards
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, tarfile.TarError | EOFError | json.JSONDecodeError):
+            # webdataset puts the path among the arguments of the error.
+            shard = next((shard for shard in self.shards if shard in error.args), self.shards[0])
+            what = error.args[0] if error.args else "it ends too early"
             raise UserError(
-                f"shard {self.shard} is damaged ({error}); `ssamba shards verify` finds all such shards of a folder"
+                f"shard {shard} is damaged ({what}); `ssamba shards verify` finds all such shards of a folder"
             ) from error
 
 
@@ -181,7 +184,7 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         read, bad = 0, 0
         samples = iter(pipeline)
         while True:
-            with _named(", ".join(order[:3])):
+            with _named(*order):
                 raw = next(samples, None)
             if raw is not None:
                 read += 1
@@ -201,7 +204,8 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
                 break
             if recording is not None:
                 yield recording
-        if read == bad:
+        # Nothing to read is no mistake where it is another consumer's turn: the next epoch deals the shards out anew.
+        if read == bad and (bad or (self.repeat and not whole)):
             raise UserError(f"no recording of {len(order)} shards ({order[0]}, ...) can be used in epoch {epoch}")
 
     def _wanted(self, samples: Iterable[dict[str, Any]], first: int, step: int) -> Iterator[dict[str, Any]]:

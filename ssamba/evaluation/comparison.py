@@ -32,7 +32,8 @@ class Run:
     @property
     def group(self) -> tuple[str, str, str, str]:
         """(task, encoder, start, labels): runs that differ in their seed alone have the same."""
-        model = f"{self.recipe.model.encoder} {self.recipe.model.size}"
+        chosen = self.recipe.model
+        model = f"{chosen.encoder} {chosen.size} {chosen.fshape}x{chosen.tshape}"
         if isinstance(self.recipe, FinetuneRecipe):
             start = "pretrained" if self.recipe.model.pretrained else "from scratch"
             return self.recipe.task.label, model, start, f"{self.recipe.data.label_fraction:.0%}"

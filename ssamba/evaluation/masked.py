@@ -50,9 +50,10 @@ def mean_patches(model: MaskedPatchModel, log_mel: LogMel, stream: ClipStream, t
     sums, clips = torch.zeros(()), 0
     with progress_bar(total, "clip", "mean patches") as bar, torch.inference_mode():
         for batch in stream:
-            sums = sums + model.encoder.patch_shape.cut(log_mel(batch["waveform"], batch["lengths"])).sum(0)
-            clips += len(batch["keys"])
-            bar.update(len(batch["keys"]))
+            spectrogram = log_mel(batch["waveform"], batch["lengths"])[: total - clips]
+            sums = sums + model.encoder.patch_shape.cut(spectrogram).sum(0)
+            clips += len(spectrogram)
+            bar.update(len(spectrogram))
             if clips >= total:
                 break
     return sums / clips

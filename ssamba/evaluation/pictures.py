@@ -40,7 +40,9 @@ def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, model: Masked
         axes, ("spectrogram", "masked", "reconstruction"), (patches, hidden, filled), strict=True
     ):
         picture = model.encoder.patch_shape.join(image, log_mel.shape[1], log_mel.shape[0])[0]
-        drawn = axis.imshow(picture.float().cpu().T, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
+        drawn = axis.imshow(
+            picture.float().cpu().T.numpy(), origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma"
+        )
         axis.set(title=name, ylabel="mel bin")
     axes[-1].set_xlabel("frame (10 ms)")
     figure.colorbar(drawn, ax=axes, label="normalised log-mel")
@@ -84,7 +86,7 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
     side = min(16.0, 3.0 + 0.45 * classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    drawn = axis.imshow(shares.cpu(), vmin=0, vmax=1, cmap="Blues")
+    drawn = axis.imshow(shares.cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
     axis.set(title=title, xlabel="predicted", ylabel="true")
     if classes <= 60:
         axis.set_xticks(range(classes), labels, rotation=90)

@@ -82,11 +82,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     text = model_folder(path) / "config.json"
     try:
         config = json.loads(text.read_text())
-        known = config["model_type"] in STACKS and all(name in config for name in (*_PATCH_FIELDS, *_AUDIO_FIELDS))
+        family = config["model_type"]
+        known = family in STACKS and {*_PATCH_FIELDS, *_AUDIO_FIELDS, *SIZES[family]["nano"]} <= config.keys()
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{text} is not a model's config.json: {error!r}") from error
     if not known:
-        raise UserError(f"{text} describes a {config['model_type']!r}; expected one of {', '.join(STACKS)}, complete")
+        raise UserError(f"{text} describes a {family!r}; expected one of {', '.join(STACKS)}, complete")
     assert isinstance(config, dict)
     return config
 

@@ -43,6 +43,12 @@ class StepProgress(ProgressBar):
         assert self._bar is not None
         self._bar.close()
 
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if self._bar is not None:  # so that what is said of the error gets a line of its own
+            self._bar.close()
+
 
 class Throughput(Callback):
     """Logs samples_per_second over the steps since the last log, all ranks together, validation left out."""

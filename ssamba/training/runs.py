@@ -91,6 +91,18 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+class _LastCheckpoint(ModelCheckpoint):
+    """last.ckpt: every so many steps, and after the last one."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        super().__init__(folder, "last", every_n_train_steps=steps, enable_version_counter=False)
+        self.path, self.steps = folder / "last.ckpt", steps
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.global_step % self.steps:
+            trainer.save_checkpoint(self.path)
+
+
 def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: str, devices: int, accelerator: str,
                  strategy: str, validate_every_steps: int, validates: bool, log_every_steps: int, gradient_clip: float,
                  monitor: tuple[str, str] | None, wandb_mode: str, wandb_project: str,
@@ -106,10 +118,7 @@ def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: st
     loggers: list[Logger] = [CSVLogger(str(folder), name="", version="")]
     if wandb_mode != "off":
         loggers.append(_wandb_logger(folder, wandb_mode, wandb_project))
-    checkpoints: list[Callback] = [
-        ModelCheckpoint(folder / "checkpoints", "last", save_top_k=1, monitor=None, every_n_train_steps=max(
-            1, min(validate_every_steps, max_steps)), enable_version_counter=False)
-    ]  # fmt: skip
+    checkpoints: list[Callback] = [_LastCheckpoint(folder / "checkpoints", min(validate_every_steps, max_steps))]
     if monitor:
         name, mode = monitor
         checkpoints.append(

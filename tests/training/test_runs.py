@@ -1,8 +1,302 @@
-def test_a(pretrained, finetuned, capsys):
-    import torch
-    for e in ("ssamba","ssast"):
-        p=finetuned(e)
-        import subprocess
-        print(subprocess.run(f"find {p} -type f; cat {p}/metrics.csv {p}/run.json {p}/recipe.yaml; cat {pretrained(e)}/metrics.csv; cat {p}/model/config.json {p}/test/*.csv {p}/test/*.json", shell=True, capture_output=True, text=True).stdout)
-        for c in ("last","best"): 
-            k=torch.load(p/f"checkpoints/{c}.ckpt", weights_only=True); print(c, k["global_step"], list(k))
+"""A run's folder: what is in it, that the same seed makes the same run, and when an old one may go."""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssamba.cli import main
+from ssamba.config import load_recipe
+from ssamba.data.index import find_shards
+from ssamba.errors import UserError
+from ssamba.training.runs import check_run, open_run
+
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+Runs = Callable[[str], Path]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# The same seed
+
+
+@each_encoder
+def test_the_same_seed_pretrains_the_same_weights_bitwise(
+    encoder: str, pretrained: Runs, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    first = pretrained(encoder)
+    torch.rand(3)  # what was drawn before has no say
+    for name, seed in (("again", 0), ("other", 1)):
+        words = [f"run_dir={tmp_path / name}", f"model.encoder={encoder}", f"seed={seed}"]
+        assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
+    assert_same_run(first, tmp_path / "again", tmp_path / "other")
+
+
+@each_encoder
+def test_the_same_seed_fine_tunes_the_same_weights_bitwise(
+    encoder: str, pretrained: Runs, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    # With everything that is left to chance: labels, augmentation, order, heads.
+    chance = ["data.label_fraction=0.5", "augmentation.mixup=0.5", "augmentation.noise=0.1",
+              "augmentation.time_shift=8", "augmentation.frequency_mask=16", "augmentation.time_mask=8"]  # fmt: skip
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        torch.rand(3)
+        words = [f"run_dir={tmp_path / name}", f"model.encoder={encoder}", f"seed={seed}", *chance]
+        start = f"model.pretrained={pretrained(encoder)}"
+        assert main(["finetune", str(recipes["finetune"]), *words, start]) == 0
+    assert_same_run(tmp_path / "first", tmp_path / "again", tmp_path / "other")
+
+
+def assert_same_run(first: Path, again: Path, other: Path) -> None:
+    weights = Path("model", "model.safetensors")
+    assert (first / weights).read_bytes() == (again / weights).read_bytes()
+    assert (first / weights).read_bytes() != (other / weights).read_bytes()
+    logged = [[{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows(run)]
+              for run in (first, again, other)]  # fmt: skip
+    assert logged[0] == logged[1] != logged[2]
+    ours, theirs = (load_recipe(run) for run in (first, again))
+    ours.run_dir = theirs.run_dir
+    assert ours == theirs
+
+
+def test_workers_change_no_clip_that_is_read(pretrained: Runs, recipes: dict[str, Path], tmp_path: Path) -> None:
+    """One worker reads as the training process itself does."""
+    words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "data.num_workers=1"]
+    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
+    weights = Path("model", "model.safetensors")
+    assert (tmp_path / "run" / weights).read_bytes() == (pretrained("ssast") / weights).read_bytes()
+
+
+# The folder
+
+
+@each_encoder
+def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: Path) -> None:
+    run = pretrained(encoder)
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
+        "recipe.yaml", "metrics.csv", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "model/config.json", "model/model.safetensors", "pictures/curves.png", "pictures/reconstruction-0000002.png",
+        "pictures/reconstruction-0000004.png",
+    }  # fmt: skip
+    logged = rows(run)
+    train = ["train/loss", "train/contrastive", "train/reconstruction", "train/accuracy", "gradient_norm",
+             "learning_rate", "samples_per_second"]  # fmt: skip
+    validation = ["val/loss", "val/contrastive", "val/reconstruction", "val/accuracy"]
+    assert set(logged[0]) == {"epoch", "step", *train, *validation}
+    for names, steps in ((train, ["0", "1", "2", "3"]), (validation, ["1", "3"])):
+        for name in names:
+            assert [row["step"] for row in logged if row[name]] == steps
+            assert all(float(row[name]) >= 0 for row in logged if row[name])
+    record = assert_record(run, corpus, ("train", "validation"))
+    assert record["test"] == {}
+    assert set(record["last_metrics"]) >= set(train) | set(validation)
+
+
+@each_encoder
+def test_what_a_fine_tuning_run_leaves(encoder: str, finetuned: Runs, corpus: Path) -> None:
+    run = finetuned(encoder)
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
+        "recipe.yaml", "metrics.csv", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "model/config.json", "model/model.safetensors", "pictures/curves.png", "test/scores.json",
+        "test/predictions.csv", "test/confusion.png",
+    }  # fmt: skip
+    train = ["train/loss", "train/accuracy", "gradient_norm", "learning_rate", "samples_per_second"]
+    validation = ["val/loss", "val/accuracy", "val/balanced_accuracy"]
+    assert set(rows(run)[0]) == {"epoch", "step", *train, *validation}
+    record = assert_record(run, corpus, ("train", "validation", "test"))
+    assert record["test"] == json.loads((run / "test" / "scores.json").read_text())
+    assert record["test"]["clips"] == 24
+
+
+def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str, Any]:
+    """run.json says what is so, and every picture is one."""
+    record: dict[str, Any] = json.loads((run / "run.json").read_text())
+    assert set(record) == {
+        "command", "started", "seed", "git_commit", "python", "versions", "hardware", "parameters", "data", "steps",
+        "training_seconds", "last_metrics", "test", "skipped_samples",
+    }  # fmt: skip
+    assert (record["steps"], record["seed"], record["skipped_samples"]) == (4, 0, [])
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] and "ssamba" in record["versions"]
+    assert record["hardware"]["threads"] == torch.get_num_threads()
+    weights = load_file(run / "model" / "model.safetensors")
+    assert record["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    for split in splits:
+        held = find_shards([str(corpus / split)])
+        assert record["data"][split] == {
+            "samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint
+        }  # fmt: skip
+    assert set(record["data"]) == set(splits)
+    for path in run.rglob("*.png"):
+        assert matplotlib.image.imread(path).std() > 0.01
+    assert not list(run.rglob("*.tmp"))
+    return record
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
+def test_the_recipe_in_the_folder_says_what_was_measured(kind: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(kind)("ssamba")
+    recipe = load_recipe(run)
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert recipe.run_dir == str(run)
+    assert (recipe.audio.mean, recipe.audio.std) == (config["mean"], config["std"])
+    # Log-mel values of full-scale audio with a little noise.
+    assert recipe.audio.mean is not None and -12 < recipe.audio.mean < 5
+    assert recipe.audio.std is not None and 0.5 < recipe.audio.std < 8
+
+
+def test_checkpoints_are_read_without_pickle_and_the_exports_are_theirs(pretrained: Runs, finetuned: Runs) -> None:
+    run = pretrained("ssamba")
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert_exported(run, last["state_dict"])
+
+    run = finetuned("ssamba")
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert_exported(run, best["state_dict"])
+    accuracies = {int(row["step"]) + 1: float(row["val/accuracy"]) for row in rows(run) if row["val/accuracy"]}
+    assert accuracies[best["global_step"]] == max(accuracies.values())
+    run = pretrained("ssast")
+    losses = {int(row["step"]) + 1: float(row["val/loss"]) for row in rows(run) if row["val/loss"]}
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert losses[best["global_step"]] == min(losses.values())
+
+
+def assert_exported(run: Path, state: dict[str, torch.Tensor]) -> None:
+    exported = load_file(run / "model" / "model.safetensors")
+    held = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    assert exported.keys() == held.keys()
+    assert all(torch.equal(exported[name], held[name]) for name in held)
+
+
+def test_the_last_checkpoint_is_of_the_last_step(recipes: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=3", "data.test=[]", "data.validation=[]"]
+    assert main(["finetune", str(recipes["finetune"]), *words]) == 0
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    assert_exported(run, last["state_dict"])
+
+
+# Folders that exist
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_an_existing_run_is_left_alone(
+    kind: str, recipes: dict[str, Path], pretrained: Runs, copy_of: Callable[[Path], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = copy_of(pretrained("ssast"))
+    before = digests(run)
+    assert main([kind, str(recipes[kind]), f"run_dir={run}"]) == 2
+    assert f"run folder {run} exists; give another run_dir, or --overwrite" in capsys.readouterr().err
+    assert digests(run) == before
+
+
+def test_overwrite_replaces_a_run(recipes: dict[str, Path], pretrained: Runs, copy_of: Callable[[Path], Path]) -> None:
+    run = copy_of(pretrained("ssast"))
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "scores.json").write_text("{}")
+    words = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=1", "data.validation=[]"]
+    assert main(["pretrain", str(recipes["pretrain"]), "--overwrite", *words]) == 0
+    assert json.loads((run / "run.json").read_text())["steps"] == 1
+    assert not (run / "evaluation").exists()
+    assert [path.name for path in (run / "pictures").iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("mistake", ["data.train=nowhere", "model.pretrained=nowhere", "task.label=mood"])
+def test_a_mistake_costs_no_old_run(
+    mistake: str, recipes: dict[str, Path], finetuned: Runs, copy_of: Callable[[Path], Path]
+) -> None:
+    run = copy_of(finetuned("ssast"))
+    before = digests(run)
+    assert main(["finetune", str(recipes["finetune"]), f"run_dir={run}", "--overwrite", mistake]) == 2
+    assert digests(run) == before
+
+
+def test_overwrite_removes_nothing_but_a_run(
+    recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    assert main(["pretrain", str(recipes["pretrain"]), f"run_dir={folder}", "--overwrite"]) == 2
+    assert "holds no recipe.yaml, so it is no run; --overwrite does not remove it" in capsys.readouterr().err
+    assert digests(folder) == {"chapter.txt": hashlib.sha256(b"years of work").hexdigest()}
+
+
+def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "a" / "new"):
+        check_run(folder, overwrite=False)
+        open_run(folder, overwrite=False)
+        assert folder.is_dir()
+    check_run(tmp_path / "not" / "made", overwrite=False)
+    assert not (tmp_path / "not").exists()
+    (tmp_path / "file").write_text("a file")
+    for overwrite in (False, True):
+        with pytest.raises(UserError):
+            open_run(tmp_path / "file", overwrite)
+    assert (tmp_path / "file").read_text() == "a file"
+
+
+# Loggers
+
+
+def test_wandb_stays_out_unless_it_is_asked_for(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it would raise
+    words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "trainer.max_steps=1"]
+    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_wandb_offline_keeps_what_the_csv_keeps(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    words = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=2", "wandb.mode=offline"]
+    try:
+        assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
+        assert wandb.run is not None and wandb.run.offline
+        summary = dict(wandb.run.summary)
+    finally:
+        wandb.teardown()
+    assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    assert list(run.glob("wandb/offline-run-*/files/media/images/reconstruction*.png"))
+    last = {name: float(row[name]) for row in rows(run) for name in row if row[name] and name.startswith("val/")}
+    assert last and {name: summary[name] for name in last} == pytest.approx(last)
+
+
+def test_wandb_that_is_not_installed_is_told(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "wandb.mode=offline"]
+    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 2
+    assert "wandb is not installed: pip install 'ssamba[wandb]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

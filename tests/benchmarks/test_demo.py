@@ -1,0 +1,54 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssamba.data.writer import Recording
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "benchmarks" / "demo.py", *arguments]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+
+
+def test_goes_the_whole_road_on_a_folder_of_recordings(
+    recordings: dict[str, list[Recording]], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "demo"
+    for recording in [one for split in recordings.values() for one in split]:
+        label = str(recording.labels["sound"])
+        (data / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(recording.path, data / label)
+
+    done = demo("--data", data, "--out", out, "--scale", 0.005)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (out / "report.html").read_text()
+    for encoder in ("ssamba", "ssast"):
+        for run in ("pretrain", "labels-pretrained", "labels-scratch"):
+            record = json.loads((out / "runs" / f"{encoder}-{run}" / "run.json").read_text())
+            assert record["steps"] == (3 if run == "pretrain" else 1)
+        score = json.loads((out / "runs" / f"{encoder}-labels-scratch" / "test" / "scores.json").read_text())
+        assert f"<td>{score['accuracy']:.3f}</td>" in page
+        assert f"| label       | {encoder} nano 16x16" in done.stdout
+    for picture in out.glob("**/*.png"):
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(list(out.glob("**/confusion.png"))) == 4
+
+
+@pytest.mark.parametrize("case", ["no such data", "not a demo"])
+def test_a_mistake_is_told_before_anything_is_written(case: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if case == "not a demo":
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    done = demo("--out", out, *(["--data", tmp_path / "nowhere"] if case == "no such data" else []))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert ("nowhere" if case == "no such data" else str(out)) in done.stderr
+    assert not out.exists() or [path.name for path in out.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,121 @@
+"""What is drawn, read back from the figures; and that the files are PNGs."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from ssamba.evaluation import pictures
+from ssamba.models.encoder import AudioEncoder
+from ssamba.models.heads import MaskedPatchModel
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """Every figure that is saved."""
+    drawn: list[Figure] = []
+    save = pictures._save
+
+    def keep(figure: Figure, path: Path) -> None:
+        drawn.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(pictures, "_save", keep)
+    yield drawn
+
+
+def assert_png(path: Path) -> None:
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    image = matplotlib.image.imread(path)
+    assert image.shape[0] > 100 and image.shape[1] > 100 and image.std() > 0.01
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+def image_of(axis: Any) -> np.ndarray[Any, Any]:
+    return np.ma.filled(axis.get_images()[0].get_array().astype(float), math.nan)
+
+
+def test_a_reconstruction_shows_what_was_hidden_and_what_was_made_of_it(tmp_path: Path, figures: list[Figure]) -> None:
+    torch.manual_seed(0)
+    options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "layer_norm_eps": 1e-6}
+    model = MaskedPatchModel(AudioEncoder("ssast", options, 8, 14, 4, 4, 4, 4))
+    log_mel = torch.randn(14, 8)  # a grid of 2 x 3 patches, and two frames that fill none
+    mask = torch.tensor([True, False, False, False, True, True])
+    path = tmp_path / "pictures" / "reconstruction.png"
+    with torch.no_grad():
+        pictures.draw_reconstruction(path, log_mel, mask, model, "step 3: " + "a name " * 20)
+        said = model(log_mel.unsqueeze(0), mask.unsqueeze(0)).reconstruction[0]
+    assert_png(path)
+    shown, hidden, filled = (image_of(axis) for axis in figures[0].axes[:3])
+    whole = log_mel[:12].T.numpy()
+    np.testing.assert_allclose(shown, whole, rtol=1e-6)
+    where = np.zeros((8, 12), bool)
+    predicted = whole.copy()
+    for patch, (row, column) in zip(said, ((0, 0), (1, 1), (1, 2)), strict=True):
+        place = np.s_[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        where[place] = True
+        predicted[place] = patch.view(4, 4).numpy()
+    assert np.array_equal(np.isnan(hidden), where)
+    np.testing.assert_allclose(hidden[~where], whole[~where], rtol=1e-6)
+    np.testing.assert_allclose(filled, predicted, rtol=1e-5)
+    assert figures[0].get_suptitle().endswith("...")  # a packed clip's name can be long
+
+
+def test_curves_are_the_numbers_of_the_csv(tmp_path: Path, figures: list[Figure]) -> None:
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(
+        "epoch,gradient_norm,step,train/loss,val/loss\n0,5.5,0,3.0,\n0,4.5,1,2.0,\n0,,1,,2.5\n0,3.5,2,1.0,\n"
+    )
+    pictures.draw_curves(tmp_path / "pictures" / "curves.png", metrics, "a run")
+    assert_png(tmp_path / "pictures" / "curves.png")
+    panels = {axis.get_title(): axis for axis in figures[0].axes if axis.get_visible()}
+    lines = {
+        name: {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}  # type: ignore[union-attr]
+        for name, axis in panels.items()
+    }
+    assert set(panels) == {"gradient norm", "loss"}
+    assert lines["loss"] == {"train": [[0, 3], [1, 2], [2, 1]], "val": [[1, 2.5]]}
+    (norms,) = lines["gradient norm"].values()
+    assert norms == [[0, 5.5], [1, 4.5], [2, 3.5]]
+
+
+def test_no_metrics_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step\n")
+    pictures.draw_curves(tmp_path / "curves.png", tmp_path / "metrics.csv", "a run")
+    assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("classes", [3, 30, 70])
+def test_confusion_is_drawn_as_shares_of_each_true_class(tmp_path: Path, figures: list[Figure], classes: int) -> None:
+    confusion = torch.randint(0, 5, (classes, classes), generator=torch.Generator().manual_seed(0))
+    confusion[1] = 0  # a class that does not occur
+    names = [f"class {number}" for number in range(classes)]
+    path = tmp_path / "pictures" / "confusion.png"
+    pictures.draw_confusion(path, confusion, names, "a title")
+    assert_png(path)
+    axis = figures[0].axes[0]
+    counts = confusion.numpy()
+    wanted = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    np.testing.assert_allclose(image_of(axis), wanted, rtol=1e-6)
+    assert ([text.get_text() for text in axis.get_yticklabels()] == names) == (classes <= 60)
+    written = {(int(t.get_position()[1]), int(t.get_position()[0])): int(t.get_text()) for t in axis.texts}
+    assert written == ({(r, c): n for (r, c), n in np.ndenumerate(counts) if n} if classes <= 20 else {})
+
+
+def test_bars_are_as_high_as_their_values(tmp_path: Path, figures: list[Figure]) -> None:
+    values = {"words": {"pretrained": 0.75, "scratch": 0.5}, "voices": {"scratch": 0.25}}
+    path = tmp_path / "pictures" / "bars.png"
+    pictures.draw_bars(path, values, "accuracy", "a title")
+    assert_png(path)
+    axis = figures[0].axes[0]
+    drawn = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers}  # type: ignore[union-attr]
+    assert drawn == {"pretrained": [0.75], "scratch": [0.5, 0.25]}
+    places = {bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axis.containers}  # type: ignore[union-attr]
+    assert [round(place) for place in places["scratch"]] == [0, 1]
+    assert places["pretrained"][0] < places["scratch"][0]

@@ -1,0 +1,252 @@
+"""A model as a folder: what comes back, what it says of itself, and which mismatches are told."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssamba.errors import UserError
+from ssamba.models.checkpoint import (
+    AudioSettings,
+    ClassifierSettings,
+    load_model,
+    load_pretrained_encoder,
+    model_folder,
+    read_config,
+    save_model,
+)
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.patches import fit_positions
+
+SMALL: dict[str, dict[str, Any]] = {
+    "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "ssast": {**SIZES["ssast"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+AUDIO = AudioSettings(16000, -4.25, 4.5)
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+
+
+def make(encoder: str, *, seed: int = 0, bins: int = 32, frames: int = 48, patch: tuple[int, int] = (8, 8),
+         stride: tuple[int, int] | None = None, **options: Any) -> AudioEncoder:  # fmt: skip
+    torch.manual_seed(seed)
+    return AudioEncoder(encoder, {**SMALL[encoder], **options}, bins, frames, *patch, *(stride or patch))
+
+
+def spectrogram(frames: int = 48, bins: int = 32) -> Tensor:
+    return torch.randn(2, frames, bins, generator=torch.Generator().manual_seed(1))
+
+
+def pretrained(folder: Path, encoder: str, **changes: Any) -> AudioEncoder:
+    """Written to `folder` with its heads."""
+    made = make(encoder, **changes)
+    save_model(folder, MaskedPatchModel(made), AUDIO)
+    return made
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@each_encoder
+def test_a_pretrained_model_comes_back_bitwise(encoder: str, tmp_path: Path) -> None:
+    model = MaskedPatchModel(make(encoder))
+    save_model(tmp_path / "model", model, AUDIO)
+    saved = load_model(tmp_path)  # the run folder
+    assert isinstance(saved.model, MaskedPatchModel) and not saved.model.training
+    assert (saved.audio, saved.classifier) == (AUDIO, None)
+    assert equal(saved.model, model)
+    mask = torch.arange(24).expand(2, -1) % 3 == 0
+    with torch.inference_mode():
+        for ours, theirs in zip(saved.model(spectrogram(), mask), model.eval()(spectrogram(), mask), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@each_encoder
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_a_classifier_comes_back_bitwise(encoder: str, pooling: str, tmp_path: Path) -> None:
+    settings = ClassifierSettings(("no", "yes", "später"), "word", "bce", pooling)
+    model = AudioClassifier(make(encoder), 3, pooling)
+    save_model(tmp_path, model, AUDIO, settings)
+    saved = load_model(tmp_path)
+    assert isinstance(saved.model, AudioClassifier)
+    assert (saved.audio, saved.classifier) == (AUDIO, settings)
+    with torch.inference_mode():
+        assert torch.equal(saved.model(spectrogram()), model.eval()(spectrogram()))
+
+
+def test_what_the_folder_says(tmp_path: Path) -> None:
+    model = AudioClassifier(make("ssamba", residual="plain"), 2, "mean")
+    save_model(tmp_path, model, AUDIO, ClassifierSettings(("no", "yes"), "word", "cross_entropy", "mean"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == read_config(tmp_path) == {
+        "model_type": "ssamba", "architecture": "AudioClassifier",
+        "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
+        "residual": "plain", "layer_norm_eps": 1e-5,
+        "num_mel_bins": 32, "max_length": 48, "fshape": 8, "tshape": 8, "frequency_stride": 8, "time_stride": 8,
+        "sampling_rate": 16000, "mean": -4.25, "std": 4.5,
+        "classifier": {"labels": ["no", "yes"], "label": "word", "loss": "cross_entropy", "pooling": "mean"},
+    }  # fmt: skip
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors.keys() == model.state_dict().keys()
+    assert tensors["encoder.positions"].shape == (4, 6, 32)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_attention_heads_and_layers_are_named_as_in_transformers(encoder: str, tmp_path: Path) -> None:
+    pretrained(tmp_path, encoder)
+    config = read_config(tmp_path)
+    assert config["architecture"] == "MaskedPatchModel" and "classifier" not in config
+    assert ("num_attention_heads" in config) == (encoder == "ssast")
+
+
+@each_encoder
+def test_weights_start_an_encoder_of_the_same_size_bitwise(encoder: str, tmp_path: Path) -> None:
+    first = pretrained(tmp_path, encoder)
+    other = make(encoder, seed=1)
+    assert not equal(first, other)
+    load_pretrained_encoder(other, tmp_path)
+    assert equal(first, other)
+
+
+@each_encoder
+@pytest.mark.parametrize(
+    ("changes", "grid"),
+    [
+        ({"frames": 24}, (4, 3)),
+        ({"frames": 80}, (4, 10)),
+        ({"stride": (8, 4)}, (4, 11)),
+        ({"stride": (5, 4), "frames": 96}, (5, 23)),
+        ({"bins": 64}, (8, 6)),
+    ],
+)
+def test_the_grid_of_positions_follows_another_clip_or_stride(
+    encoder: str, changes: dict[str, Any], grid: tuple[int, int], tmp_path: Path
+) -> None:
+    first = pretrained(tmp_path, encoder)
+    other = make(encoder, seed=1, **changes)
+    load_pretrained_encoder(other, tmp_path)
+    assert other.positions.shape == (*grid, 32)
+    assert torch.equal(other.positions, fit_positions(first.positions, *grid))
+    rest = first.state_dict().keys() - {"positions"}
+    assert all(torch.equal(first.state_dict()[name], other.state_dict()[name]) for name in rest)
+
+
+def test_a_shorter_clip_sees_the_middle_positions(tmp_path: Path) -> None:
+    first = pretrained(tmp_path, "ssast")
+    other = make("ssast", seed=1, frames=24)
+    load_pretrained_encoder(other, tmp_path)
+    assert torch.equal(other.positions, first.positions[:, 2:5])
+
+
+def test_a_classifier_lends_its_encoder(tmp_path: Path) -> None:
+    model = AudioClassifier(make("ssamba"), 3, "mean")
+    save_model(tmp_path, model, AUDIO, ClassifierSettings(("a", "b", "c"), "word", "cross_entropy", "mean"))
+    other = make("ssamba", seed=1)
+    load_pretrained_encoder(other, tmp_path)
+    assert equal(model.encoder, other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "has", "wants"),
+    [
+        ({"encoder": "ssast"}, "has encoder ssamba", "asks for encoder ssast"),
+        ({"encoder": "ssamba", "patch": (32, 2)}, "has fshape 8, tshape 8", "asks for fshape 32, tshape 2"),
+        ({"encoder": "ssamba", "hidden_size": 48}, "has hidden_size 32", "asks for hidden_size 48"),
+        ({"encoder": "ssamba", "num_hidden_layers": 4}, "has num_hidden_layers 2", "asks for num_hidden_layers 4"),
+        ({"encoder": "ssamba", "residual": "plain"}, "has residual doubling", "asks for residual plain"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_with_both_sides(
+    asked: dict[str, Any], has: str, wants: str, tmp_path: Path
+) -> None:
+    pretrained(tmp_path, "ssamba")
+    other = make(**asked)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_pretrained_encoder(other, tmp_path)
+    assert has in str(caught.value) and wants in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_attention_heads_must_agree_though_no_shape_tells(tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssast")
+    with pytest.raises(UserError, match="has num_attention_heads 2; the recipe asks for num_attention_heads 4"):
+        load_pretrained_encoder(make("ssast", num_attention_heads=4), tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_told(keep: float, tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: math.floor(keep * len(whole))])
+    with pytest.raises(UserError, match=f"{weights} is damaged"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match=f"{weights} is damaged"):
+        load_pretrained_encoder(make("ssamba"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 4}, "stack.layers.2.norm.weight is missing"),
+        ({"hidden_size": 48}, r"encoder.class_tokens has shape \(1, 32\), expected \(1, 48\)"),
+        ({"num_hidden_layers": 0}, "stack.layers.0.mixer.ahead.A_log is not known"),
+    ],
+)
+def test_weights_that_their_config_does_not_describe(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=f"the weights in {tmp_path} do not fit: .*{said}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not a model's config.json"),
+        ("[]", "is not a model's config.json"),
+        ("{}", "is not a model's config.json"),
+        ('{"model_type": "bert"}', "describes a 'bert'; expected one of ssamba, ssast"),
+        ('{"model_type": ["ssamba"]}', "config.json"),
+        ('{"model_type": "ssamba", "mean": 0}', "describes a 'ssamba'.*complete"),
+    ],
+)
+def test_a_config_that_is_none(text: str, said: str, tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_config(tmp_path)
+
+
+def test_a_config_without_the_sizes_of_its_stack(tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["state_size"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="complete"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model; expected config.json and model.safetensors"):
+        model_folder(tmp_path)
+    with pytest.raises(UserError, match="holds no model"):
+        load_model(tmp_path / "nowhere")
+    # A folder that is half written is none, either.
+    pretrained(tmp_path / "model", "ssamba")
+    assert model_folder(tmp_path) == tmp_path / "model" == model_folder(str(tmp_path / "model"))
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no model"):
+        model_folder(tmp_path)

@@ -1,0 +1,427 @@
+"""The `ssamba` command: its help, what it says of mistakes, and its commands that train nothing."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import torchaudio.compliance.kaldi
+import webdataset
+import yaml
+from torch import Tensor
+
+from ssamba.cli import main
+from ssamba.data.index import find_shards
+from ssamba.data.writer import Recording, write_shards
+
+SCRIPT = Path(sys.executable).with_name("ssamba")
+Runs = Callable[[str], Path]
+Capture = pytest.CaptureFixture[str]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    folders = {str(path.relative_to(folder)): "" for path in folder.rglob("*") if path.is_dir()}
+    return folders | {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: Capture) -> Callable[..., str]:
+    """Call the command: it exits with 2, one message and no traceback on stderr, nothing on stdout, nothing written."""
+
+    def call(*words: object) -> str:
+        before = digests(tmp_path)
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and "Traceback" not in said.err
+        # Bars of what was read before the mistake was found aside.
+        messages = [line for line in re.split(r"[\r\n]+", said.err) if line.startswith("ssamba: ")]
+        assert len(messages) == 1 and said.err.rstrip("\n").endswith(
+            said.err[said.err.index(messages[0]) :].rstrip("\n")
+        )
+        assert digests(tmp_path) == before
+        return said.err[said.err.index(messages[0]) :]
+
+    return call
+
+
+# Help
+
+
+COMMANDS = [
+    [],
+    ["pretrain"],
+    ["finetune"],
+    ["evaluate"],
+    ["stats"],
+    ["shards"],
+    ["shards", "info"],
+    ["shards", "verify"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"usage: {' '.join(['ssamba', *words])}") and not said.err
+    if not words:
+        assert all(command in said.out for command in ("pretrain", "finetune", "evaluate", "stats", "shards"))
+
+
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["train"], ["shards"], ["pretrain"], ["stats", "somewhere", "--limit", "many"],
+     ["pretrain", "recipe.yaml", "--quickly"], ["stats"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_command_line_that_is_none_exits_with_2_and_the_usage(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: ssamba")
+
+
+def test_the_installed_command_tells_a_misspelt_key_before_torch_is_there(
+    recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={tmp_path / 'run'}", "trainer.maxsteps=3"]
+    done = subprocess.run([SCRIPT, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"ssamba: recipe {recipes['pretrain']}:\n"
+        "  trainer.maxsteps (command line) is no key of a trainer section; did you mean trainer.max_steps?\n"
+    )
+    assert not list(tmp_path.iterdir())
+    code = f"import sys, ssamba.cli as cli; assert cli.main({words!r}) == 2; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("pretrain", ["trainer.maxsteps=3"], "did you mean trainer.max_steps?"),
+        ("pretrain", ["trainer.max_steps=none", "model.size=huge"], "model.size is 'huge'"),
+        ("pretrain", ["data.train=nowhere/*.tar"], "'nowhere/*.tar' matches no .tar and no folder"),
+        ("pretrain", ["data.train=nowhere"], "nowhere is no folder"),
+        ("pretrain", ["data.train=nowhere/000000.tar"], "is missing"),
+        ("pretrain", ["audio.sampling_rate=8000"], "holds audio at 16000 Hz; audio.sampling_rate is 8000"),
+        ("pretrain", ["model.pretrained=nowhere"], "nowhere holds no model"),
+        ("pretrain", ["trainer.max_steps"], "is not key=value"),
+        ("finetune", ["task.label=mood"], "task.label is 'mood', which data.train lacks; it has sound, speaker, tags"),
+        ("finetune", ["model.pretrained=nowhere"], "nowhere holds no model"),
+        ("finetune", ["data.label_fraction=0.001"], "leaves none of the training recordings"),
+        ("finetune", ["data.test=nowhere"], "nowhere is no folder"),
+        ("evaluate", [], "holds no model"),
+    ],
+)
+def test_mistakes_in_a_recipe(
+    command: str, words: list[str], said: str, recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    recipe = recipes["pretrain" if command == "pretrain" else "finetune"]
+    assert said in refused(command, recipe, f"run_dir={tmp_path / 'run'}", *words)
+
+
+def test_a_label_with_several_names_a_clip_asks_for_its_loss(
+    recipes: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    words = [f"run_dir={tmp_path / 'run'}", "task.label=tags", "audio.mean=-4", "audio.std=4"]
+    assert main(["finetune", str(recipes["finetune"]), *words]) == 2
+    assert "expected one of the 6 of the label list" in capsys.readouterr().err
+
+
+def test_recipes_of_the_wrong_kind_and_recipes_that_are_not_there(
+    recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    run = f"run_dir={tmp_path / 'run'}"
+    assert "expected a finetune recipe" in refused("finetune", recipes["pretrain"], run)
+    assert "expected a pretrain recipe" in refused("pretrain", recipes["finetune"], run)
+    assert "does not exist" in refused("pretrain", tmp_path / "nothing.yaml", run)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    words = [f"run_dir={tmp_path / 'run'}", "trainer.accelerator=gpu"]
+    assert "trainer.accelerator is gpu, but torch finds none" in refused("pretrain", recipes["pretrain"], *words)
+
+
+@pytest.fixture
+def own_corpus(corpus: Path, tmp_path: Path) -> Path:
+    """A copy of the shards that may be damaged."""
+    return shutil.copytree(corpus, tmp_path / "own")
+
+
+@pytest.mark.parametrize("size", [0, 1000, 20000])
+def test_an_empty_or_truncated_shard(
+    size: int, own_corpus: Path, recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    shard = own_corpus / "train" / "000002.tar"
+    shard.write_bytes(shard.read_bytes()[:size])
+    words = [f"run_dir={tmp_path / 'run'}", f"data.train={own_corpus / 'train'}"]
+    message = refused("pretrain", recipes["pretrain"], *words)
+    assert str(shard) in message
+    assert ("is empty (0 bytes" if size == 0 else "so it is truncated") in message
+    assert str(shard) in refused("stats", own_corpus / "train")
+    assert str(shard) in refused("shards", "verify", own_corpus / "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_breaks_in_the_middle_of_training(
+    workers: int, own_corpus: Path, recipes: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    """Truncated behind the index's back: found when it is read, and named in one line by whichever process reads it."""
+    shard = own_corpus / "train" / "000002.tar"
+    shard.write_bytes(shard.read_bytes()[:20000])
+    index = own_corpus / "train" / "index.json"
+    content = json.loads(index.read_text())
+    content["shards"][2]["bytes"] = 20000
+    index.write_text(json.dumps(content))
+    words = [f"run_dir={tmp_path / 'run'}", f"data.train={own_corpus / 'train'}", f"data.num_workers={workers}",
+             "audio.mean=-4", "audio.std=4", "model.encoder=ssast"]  # fmt: skip
+    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 2
+    said = capsys.readouterr().err
+    (message,) = [line for line in said.splitlines() if line.startswith("ssamba: ")]
+    assert message.startswith(f"ssamba: shard {shard} is damaged (") and "Traceback" not in said
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_held_out_labels_that_the_training_list_lacks(
+    recordings: dict[str, list[Recording]], recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    few = [one for one in recordings["train"] if one.labels["sound"] != "rising"]
+    write_shards({"train": few}, tmp_path / "few", "few")
+    words = [f"run_dir={tmp_path / 'run'}", f"data.train={tmp_path / 'few' / 'train'}"]
+    message = refused("finetune", recipes["finetune"], *words)
+    assert "data.validation has sound rising, which the training label list lacks" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "has", "wants"),
+    [
+        (["model.fshape=128", "model.tshape=2"], "fshape 16, tshape 16", "fshape 128, tshape 2"),
+        (["model.encoder=ssamba"], "encoder ssast", "encoder ssamba"),
+        (["model.size=tiny"], "hidden_size 96", "hidden_size 192"),
+    ],
+)
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_weights_that_do_not_fit_the_recipe(
+    command: str, words: list[str], has: str, wants: str, recipes: dict[str, Path], pretrained: Runs, tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:  # fmt: skip
+    given = [f"run_dir={tmp_path / 'run'}", f"model.pretrained={pretrained('ssast')}", "model.encoder=ssast", *words]
+    message = refused(command, recipes[command], *given)
+    assert has in message and wants in message and str(pretrained("ssast")) in message
+
+
+def test_weights_of_another_sampling_rate(
+    recordings: dict[str, list[Recording]], recipes: dict[str, Path], pretrained: Runs, tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:  # fmt: skip
+    write_shards({"train": recordings["train"][:4]}, tmp_path / "slow", "slow", sampling_rate=8000)
+    words = [f"data.train={tmp_path / 'slow' / 'train'}", "data.validation=[]", "data.test=[]", "model.encoder=ssast",
+             "audio.sampling_rate=8000", f"model.pretrained={pretrained('ssast')}",
+             f"run_dir={tmp_path / 'run'}"]  # fmt: skip
+    assert "hears 16000 Hz; audio.sampling_rate is 8000" in refused("finetune", recipes["finetune"], *words)
+
+
+def test_damaged_weights(
+    recipes: dict[str, Path], pretrained: Runs, copy_of: Callable[[Path], Path], tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:  # fmt: skip
+    run = copy_of(pretrained("ssast"))
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    words = [f"run_dir={tmp_path / 'run'}", f"model.pretrained={run}", "model.encoder=ssast"]
+    assert f"{weights} is damaged" in refused("finetune", recipes["finetune"], *words)
+    assert f"{weights} is damaged" in refused("evaluate", run, f"run_dir={run}")
+
+
+# Statistics
+
+
+def sounds_in(split: Path) -> dict[str, Tensor]:
+    """Key -> waveform, decoded by soundfile."""
+    pipeline = webdataset.DataPipeline(
+        webdataset.SimpleShardList(find_shards([str(split)]).paths), webdataset.tarfile_to_samples()
+    )
+    return {sample["__key__"]: torch.from_numpy(soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")[0])
+            for sample in pipeline}  # fmt: skip
+
+
+def fbank(waveform: Tensor, bins: int) -> Tensor:
+    return torchaudio.compliance.kaldi.fbank(
+        (waveform - waveform.mean()).unsqueeze(0), htk_compat=True, sample_frequency=16000, use_energy=False,
+        window_type="hanning", num_mel_bins=bins, dither=0.0, frame_shift=10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bins", [128, 23])
+def test_statistics_are_those_of_kaldis_filterbank(bins: int, corpus: Path, capsys: Capture) -> None:
+    assert main(["stats", str(corpus / "validation"), str(corpus / "test"), "--num-mel-bins", str(bins)]) == 0
+    said = capsys.readouterr()
+    spectrograms = [fbank(w, bins) for split in ("validation", "test") for w in sounds_in(corpus / split).values()]
+    values = torch.cat(spectrograms).double()
+    found = re.fullmatch(r"audio\.mean=(-?[\d.]+) audio\.std=([\d.]+)\n", said.out)
+    assert found
+    assert float(found[1]) == pytest.approx(float(values.mean()), abs=2e-4)
+    assert float(found[2]) == pytest.approx(float(values.std(correction=0)), abs=2e-4)
+    assert f"36 clips, {len(values) / 100:.1f} s in frames" in said.err
+
+
+def test_no_more_clips_than_the_limit_are_read(corpus: Path, capsys: Capture) -> None:
+    assert main(["stats", str(corpus / "train"), "--limit", "5"]) == 0
+    said = capsys.readouterr()
+    values = torch.cat([fbank(waveform, 128) for waveform in list(sounds_in(corpus / "train").values())[:5]])
+    assert float(said.out.split()[0].removeprefix("audio.mean=")) == pytest.approx(float(values.mean()), abs=2e-4)
+    assert "5 clips" in said.err
+
+
+def test_the_printed_statistics_are_words_for_a_recipe(
+    corpus: Path, recipes: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["stats", str(corpus / "validation")]) == 0
+    words = capsys.readouterr().out.split()
+    run = tmp_path / "run"
+    more = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=1", "data.validation=[]"]
+    assert main(["pretrain", str(recipes["pretrain"]), *more, *words]) == 0
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert words == [f"audio.mean={config['mean']:.4f}", f"audio.std={config['std']:.4f}"]
+
+
+# Shards
+
+
+def test_what_shards_hold(corpus: Path, capsys: Capture) -> None:
+    assert main(["shards", "info", str(corpus / "train")]) == 0
+    held = find_shards([str(corpus / "train")])
+    assert capsys.readouterr().out.splitlines() == [
+        f"5 shards, 60 samples, {held.seconds / 3600:.3f} h at 16000 Hz",
+        "sound: 4 labels: falling, high, low, rising",
+        "speaker: 3 labels: ada, ben, cyd",
+        "tags: 6 labels: falling, gliding, high, low, rising, steady",
+        f"fingerprint {held.fingerprint}",
+    ]
+    assert main(["shards", "info", str(corpus / "{train,test}" / "00000[0-1].tar")]) == 0
+    assert capsys.readouterr().out.startswith("4 shards, 48 samples")
+
+
+def test_whole_shards_pass(corpus: Path, capsys: Capture) -> None:
+    assert main(["shards", "verify", str(corpus / "train"), str(corpus / "test")]) == 0
+    assert capsys.readouterr().out == "7 shards, 84 samples: all as their index says\n"
+
+
+def test_a_flipped_bit_is_found(own_corpus: Path, refused: Callable[..., str]) -> None:
+    shard = own_corpus / "train" / "000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    message = refused("shards", "verify", own_corpus / "train")
+    assert re.search(rf"ssamba: \d problems in 5 shards:\n  {shard}: its sha256 is", message)
+    assert "000000.tar" not in message and "000002.tar" not in message
+
+
+@pytest.mark.parametrize("words", [["shards", "info"], ["shards", "verify"], ["stats"]])
+def test_shards_that_are_not_there(words: list[str], tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "has no index.json" in refused(*words, tmp_path)
+    assert "matches no .tar" in refused(*words, tmp_path / "*.tar")
+    assert "is no folder and no .tar" in refused(*words, tmp_path / "nowhere")
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_evaluating_a_classifier_gives_the_scores_of_its_run(
+    encoder: str, finetuned: Runs, copy_of: Callable[[Path], Path], capsys: Capture
+) -> None:
+    run = copy_of(finetuned(encoder))
+    assert main(["evaluate", str(run), f"run_dir={run}"]) == 0
+    scores = json.loads((run / "evaluation" / "scores.json").read_text())
+    assert scores == json.loads((run / "run.json").read_text())["test"]
+    assert f"accuracy: {scores['accuracy']:.4f}" in capsys.readouterr().out
+    for name in ("predictions.csv", "confusion.png"):
+        assert (run / "evaluation" / name).exists()
+    # Its test split alone is read: the others may be gone, and so may what it was pretrained on.
+    words = [f"run_dir={run}", "data.train=gone", "data.validation=gone", "model.pretrained=gone"]
+    assert main(["evaluate", str(run), "--overwrite", *words]) == 0
+    assert json.loads((run / "evaluation" / "scores.json").read_text()) == scores
+
+
+def test_evaluating_a_pretrained_model(
+    pretrained: Runs, copy_of: Callable[[Path], Path], capsys: Capture, refused: Callable[..., str]
+) -> None:
+    run = copy_of(pretrained("ssast"))
+    assert main(["evaluate", str(run), f"run_dir={run}"]) == 0
+    scores: dict[str, Any] = json.loads((run / "evaluation" / "scores.json").read_text())
+    last = json.loads((run / "run.json").read_text())["last_metrics"]
+    # The same clips and weights under other masks.
+    assert scores["contrastive"] == pytest.approx(last["val/contrastive"], rel=0.1)
+    assert scores["mse"] == pytest.approx(last["val/reconstruction"], rel=0.2)
+    assert scores["chance"] == pytest.approx(1 / 12)
+    assert scores["mse_ratio"] == pytest.approx(scores["mse"] / scores["mean_patch_mse"])
+    assert scores["clips"] >= 10 and 0 < scores["row_chance"] <= 1
+    assert f"mse: {scores['mse']:.4f}" in capsys.readouterr().out
+
+    before = digests(run)
+    assert "exists; --overwrite replaces the scores in it" in refused("evaluate", run, f"run_dir={run}")
+    assert main(["evaluate", str(run), f"run_dir={run}", "--overwrite"]) == 0
+    assert digests(run) == before
+
+
+def test_evaluating_what_cannot_be(
+    pretrained: Runs, finetuned: Runs, recipes: dict[str, Path], refused: Callable[..., str],
+    copy_of: Callable[[Path], Path], recordings: dict[str, list[Recording]], tmp_path: Path,
+) -> None:  # fmt: skip
+    first, second = copy_of(pretrained("ssast")), copy_of(finetuned("ssast"))
+    assert "holds a pretrained model" in refused("evaluate", recipes["finetune"], f"run_dir={first}")
+    assert "holds a classifier" in refused("evaluate", recipes["pretrain"], f"run_dir={second}")
+    assert "data.test is empty" in refused("evaluate", second, f"run_dir={second}", "data.test=[]")
+    assert "data.validation is empty" in refused("evaluate", first, f"run_dir={first}", "data.validation=[]")
+    strange = [Recording(one.key, one.path, {"sound": "hum"}) for one in recordings["test"][:3]]
+    write_shards({"test": strange}, tmp_path / "strange", "strange")
+    message = refused("evaluate", second, f"run_dir={second}", f"data.test={tmp_path / 'strange' / 'test'}")
+    assert "data.test has sound hum, which the model" in message
+
+
+def test_predictions_say_what_the_scores_say(finetuned: Runs, recordings: dict[str, list[Recording]]) -> None:
+    folder = finetuned("ssast") / "test"
+    scores = json.loads((folder / "scores.json").read_text())
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = {recording.key: recording.labels["sound"] for recording in recordings["test"]}
+    assert {row["key"]: row["true"] for row in rows} == labels and len(rows) == len(labels) == scores["clips"]
+    hits = {name: [row["predicted"] == name for row in rows if row["true"] == name] for name in set(labels.values())}
+    assert scores["accuracy"] == pytest.approx(sum(map(sum, hits.values())) / len(rows))
+    assert scores["balanced_accuracy"] == pytest.approx(sum(sum(h) / len(h) for h in hits.values()) / len(hits))
+    assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)  # the largest of four
+
+
+def test_a_run_is_a_recipe_for_the_next(finetuned: Runs, tmp_path: Path) -> None:
+    """A run folder stands for its recipe; with another run_dir the same run is made again."""
+    assert main(["finetune", str(finetuned("ssast")), f"run_dir={tmp_path / 'again'}"]) == 0
+    ours, theirs = (tmp_path / "again" / "model", finetuned("ssast") / "model")
+    assert digests(ours) == digests(theirs)
+    assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text())["run_dir"] == str(tmp_path / "again")

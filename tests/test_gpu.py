@@ -1,0 +1,56 @@
+"""What a GPU computes, beside the same on the CPU."""
+
+import pytest
+import torch
+
+from ssamba.audio import LogMel
+from ssamba.losses import info_nce, reconstruction_mse
+from ssamba.masking import random_mask
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import MaskedPatchModel
+from ssamba.ops import resolve_backend, selective_scan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+
+def test_spectrograms_are_those_of_the_cpu() -> None:
+    waveform, lengths = 0.1 * torch.randn(3, 16000), torch.tensor([16000, 9000, 300])
+    log_mel = LogMel(16000, 128, -4.27, 4.57)
+    expected = log_mel(waveform, lengths)
+    found = log_mel.cuda()(waveform.cuda(), lengths.cuda())
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_scan_is_that_of_the_cpu(direction: str) -> None:
+    u, delta, z = (torch.randn(2, 33, 40) for _ in range(3))
+    b, c = torch.randn(2, 33, 8), torch.randn(2, 33, 8)
+    a, d, bias = -torch.rand(40, 8), torch.randn(40), torch.randn(40)
+    arguments = (u, delta, a, b, c, d, z, bias)
+    expected = selective_scan(*arguments, direction=direction)  # type: ignore[arg-type]
+    found = selective_scan(*(x.cuda() for x in arguments), direction=direction)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+    assert resolve_backend("auto", "cuda", torch.float32) == "reference"
+
+
+@pytest.mark.parametrize("encoder", list(SIZES))
+def test_a_pretraining_step_has_the_losses_and_gradients_of_the_cpu(encoder: str) -> None:
+    torch.manual_seed(0)
+    model = MaskedPatchModel(AudioEncoder(encoder, SIZES[encoder]["nano"], 128, 64, 16, 16, 16, 16))
+    log_mel, mask = torch.randn(2, 64, 128), random_mask(2, 8, 4, 16, torch.Generator().manual_seed(0))
+
+    def step(device: str) -> tuple[float, dict[str, torch.Tensor]]:
+        model.to(device).zero_grad()
+        said = model(log_mel.to(device), mask.to(device))
+        loss = info_nce(said.contrastive, said.target).loss + 10 * reconstruction_mse(said.reconstruction, said.target)
+        loss.backward()
+        return loss.item(), {name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    (expected, gradients), (found, on_gpu) = step("cpu"), step("cuda")
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert on_gpu.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(on_gpu[name], gradient, atol=1e-4, rtol=1e-2)

@@ -1,0 +1,307 @@
+"""Fine-tuning: what is trained and how fast, what augmentation does to numbers, and several batches a step."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssamba.build import build_finetuner
+from ssamba.cli import main
+from ssamba.config import FinetuneRecipe, load_recipe
+from ssamba.training.finetuning import Augmentation
+
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+Runs = Callable[[str], Path]
+
+
+def finetune(recipes: dict[str, Path], run: Path, *words: str) -> list[dict[str, float]]:
+    """Run the command; the rows of metrics.csv, without what a row does not hold."""
+    assert main(["finetune", str(recipes["finetune"]), f"run_dir={run}", *words]) == 0
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def build(recipes: dict[str, Path], *words: str) -> Any:
+    recipe = load_recipe(recipes["finetune"], ["run_dir=unused", "audio.mean=-4", "audio.std=4", *words])
+    assert isinstance(recipe, FinetuneRecipe)
+    return build_finetuner(recipe)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def augmentation(**parts: Any) -> Augmentation:
+    none = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "time_shift": 0}
+    return Augmentation(**{**none, **parts})
+
+
+def spectrograms(batch: int = 8, frames: int = 40, bins: int = 16) -> Tensor:
+    return torch.randn(batch, frames, bins, generator=torch.Generator().manual_seed(0))
+
+
+# What is trained
+
+
+@each_encoder
+def test_a_frozen_encoder_stays_as_it_was_and_its_head_moves(
+    encoder: str, recipes: dict[str, Path], pretrained: Runs, tmp_path: Path
+) -> None:
+    words = [f"model.encoder={encoder}", f"model.pretrained={pretrained(encoder)}", "task.freeze_encoder=true"]
+    start = {name: tensor.clone() for name, tensor in build(recipes, *words).module.model.state_dict().items()}
+    finetune(recipes, tmp_path / "run", *words, "data.test=[]", "data.validation=[]")
+    trained, first = weights(tmp_path / "run"), weights(pretrained(encoder))
+    for name, tensor in trained.items():
+        if name.startswith("encoder."):
+            assert torch.equal(tensor, first[name]), name
+        else:
+            assert not torch.equal(tensor, start[name]), name
+
+
+def test_the_head_has_its_own_rate(recipes: dict[str, Path], pretrained: Runs, tmp_path: Path) -> None:
+    words = ["model.encoder=ssast", f"model.pretrained={pretrained('ssast')}", "optimizer.learning_rate=0"]
+    logged = finetune(
+        recipes, tmp_path / "run", *words, "optimizer.head_learning_rate=0.01", "data.test=[]", "data.validation=[]"
+    )
+    assert [row["learning_rate"] for row in logged] == [0] * 4  # the encoder's
+    trained, first = weights(tmp_path / "run"), weights(pretrained("ssast"))
+    assert all(torch.equal(trained[name], first[name]) for name in trained if name.startswith("encoder."))
+    # AdamW's first steps are as long as the rate: 0.005, 0.01, ...
+    assert 0.004 < trained["head.1.bias"].abs().max() < 0.04
+
+
+def test_optimizer_groups(recipes: dict[str, Path]) -> None:
+    def rates(*words: str) -> set[tuple[bool, float]]:
+        module = build(recipes, "model.encoder=ssast", *words).module
+        module.trainer = type("Trainer", (), {"val_check_interval": 1})()
+        optimizer = module.configure_optimizers()["optimizer"]
+        heads = {id(p) for p in module.model.head.parameters()}
+        return {(id(p) in heads, group["initial_lr"]) for group in optimizer.param_groups for p in group["params"]}
+
+    assert rates("optimizer.head_learning_rate=0.5") == {(True, 0.5), (False, 1e-3)}
+    assert rates() == {(True, 1e-3), (False, 1e-3)}
+    assert rates("task.freeze_encoder=true", "optimizer.head_learning_rate=0.5") == {(True, 0.5)}
+
+
+@pytest.mark.parametrize("label", ["sound", "tags"])
+def test_sounds_are_learned(label: str, recipes: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    loss = "cross_entropy" if label == "sound" else "bce"
+    logged = finetune(
+        recipes, tmp_path / "run", "model.encoder=ssast", f"task.label={label}", f"task.loss={loss}",
+        "trainer.max_steps=40", "trainer.validate_every_steps=20", "data.batch_size=12", "optimizer.learning_rate=2e-3",
+    )  # fmt: skip
+    curve = [row["train/loss"] for row in logged if "train/loss" in row]
+    assert sum(curve[-5:]) < 0.6 * sum(curve[:5])
+    scores = json.loads((tmp_path / "run" / "run.json").read_text())["test"]
+    assert scores["accuracy" if label == "sound" else "mAP"] > 0.8
+    assert (tmp_path / "run" / "test" / "confusion.png").exists() == (label == "sound")
+    if label == "tags":
+        with (tmp_path / "run" / "test" / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["true"] for row in rows} == {"falling|gliding", "gliding|rising", "high|steady", "low|steady"}
+        assert {"val/mAP"} == {name for row in logged for name in row if name.startswith("val/")} - {"val/loss"}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_pooling_is_the_recipes(pooling: str, recipes: dict[str, Path]) -> None:
+    model = build(recipes, "model.encoder=ssast", f"task.pooling={pooling}").module.model.eval()
+    log_mel = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
+    encoded = model.encoder(log_mel)
+    pooled = (encoded.tokens if pooling == "mean" else encoded.class_tokens).mean(1)
+    assert torch.equal(model(log_mel), model.head(pooled))
+
+
+# Losses
+
+
+def test_one_label_a_clip_is_cross_entropy(recipes: dict[str, Path]) -> None:
+    module = build(recipes, "model.encoder=ssast").module
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    assert torch.equal(module.targets(labels), torch.eye(4)[labels])
+    torch.testing.assert_close(module.loss(logits, module.targets(labels)), F.cross_entropy(logits, labels))
+    soft = torch.tensor([[0.25, 0.75, 0, 0]])
+    wanted = -(0.25 * logits[:1].log_softmax(1)[0, 0] + 0.75 * logits[:1].log_softmax(1)[0, 1])
+    torch.testing.assert_close(module.loss(logits[:1], soft), wanted)
+
+
+def test_several_labels_a_clip_are_binary_cross_entropy(recipes: dict[str, Path]) -> None:
+    module = build(recipes, "model.encoder=ssast", "task.loss=bce", "task.label=tags").module
+    logits, labels = torch.randn(5, 6), torch.randint(0, 2, (5, 6)).float()
+    chances = logits.sigmoid()
+    wanted = -(labels * chances.log() + (1 - labels) * (1 - chances).log()).mean()
+    torch.testing.assert_close(module.loss(logits, module.targets(labels)), wanted)
+
+
+# Augmentation
+
+
+def test_without_augmentation_nothing_changes() -> None:
+    log_mel = spectrograms()
+    assert torch.equal(augmentation()(log_mel), log_mel)
+
+
+def test_mixup_mixes_a_clip_and_its_targets_with_one_other_by_the_same_share() -> None:
+    batch = 64
+    generator = torch.Generator().manual_seed(0)
+    waveform = torch.randn(batch, 50, generator=generator)
+    lengths = torch.randint(10, 51, (batch,), generator=generator)
+    mixed, mixed_lengths, targets = augmentation(mixup=1.0).mix(waveform, lengths, torch.eye(batch))
+    torch.testing.assert_close(targets.sum(1), torch.ones(batch))
+    shares = []
+    for row in range(batch):
+        others = [column for column in torch.nonzero(targets[row]).flatten().tolist() if column != row]
+        assert len(others) <= 1
+        other = others[0] if others else row
+        own = float(targets[row, row])
+        torch.testing.assert_close(mixed[row], own * waveform[row] + (1 - own) * waveform[other])
+        assert mixed_lengths[row] == max(lengths[row], lengths[other])
+        if others:
+            shares.append(own)
+    # Beta(10, 10): mean 1/2, variance 1/84.
+    assert len(shares) > 55
+    assert abs(sum(shares) / len(shares) - 0.5) < 0.06
+    assert 0.5 / 84 < torch.tensor(shares).var() < 2 / 84
+
+
+@pytest.mark.parametrize("probability", [0.25, 0.5])
+def test_mixup_leaves_the_other_clips_as_they_are(probability: float) -> None:
+    waveform, lengths = torch.randn(2000, 3), torch.arange(2000)
+    mixed, mixed_lengths, targets = augmentation(mixup=probability).mix(waveform, lengths, torch.eye(2000))
+    same = targets.diagonal() == 1
+    torch.testing.assert_close(mixed[same], waveform[same])  # a clip may be its own other one
+    assert torch.equal(mixed_lengths[same], lengths[same])
+    assert abs(float(same.float().mean()) - (1 - probability)) < 0.05
+    assert not (mixed[~same] == waveform[~same]).all(1).any()
+
+
+def test_time_shift_rolls_each_clip_by_its_own_number_of_frames() -> None:
+    log_mel = spectrograms(batch=200)
+    shifted = augmentation(time_shift=3)(log_mel)
+    found = []
+    for before, after in zip(log_mel, shifted, strict=True):
+        (shift,) = [n for n in range(-20, 20) if torch.equal(before.roll(n, 0), after)]
+        found.append(shift)
+    assert set(found) == set(range(-3, 4))
+
+
+def test_noise_is_uniform_and_each_clip_has_its_own_amplitude() -> None:
+    log_mel = spectrograms(batch=300, frames=100, bins=20)
+    noise = augmentation(noise=0.5)(log_mel) - log_mel
+    assert noise.min() > -1e-6 and noise.max() < 0.5 + 1e-6
+    largest, mean = noise.flatten(1).amax(1), noise.flatten(1).mean(1)
+    torch.testing.assert_close(mean, largest / 2, atol=0.02, rtol=0)
+    # Amplitudes from 0 to 0.5.
+    assert largest.min() < 0.05 and largest.max() > 0.45
+    assert abs(float(largest.mean()) - 0.25) < 0.03
+
+
+@pytest.mark.parametrize(("part", "dim"), [("time_mask", 1), ("frequency_mask", 2)])
+def test_specaugment_hides_one_run_of_whole_frames_or_bins_behind_the_mean(part: str, dim: int) -> None:
+    log_mel = spectrograms(batch=200)
+    before = log_mel.clone()
+    masked = augmentation(**{part: 6})(log_mel)
+    assert torch.equal(log_mel, before)
+    hidden = (masked == 0).all(3 - dim)  # (B, frames or bins)
+    changed = masked != log_mel
+    assert torch.equal(changed, hidden.unsqueeze(3 - dim).expand_as(changed))
+    widths = hidden.sum(1)
+    starts = hidden.int().argmax(1)
+    for row, width, start in zip(hidden, widths.tolist(), starts.tolist(), strict=True):
+        assert row[start : start + width].all()
+    assert set(widths.tolist()) <= set(range(7)) and len(set(widths.tolist())) > 4
+    assert len(set(starts.tolist())) > 5
+
+
+def test_augmentation_is_of_training_clips_alone(recipes: dict[str, Path], tmp_path: Path) -> None:
+    """At a rate of zero each validation sees the same model: only augmented validation clips could change its loss."""
+    strong = ["augmentation.mixup=1", "augmentation.noise=2", "augmentation.time_shift=20",
+              "augmentation.time_mask=40"]  # fmt: skip
+    logged = finetune(
+        recipes, tmp_path / "run", "model.encoder=ssast", "optimizer.learning_rate=0", *strong, "data.test=[]"
+    )
+    losses = [row["val/loss"] for row in logged if "val/loss" in row]
+    assert len(losses) == 2 and losses[0] == losses[1]
+
+
+def test_a_steps_augmentation_depends_on_its_number_alone(recipes: dict[str, Path]) -> None:
+    words = [
+        "augmentation.mixup=0.5",
+        "augmentation.noise=0.5",
+        "augmentation.time_shift=9",
+        "augmentation.time_mask=9",
+    ]
+    built = build(recipes, "model.encoder=ssast", *words)
+    module, batch = built.module, next(iter(built.data.stream("train")))
+    seen: list[Tensor] = []
+    module.model.forward = lambda log_mel: seen.append(log_mel.clone()) or torch.zeros(len(log_mel), 4)
+    module.watch = module.log_dict = lambda *_, **__: None
+    module.training_step(batch, 0)
+    state = torch.get_rng_state()
+    torch.rand(5)
+    for number in (0, 1):
+        module.training_step(batch, number)
+    torch.set_rng_state(state)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    module.training_step(batch, 2)
+    assert torch.equal(torch.get_rng_state(), state)  # what others draw from
+
+
+# Steps of several batches
+
+
+@each_encoder
+def test_two_small_batches_are_one_large_batch(encoder: str, recipes: dict[str, Path], tmp_path: Path) -> None:
+    common = [f"model.encoder={encoder}", "trainer.max_steps=3", "data.validation=[]", "data.test=[]", "audio.mean=-4",
+              "audio.std=4"]  # fmt: skip
+    large = finetune(recipes, tmp_path / "large", *common, "data.batch_size=8")
+    small = finetune(recipes, tmp_path / "small", *common, "data.batch_size=4", "trainer.accumulate=2")
+    norms = [[row["gradient_norm"] for row in logged if "gradient_norm" in row] for logged in (large, small)]
+    assert len(norms[0]) == 3 and norms[1] == pytest.approx(norms[0], rel=1e-3)
+    ours, theirs = weights(tmp_path / "small"), weights(tmp_path / "large")
+    for name, tensor in theirs.items():
+        # Adam's step is as long for a gradient of rounding errors as for a real one: a few in a thousand may differ.
+        apart = (ours[name] - tensor).abs()
+        assert apart.max() <= 2 * (0.0005 + 0.001 + 0.001) and (apart > 2e-5).float().mean() < 0.02, name
+    steps = {json.loads((tmp_path / name / "run.json").read_text())["steps"] for name in ("large", "small")}
+    assert steps == {3}
+
+
+def test_gradients_are_clipped_to_the_recipes_norm(recipes: dict[str, Path], tmp_path: Path) -> None:
+    """AdamW hides the scale of gradients; its first moments tell it."""
+    first_moments = {}
+    for clip in (0.5, 0):
+        run = tmp_path / str(clip)
+        words = [f"optimizer.gradient_clip={clip}", "trainer.max_steps=1", "data.validation=[]", "data.test=[]"]
+        (row,) = finetune(recipes, run, "model.encoder=ssast", *words)
+        assert row["gradient_norm"] > 1  # logged as it was before
+        state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+        moments = torch.cat([values["exp_avg"].flatten() for values in state.values()])
+        first_moments[clip] = float(moments.norm()) / (1 - 0.95)
+        unclipped = row["gradient_norm"]
+    assert first_moments[0.5] == pytest.approx(0.5, rel=1e-3)
+    assert first_moments[0] == pytest.approx(unclipped, rel=1e-3)
+
+
+# Labels
+
+
+def test_a_share_of_the_labels_is_what_is_read(recipes: dict[str, Path]) -> None:
+    built = build(recipes, "model.encoder=ssast", "data.label_fraction=0.2", "data.batch_size=12")
+    assert built.data.train_keys is not None and len(built.data.train_keys) == 12
+    assert sorted(key.split("-")[0] for key in built.data.train_keys) == sorted(
+        ["falling", "high", "low", "rising"] * 3
+    )
+    read = next(iter(built.data.stream("train")))["keys"]
+    assert set(read) == built.data.train_keys
+    assert len(next(iter(built.data.stream("validation")))["keys"]) == 12  # held-out clips are all read
+    again = build(recipes, "model.encoder=ssamba", "data.label_fraction=0.2", "model.size=tiny")
+    assert again.data.train_keys == built.data.train_keys
+    other = build(recipes, "model.encoder=ssast", "data.label_fraction=0.2", "seed=1")
+    assert other.data.train_keys != built.data.train_keys
