@@ -2,12 +2,12 @@
 
     python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--encoders ssamba ssast] [--patches frame patch]
 
-RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav (takes 0 to 4 are its test set). For each encoder and
-patch shape (frame: 128 mel bins x 2 frames; patch: 16 x 16): pretraining on the 2,700 training recordings without their
-labels; with frames, digits and speakers with all labels; digits with 5 % of the labels, pretrained and from scratch, for
-each seed with a subset, an order and a start of its own. Every step is a command of the package, printed before it
-runs; a run that is finished in OUT is not made again, so that the work can be cut into several calls. Results:
-OUT/results.md, OUT/results.json and the run folders.
+RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav (takes 0 to 4 are its test set). For each encoder
+and patch shape (frame: 128 mel bins x 2 frames; patch: 16 x 16): pretraining on the 2,700 training recordings without
+their labels; with frames, digits and speakers with all labels; digits with 5 % of the labels, pretrained and from
+scratch, for each seed with a subset, an order and a start of its own. Every step is a command of the package, printed
+before it runs; a run that is finished in OUT is not made again, so the work can be cut into several calls.
+Results: OUT/results.md, OUT/results.json and the run folders.
 """
 
 import argparse
@@ -18,9 +18,11 @@ from pathlib import Path
 
 from demo import ROOT, call, prepare
 
-from ssamba.evaluation.comparison import Run, markdown, read_run, table
+from ssamba.evaluation.comparison import markdown, read_run, table
 from ssamba.files import write_json, write_text
 
+ENCODERS = ("ssamba", "ssast")
+PARTS = ("pretrain", "digits", "speakers", "low-pretrained", "low-scratch")
 PATCHES = {"frame": ["model.fshape=128", "model.tshape=2"], "patch": ["model.fshape=16", "model.tshape=16"]}
 PRETRAINING_STEPS = {
     ("ssamba", "frame"): 2000, ("ssamba", "patch"): 4500, ("ssast", "frame"): 4000, ("ssast", "patch"): 7000,
@@ -33,7 +35,6 @@ class Benchmark:
 
     def __init__(self, out: Path) -> None:
         self.out, self.shards = out, out / "shards"
-        self.times: dict[str, float] = {}
 
     def run(self, name: str, command: str, recipe: str, *changes: str) -> Path:
         """A run folder, finished: made now, or in an earlier call. Its wall time lies beside it."""
@@ -41,36 +42,37 @@ class Benchmark:
         clock = self.out / f"{name}.seconds"
         if not clock.exists():
             started = time.perf_counter()
-            call("ssamba", command, ROOT / "recipes" / recipe, f"run_dir={folder}", f"data.train={self.shards / 'train'}",
-                 *changes, "--overwrite")  # fmt: skip
+            train = f"data.train={self.shards / 'train'}"
+            call("ssamba", command, ROOT / "recipes" / recipe, f"run_dir={folder}", train, *changes, "--overwrite")
             if command == "pretrain":
                 call("ssamba", "evaluate", folder)
             write_text(clock, f"{time.perf_counter() - started:.1f}\n")
-        self.times[name] = float(clock.read_text())
         return folder
 
-    def compare(self, encoder: str, patch: str, seeds: Sequence[int]) -> list[Path]:
-        """All runs of one encoder and patch shape, in the order of the table."""
+    def compare(self, encoder: str, patch: str, seeds: Sequence[int]) -> None:
+        """Make all runs of one encoder and patch shape."""
         held_out = self.shards / "test"
         common = [f"model.encoder={encoder}", *PATCHES[patch]]
         stem = f"{encoder}-{patch}"
         steps = f"trainer.max_steps={PRETRAINING_STEPS[encoder, patch]}"
-        pretrained = self.run(f"{stem}-pretrain", "pretrain", "pretrain/fsdd.yaml", f"data.validation={held_out}", steps,
-                              *common)  # fmt: skip
-        runs = [pretrained]
+        validation = f"data.validation={held_out}"
+        pretrained = self.run(f"{stem}-pretrain", "pretrain", "pretrain/fsdd.yaml", validation, steps, *common)
         common.append(f"data.test={held_out}")
         if patch == "frame":
             for task in ("digits", "speakers"):
-                runs.append(self.run(f"{stem}-{task}", "finetune", f"finetune/fsdd_{task}.yaml",
-                                     f"model.pretrained={pretrained}", *common))  # fmt: skip
+                self.run(f"{stem}-{task}", "finetune", f"finetune/fsdd_{task}.yaml", f"model.pretrained={pretrained}",
+                         *common)  # fmt: skip
         for start, weights in (("pretrained", str(pretrained)), ("scratch", "null")):
             for seed in seeds:
-                runs.append(self.run(f"{stem}-low-{start}-{seed}", "finetune", "finetune/fsdd_digits.yaml",
-                                     f"model.pretrained={weights}", *common, *LOW_LABELS, f"seed={seed}"))  # fmt: skip
-        return runs
+                self.run(f"{stem}-low-{start}-{seed}", "finetune", "finetune/fsdd_digits.yaml",
+                         f"model.pretrained={weights}", *common, *LOW_LABELS, f"seed={seed}")  # fmt: skip
 
-    def report(self, runs: Sequence[Run]) -> None:
-        """The table, the scores of masked prediction, and the wall times of the road with all labels."""
+    def report(self) -> None:
+        """Of all finished runs: the table, the scores of masked prediction, the wall times with all labels."""
+        order = [f"{encoder}-{patch}-{part}" for encoder in ENCODERS for patch in PATCHES for part in PARTS]
+        clocks = sorted(self.out.glob("*.seconds"), key=lambda clock: (_place(clock.stem, order), clock.stem))
+        runs = [read_run(clock.with_suffix("")) for clock in clocks]
+        times = {clock.stem: float(clock.read_text()) for clock in clocks}
         masked = {
             run.folder.name: json.loads((run.folder / "evaluation" / "scores.json").read_text())
             for run in runs
@@ -79,36 +81,38 @@ class Benchmark:
         lines = [markdown(table(runs)), "Held-out clips, half of the patches hidden:\n"]
         for name, scores in masked.items():
             lines.append(f"- {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-        lines.append("\nWall time of the commands, pretraining with its evaluation, digits and speakers with all labels:\n")
+        lines.append("\nWall time of pretraining with its evaluation, digits and speakers with all labels (frames):\n")
         for encoder in dict.fromkeys(run.recipe.model.encoder for run in runs):
-            parts = [self.times.get(f"{encoder}-frame-{name}") for name in ("pretrain", "digits", "speakers")]
+            parts = [times.get(f"{encoder}-frame-{name}") for name in ("pretrain", "digits", "speakers")]
             known = [part for part in parts if part is not None]
             if len(known) == len(parts):
-                lines.append(f"- {encoder}: {' + '.join(f'{part:.0f} s' for part in known)} = {sum(known) / 60:.1f} min")
+                added = " + ".join(f"{part:.0f} s" for part in known)
+                lines.append(f"- {encoder}: {added} = {sum(known) / 60:.1f} min")
         write_text(self.out / "results.md", "\n".join(lines) + "\n")
         details = {run.folder.name: {**run.record, "score": run.score} for run in runs}
-        write_json(self.out / "results.json", {"runs": details, "masked": masked, "wall_seconds": self.times})
+        write_json(self.out / "results.json", {"runs": details, "masked": masked, "wall_seconds": times})
         print((self.out / "results.md").read_text())
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return next(place for place, start in enumerate(order) if name.startswith(start))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
-    parser.add_argument("--encoders", nargs="+", default=["ssamba", "ssast"], choices=["ssamba", "ssast"])
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
     parser.add_argument("--patches", nargs="+", default=list(PATCHES), choices=list(PATCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     given = parser.parse_args()
     benchmark = Benchmark(given.out)
     if not benchmark.shards.exists():
         prepare("fsdd.py", given.recordings, benchmark.shards)
-    runs = [
-        folder
-        for encoder in given.encoders
-        for patch in given.patches
-        for folder in benchmark.compare(encoder, patch, given.seeds)
-    ]
-    benchmark.report([read_run(folder) for folder in runs])
+    for encoder in given.encoders:
+        for patch in given.patches:
+            benchmark.compare(encoder, patch, given.seeds)
+    benchmark.report()
 
 
 if __name__ == "__main__":

@@ -158,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
         sub.set_defaults(call=command)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
-    sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE",
-                     help="folders of splits or patterns of shards; or a recipe (and key=value), for its data.train")  # fmt: skip
+    either = "folders of splits or patterns of shards; or a recipe (and key=value), for its data.train"
+    sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE", help=either)
     sub.add_argument("--num-mel-bins", type=int, help="default: the recipe's, else 128")
     sub.add_argument("--limit", type=int, default=None, metavar="CLIPS", help="read no more clips than this")
     sub.set_defaults(call=stats)

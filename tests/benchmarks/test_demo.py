@@ -16,9 +16,7 @@ def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
 
 
-def test_goes_the_whole_road_on_a_folder_of_recordings(
-    recordings: dict[str, list[Recording]], tmp_path: Path
-) -> None:
+def test_goes_the_whole_road_on_a_folder_of_recordings(recordings: dict[str, list[Recording]], tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "demo"
     for recording in [one for split in recordings.values() for one in split]:
         label = str(recording.labels["sound"])

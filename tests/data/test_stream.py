@@ -408,11 +408,9 @@ def test_a_sample_without_its_audio_is_bad(tmp_path: Path) -> None:
     assert "a in" in batch["skipped"][0] and "lacks its .flac or its .json" in batch["skipped"][0]
 
 
-@pytest.mark.parametrize(
-    ("repeat", "workers", "cut"),
-    [(False, 0, "in the audio"), (True, 0, "in the audio"), (True, 0, "in a header"), (True, 1, "in the audio")],
-)
-def test_a_truncated_shard_is_named(tmp_path: Path, sounds: Sounds, repeat: bool, workers: int, cut: str) -> None:
+@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize("cut", ["in the audio", "in a header"])
+def test_a_truncated_shard_is_named(tmp_path: Path, sounds: Sounds, repeat: bool, cut: str) -> None:
     shards = [
         write_shard(tmp_path / f"{number}.tar", {key: sounds[key]}) for number, key in enumerate(list(sounds)[:6])
     ]
@@ -420,7 +418,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path, sounds: Sounds, repeat: bool
     damaged.write_bytes(damaged.read_bytes()[: 900 if cut == "in the audio" else 200])
     made = stream(shards, repeat=repeat)
     with pytest.raises(UserError, match=rf"shard {damaged} is damaged"):
-        list(itertools.islice(torch.utils.data.DataLoader(made, batch_size=None, num_workers=workers), 4))
+        list(itertools.islice(made, 4))
 
 
 def test_labels_of_a_truncated_shard(tmp_path: Path, labelled: str) -> None:

@@ -28,9 +28,9 @@ def test_scores_are_means_and_deviations_over_seeds(recipes: dict[str, Path]) ->
     rows = table([runs[0], other, runs[1], few, runs[2]])
     score = f"{statistics.mean(accuracies):.3f} ± {statistics.stdev(accuracies):.3f}"
     assert rows == [
-        ("sound", "ssamba nano", "from scratch", "100%", score, "3", "1,234,567", "4,000", "17 s"),
-        ("sound", "ssast nano", "pretrained", "100%", "0.500", "1", "1,234,567", "4,000", "7 s"),
-        ("sound", "ssamba nano", "from scratch", "5%", "0.250", "1", "1,234,567", "4,000", "7 s"),
+        ("sound", "ssamba nano 16x16", "from scratch", "100%", score, "3", "1,234,567", "4,000", "17 s"),
+        ("sound", "ssast nano 16x16", "pretrained", "100%", "0.500", "1", "1,234,567", "4,000", "7 s"),
+        ("sound", "ssamba nano 16x16", "from scratch", "5%", "0.250", "1", "1,234,567", "4,000", "7 s"),
     ]
     assert score == "0.837 ± 0.025"
 
@@ -50,8 +50,8 @@ def test_finished_runs_are_read_from_their_folders(
         assert run.recipe == load_recipe(run.folder)
     assert first.score == first.record["last_metrics"]["val/accuracy"]
     assert second.score == json.loads((second.folder / "test" / "scores.json").read_text())["accuracy"]
-    assert first.group == ("pretraining", "ssast nano", "", "none")
-    assert second.group == ("sound", "ssast nano", "pretrained", "100%")
+    assert first.group == ("pretraining", "ssast nano 16x16", "", "none")
+    assert second.group == ("sound", "ssast nano 16x16", "pretrained", "100%")
     (row, _) = table([first, second])
     assert row[HEADER.index("parameters")] == f"{first.record['parameters']:,}"
 
@@ -97,7 +97,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_holds_table_and_pictures_and_lets_no_name_break_it(tmp_path: Path) -> None:
-    rows = [("<b>&", "ssamba nano", "pretrained", "100%", "0.500", "1", "1", "2", "3 s")]
+    rows = [("<b>&", "ssamba nano 16x16", "pretrained", "100%", "0.500", "1", "1", "2", "3 s")]
     (tmp_path / "run" / "pictures").mkdir(parents=True)
     picture = tmp_path / "run" / "pictures" / 'a "b".png'
     picture.write_bytes(b"")

@@ -102,7 +102,7 @@ def test_the_step_is_the_losses_of_the_masked_patches(encoder: str, recipes: dic
 
 def test_a_few_clips_are_learned(recipes: dict[str, Path], tmp_path: Path) -> None:
     logged = pretrain(
-        recipes, tmp_path / "run", "model.encoder=ssast", "trainer.max_steps=60", "data.batch_size=16",
+        recipes, tmp_path / "run", "model.encoder=ssast", "trainer.max_steps=40", "data.batch_size=16",
         "optimizer.learning_rate=2e-3", "data.validation=[]",
     )  # fmt: skip
     for name in ("loss", "contrastive", "reconstruction"):
@@ -238,15 +238,14 @@ def test_learning_rates_as_logged(schedule: str, recipes: dict[str, Path], tmp_p
     assert rates(logged) == pytest.approx([1e-3 * factor for factor in (1 / 3, 2 / 3, 1, *after)], rel=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_plateau_halves_the_rate_after_validations_that_are_no_better(
-    accumulate: int, recipes: dict[str, Path], tmp_path: Path
+    recipes: dict[str, Path], tmp_path: Path
 ) -> None:
     # So small a rate changes no loss: every validation after the first is no better.
     logged = pretrain(
         recipes, tmp_path / "run", "model.encoder=ssast", "optimizer.schedule=plateau", "optimizer.plateau_patience=1",
         "optimizer.learning_rate=1e-20", "optimizer.warmup_steps=4", "trainer.max_steps=11", "data.batch_size=2",
-        f"trainer.accumulate={accumulate}",
+        "trainer.accumulate=2",
     )  # fmt: skip
     # Validations after 2, 4, 6, 8, 10 steps: the first is the best so far, the third and the fifth are one too many.
     factors = [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
