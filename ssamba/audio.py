@@ -39,7 +39,8 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate:
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames > max_seconds * file.samplerate:
-                raise BadAudio(f"its header says {file.frames / file.samplerate:.0f} s; at most {max_seconds:g} s")
+                seconds = file.frames / file.samplerate
+                raise BadAudio(f"its header says {seconds:.0f} s; at most {max_seconds:g} s are read")
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         # Its whole text would name an open file by its address, another one each time.

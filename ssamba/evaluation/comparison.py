@@ -52,19 +52,19 @@ HEADER = ("task", "encoder", "start", "labels", "score", "seeds", "parameters", 
 
 
 def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """A row for each group of runs, as `HEADER` says, in the order of their first runs; score as mean and, over several
+    """A row for each group of runs of as many steps, in the order of their first runs; score as mean and, over several
     seeds, standard deviation."""
-    groups: dict[tuple[str, str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, str, str, str, int], list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.group, []).append(run)
+        groups.setdefault((*run.group, run.record["steps"]), []).append(run)
     rows: list[tuple[str, ...]] = []
-    for group, members in groups.items():
+    for (*group, steps), members in groups.items():
         scores = [run.score for run in members]
         spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
         seconds = statistics.mean(run.record["training_seconds"] for run in members)
         first = members[0].record
         rows.append((*group, f"{statistics.mean(scores):.3f}{spread}", str(len(members)), f"{first['parameters']:,}",
-                     f"{first['steps']:,}", f"{seconds:.0f} s"))  # fmt: skip
+                     f"{steps:,}", f"{seconds:.0f} s"))  # fmt: skip
     return rows
 
 

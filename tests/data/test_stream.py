@@ -146,7 +146,7 @@ def test_a_consumer_whose_shards_hold_no_wanted_key_waits_for_the_next_epoch(sha
 
 
 def test_more_consumers_than_held_out_recordings_leave_some_without(shards: list[str]) -> None:
-    wanted = frozenset({"r00", "r22"})
+    wanted = frozenset({"r00", "r03"})
     read = [keys(list(stream(shards, keys=wanted, rank=rank, world_size=3))) for rank in range(3)]
     assert sorted(map(len, read)) == [0, 1, 1]
 

@@ -105,9 +105,9 @@ def test_a_few_clips_are_learned(recipes: dict[str, Path], tmp_path: Path) -> No
         recipes, tmp_path / "run", "model.encoder=ssast", "trainer.max_steps=40", "data.batch_size=16",
         "optimizer.learning_rate=2e-3", "data.validation=[]",
     )  # fmt: skip
-    for name in ("loss", "contrastive", "reconstruction"):
+    for name, share in (("loss", 0.75), ("contrastive", 0.85), ("reconstruction", 0.75)):
         curve = [row[f"train/{name}"] for row in logged]
-        assert sum(curve[-5:]) < 0.75 * sum(curve[:5]), name
+        assert sum(curve[-5:]) < share * sum(curve[:5]), name
     assert sum(row["train/accuracy"] for row in logged[-5:]) / 5 > 2 / 12  # twice what chance hits of 12 patches
 
 
@@ -151,6 +151,14 @@ def test_the_mask_is_the_recipes(mask: str, recipes: dict[str, Path]) -> None:
     # Clusters: a hidden patch more often has a hidden neighbour.
     neighbours = (drawn[:, 1:] & drawn[:, :-1]).sum() / drawn[:, 1:].sum()
     assert (neighbours > 0.5) == (mask == "cluster")
+
+
+def test_weights_are_drawn_by_the_seed_alone(recipes: dict[str, Path]) -> None:
+    def drawn(seed: int) -> Tensor:
+        torch.rand(3)
+        return build(recipes, "model.encoder=ssast", f"seed={seed}").module.model.encoder.positions
+
+    assert torch.equal(drawn(0), drawn(0)) and not torch.equal(drawn(0), drawn(1))
 
 
 def test_draws_depend_on_seed_purpose_and_number_alone(recipes: dict[str, Path]) -> None:
@@ -239,14 +247,19 @@ def test_learning_rates_as_logged(schedule: str, recipes: dict[str, Path], tmp_p
 
 
 def test_the_plateau_halves_the_rate_after_validations_that_are_no_better(
-    recipes: dict[str, Path], tmp_path: Path
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So small a rate changes no loss: every validation after the first is no better.
+    objectives = Pretraining.objectives
+
+    def stalled(self: Pretraining, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        values = objectives(self, log_mel, mask)
+        return values if self.training else {name: torch.ones(()) for name in values}
+
+    monkeypatch.setattr(Pretraining, "objectives", stalled)
     logged = pretrain(
         recipes, tmp_path / "run", "model.encoder=ssast", "optimizer.schedule=plateau", "optimizer.plateau_patience=1",
-        "optimizer.learning_rate=1e-20", "optimizer.warmup_steps=4", "trainer.max_steps=11", "data.batch_size=2",
-        "trainer.accumulate=2",
+        "optimizer.warmup_steps=4", "trainer.max_steps=11", "data.batch_size=2", "trainer.accumulate=2",
     )  # fmt: skip
     # Validations after 2, 4, 6, 8, 10 steps: the first is the best so far, the third and the fifth are one too many.
     factors = [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
-    assert rates(logged) == pytest.approx([1e-20 * factor for factor in factors], rel=1e-5)
+    assert rates(logged) == pytest.approx([1e-3 * factor for factor in factors], rel=1e-5)
