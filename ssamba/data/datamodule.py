@@ -41,9 +41,9 @@ class ClipDataModule(lightning.LightningDataModule):
         self.shards = {"train": list(train), "validation": list(validation), "test": list(test)}
 
     def stream(self, split: str) -> ClipStream:
-        """The stream of a split, for the rank that asks."""
+        """The stream of a split: this rank's share of it, but all of the test clips, which one rank scores alone."""
         s = self.settings
-        trainer = self.trainer
+        trainer = None if split == "test" else self.trainer
         return ClipStream(
             self.shards[split], batch_size=s.batch_size, sampling_rate=s.sampling_rate, clip_samples=s.clip_samples,
             seed=s.seed, shuffle_buffer=s.shuffle_buffer, repeat=split == "train",
@@ -63,6 +63,3 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> torch.utils.data.DataLoader[Batch] | list[Batch]:
         return self._loader("validation") if self.shards["validation"] else []
-
-    def test_dataloader(self) -> torch.utils.data.DataLoader[Batch]:
-        return self._loader("test")

@@ -35,6 +35,13 @@ def test_scores_are_means_and_deviations_over_seeds(recipes: dict[str, Path]) ->
     assert score == "0.837 ± 0.025"
 
 
+def test_runs_of_other_lengths_are_not_averaged(recipes: dict[str, Path]) -> None:
+    long, short = (finetuned_run(recipes, accuracy, 7) for accuracy in (0.75, 0.5))
+    short = Run(short.folder, short.recipe, {**short.record, "steps": 10})
+    steps, score = HEADER.index("steps"), HEADER.index("score")
+    assert [(row[steps], row[score]) for row in table([long, short])] == [("4,000", "0.750"), ("10", "0.500")]
+
+
 def test_several_labels_are_scored_by_map(recipes: dict[str, Path]) -> None:
     run = finetuned_run(recipes, 0.0, 1, "task.loss=bce", "task.label=tags", mean_ap=0.625)
     assert run.score == 0.625
