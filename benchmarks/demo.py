@@ -115,9 +115,9 @@ def report(corpus: Corpus, folders: Sequence[Path], out: Path, seconds: float) -
     rows = table(runs)
     groups: dict[str, dict[str, float]] = {}
     for run in runs:
-        task, encoder, start, _ = run.group
+        task, _, start, _ = run.group
         if start:
-            groups.setdefault(f"{task}\n{encoder}", {})[start] = run.score
+            groups.setdefault(f"{task}\n{run.recipe.model.encoder}", {})[start] = run.score
     draw_bars(out / "accuracy.png", groups, "test accuracy", "After equal steps of fine-tuning")
     pictures = {"Test accuracy": out / "accuracy.png"}
     for run in runs:

@@ -6,7 +6,8 @@ The original (SSAST `gen_maskid_patch`, inherited by SSAMBA) marks clusters on t
 the end of a row goes on at the start of the next one, and it lets clusters start only where they fit below the last
 patch, so the first rows and columns are hidden less often than the others. Here a cluster is a true square: it is cut
 at the border of the grid and never wraps, and it may start outside the grid, so that each cluster covers every patch
-with the same probability.
+with the same probability. That a mask stops at an exact number leaves differences of about 2 % between positions on a
+grid of 8 x 64, and more where the grid is hardly larger than a cluster.
 """
 
 import torch
