@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
 from ssamba.audio import LogMel, samples_for
@@ -44,13 +45,16 @@ class Shards:
     validation: ShardSet | None
     test: ShardSet | None
 
+    def given(self) -> dict[str, ShardSet]:
+        """Name -> shards, of the splits that there are."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: held for name, held in splits.items() if held is not None}
+
     def fingerprints(self) -> dict[str, Any]:
         """For run.json: what each split holds."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             name: {"samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint}
-            for name, held in splits.items()
-            if held is not None
+            for name, held in self.given().items()
         }
 
 
@@ -83,8 +87,8 @@ def build_shards(recipe: Recipe) -> Shards:
         find_shards(data.validation) if data.validation else None,
         find_shards(data.test) if data.test else None,
     )
-    for name, held in (("train", shards.train), ("validation", shards.validation), ("test", shards.test)):
-        if held is not None and held.sampling_rate != recipe.audio.sampling_rate:
+    for name, held in shards.given().items():
+        if held.sampling_rate != recipe.audio.sampling_rate:
             raise UserError(
                 f"data.{name} holds audio at {held.sampling_rate} Hz; audio.sampling_rate is "
                 f"{recipe.audio.sampling_rate}. Write the shards again, or change the recipe"
@@ -165,13 +169,12 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
     """The label list of the recipe's task, the same for all its splits."""
     key = recipe.task.label
     lists = {}
-    for name, held in (("train", shards.train), ("validation", shards.validation), ("test", shards.test)):
-        if held is not None:
-            if key not in held.labels:
-                raise UserError(
-                    f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(held.labels) or 'no labels'}"
-                )
-            lists[name] = tuple(held.labels[key])
+    for name, held in shards.given().items():
+        if key not in held.labels:
+            raise UserError(
+                f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(held.labels) or 'no labels'}"
+            )
+        lists[name] = tuple(held.labels[key])
     for name, names in lists.items():
         if unknown := [label for label in names if label not in lists["train"]]:
             raise UserError(f"data.{name} has {key} {', '.join(unknown[:8])}, which the training label list lacks")
@@ -210,7 +213,6 @@ def build_trainer(recipe: Recipe, skipped: SkippedSamples) -> lightning.Trainer:
     folder = Path(recipe.run_dir)
     validates = bool(recipe.data.validation)
     callbacks: list[Callback] = [StepProgress(), Throughput(), skipped]
-    monitor = None
     if isinstance(recipe, PretrainRecipe):
         callbacks.append(ReconstructionPictures(folder / "pictures"))
         monitor = ("val/loss", "min")
@@ -230,8 +232,8 @@ def start_run(recipe: Recipe, built: Pretrainer | Finetuner, overwrite: bool) ->
     """Make the run folder with its resolved recipe; returns the first half of its run.json."""
     folder = Path(recipe.run_dir)
     open_run(folder, overwrite)
-    if built.module.global_rank == 0:
-        save_recipe(recipe, folder / "recipe.yaml")
+    # The module does not know its rank before it is fitted, the launcher's environment does.
+    rank_zero_only(save_recipe)(recipe, folder / "recipe.yaml")
     return provenance(parameter_count(built.module.model), built.shards.fingerprints(), recipe.seed)
 
 

@@ -22,8 +22,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from ssamba.build import build_pretrainer, build_trainer, start_run
     from ssamba.models.checkpoint import save_model
     from ssamba.training.callbacks import SkippedSamples
+    from ssamba.training.runs import check_run
 
-    _check_run_folder(recipe.run_dir, arguments.overwrite)
+    check_run(Path(recipe.run_dir), arguments.overwrite)
     built = build_pretrainer(recipe)
     skipped = SkippedSamples()
     trainer = build_trainer(recipe, skipped)
@@ -43,9 +44,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ssamba.evaluation.report import write_class_scores
     from ssamba.models.checkpoint import save_model
     from ssamba.training.callbacks import SkippedSamples
-    from ssamba.training.runs import load_best
+    from ssamba.training.runs import check_run, load_best
 
-    _check_run_folder(recipe.run_dir, arguments.overwrite)
+    check_run(Path(recipe.run_dir), arguments.overwrite)
     built = build_finetuner(recipe)
     skipped = SkippedSamples()
     trainer = build_trainer(recipe, skipped)
@@ -116,12 +117,6 @@ def shards_verify(arguments: argparse.Namespace) -> None:
     print(f"{len(held.shards)} shards, {held.samples} samples: all as their index says")
 
 
-def _check_run_folder(run_dir: str, overwrite: bool) -> None:
-    from ssamba.training.runs import check_run
-
-    check_run(Path(run_dir), overwrite)
-
-
 def _finish(folder: Path, record: dict[str, Any], trainer: Any, seconds: float, skipped: Any,
             scores: dict[str, Any]) -> None:  # fmt: skip
     from ssamba.evaluation.pictures import draw_curves
@@ -134,7 +129,7 @@ def _finish(folder: Path, record: dict[str, Any], trainer: Any, seconds: float, 
         "last_metrics": values,
         "test": scores,
     }
-    write_json(folder / "run.json", {**record, **result, "test": scores, "skipped_samples": list(skipped.names)})
+    write_json(folder / "run.json", {**record, **result, "skipped_samples": list(skipped.names)})
     draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
     _print_scores(scores or {name: value for name, value in values.items() if name.startswith("val/")}, folder)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import soundfile
 from braceexpand import braceexpand
-from tqdm import tqdm
 
 from ssamba.errors import UserError
+from ssamba.progress import progress_bar
 
 INDEX_NAME = "index.json"
 FORMAT = "ssamba-shards-1"
@@ -219,7 +219,7 @@ def verify_shards(shard_set: ShardSet, progress: bool = True) -> list[str]:
         progress: show a bar over the samples.
     """
     problems: list[str] = []
-    with tqdm(total=shard_set.samples, unit="sample", desc="verify", disable=not progress) as bar:
+    with progress_bar(shard_set.samples, "sample", "verify", disable=not progress) as bar:
         for shard in shard_set.shards:
             try:
                 for problem in _shard_problems(shard, shard_set.sampling_rate):

@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from tqdm import tqdm
 
 from ssamba.data.index import INDEX_NAME, ShardIndex, ShardInfo, Skipped
 from ssamba.errors import BadAudio, UserError
+from ssamba.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -315,11 +315,8 @@ def _write_all(jobs: Sequence[_Job], dataset: str, workers: int, max_bad_fractio
     bad: list[Skipped] = []
     for folder in {job.path.parent for job in jobs}:
         folder.mkdir()
-    # Into a file, a line now and then is enough.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=total, unit="recording", desc=dataset, mininterval=interval)
     # Closed here, so that the workers are at rest before what they wrote is removed.
-    with bar, contextlib.closing(_results(jobs, workers)) as results:
+    with progress_bar(total, "recording", dataset) as bar, contextlib.closing(_results(jobs, workers)) as results:
         for job, written in results:
             done[job.path] = written
             bad += written.skipped
