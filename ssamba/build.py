@@ -1,6 +1,8 @@
 """Config to objects: the only place that reads a whole recipe and makes models, data and trainers of it."""
 
 import functools
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,7 +110,20 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
     )  # fmt: skip
     if model.pretrained:
         load_pretrained_encoder(encoder, model.pretrained)
+    encoder.stack.recompute = recipe.trainer.recompute
     return encoder
+
+
+def _compile(recipe: Recipe, module: Pretraining | FineTuning) -> None:
+    """Compile the model in place, so that the names of its tensors stay, if the recipe asks for it."""
+    trainer = recipe.trainer
+    if not trainer.compile:
+        return
+    on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    compiler = os.environ.get("CXX", "c++")
+    if on_cpu and shutil.which(compiler) is None:
+        raise UserError(f"trainer.compile needs a C++ compiler on a CPU, and there is no {compiler}; leave it false")
+    module.model.compile()
 
 
 def build_clip_settings(recipe: Recipe) -> ClipSettings:
@@ -158,6 +173,7 @@ def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
         reconstruction_weight=objective.reconstruction_weight, mask=objective.mask,
         masked_patches=objective.masked_patches, seed=recipe.seed,
     )  # fmt: skip
+    _compile(recipe, module)
     data = ClipDataModule(
         build_clip_settings(recipe), train=_paths(shards.train),
         validation=_paths(shards.validation), num_workers=recipe.data.num_workers,
@@ -193,6 +209,7 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
         augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder, seed=recipe.seed,
     )  # fmt: skip
+    _compile(recipe, module)
     keys = None
     if recipe.data.label_fraction < 1:
         keys = stratified_subset(read_labels(_paths(shards.train), task.label), recipe.data.label_fraction, recipe.seed)
@@ -219,6 +236,7 @@ def build_trainer(recipe: Recipe, skipped: SkippedSamples) -> lightning.Trainer:
     else:
         monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
     trainer, settings = recipe.trainer, asdict(recipe.trainer)
+    del settings["recompute"], settings["compile"]  # the model's
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device, or auto")
     return make_trainer(

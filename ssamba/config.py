@@ -17,7 +17,7 @@ from ssamba.errors import UserError
 from ssamba.files import write_text
 
 ENCODERS = ("ssamba", "ssast")
-SCAN_BACKENDS = ("auto", "cpu", "reference")
+SCAN_BACKENDS = ("auto", "reference", "torch-chunked", "cpu", "triton", "mamba-ssm")
 MODEL_SIZES = ("nano", "tiny", "small", "base")
 
 
@@ -74,7 +74,7 @@ class ModelConfig:
     residual: str = "doubling"
     """doubling | plain, of ssamba: the original's residual, or the stack as the paper draws it."""
     scan_backend: str = "auto"
-    """auto | cpu | reference, of ssamba: what computes the scan."""
+    """auto | reference | torch-chunked | cpu | triton | mamba-ssm, of ssamba: what computes the scan."""
     pretrained: str | None = None
     """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
 
@@ -222,6 +222,10 @@ class TrainerConfig:
     """auto | cpu | gpu."""
     strategy: str = "auto"
     """auto | ddp."""
+    recompute: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, more time."""
+    compile: bool = False
+    """torch.compile the model; on a CPU this needs a C++ compiler."""
     validate_every_steps: int = 1000
     log_every_steps: int = 50
 

@@ -103,7 +103,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("model.encoder=conformer", "'conformer'; expected one of ssamba, ssast"),
         ("model.size=huge", "'huge'; expected one of nano, tiny, small, base"),
         ("model.residual=no", "model.residual is 'False'; expected one of doubling, plain"),
-        ("model.scan_backend=gpu", "'gpu'; expected one of auto, cpu, reference"),
+        ("model.scan_backend=gpu", "'gpu'; expected one of auto, reference, torch-chunked"),
         ("model.frequency_stride=0", "model.frequency_stride is 0; expected at least 1"),
         ("audio.mean=-4", "audio.mean and audio.std: give both or neither"),
         ("audio.num_mel_bins=0", "audio.num_mel_bins is 0; expected at least 1"),

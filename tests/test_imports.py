@@ -80,10 +80,24 @@ def test_the_schema_imports_no_torch() -> None:
     assert used - set(sys.stdlib_module_names) <= {"omegaconf", "yaml", "ssamba"}
 
 
+# Modules of ssamba/ops that are imported when their backend is chosen, and the optional packages they bring in.
+ADAPTORS = {
+    "mamba_ssm": {"mamba_ssm"}, "causal_conv1d": {"causal_conv1d"}, "triton": {"triton"}, "triton_conv": {"triton"},
+    "cpu": {"numba"}, "cpu_conv": {"numba"}, "kernels": set(), "simd": {"numba", "llvmlite"},
+}  # fmt: skip
+
+
 @each_source
 def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
-    assert not used & {"mamba_ssm", "wandb"}
+    assert not used & {"mamba_ssm", "causal_conv1d", "numba", "triton", "wandb"} - ADAPTORS.get(path.stem, set())
+
+
+@each_source
+def test_adaptors_wait_too(path: Path) -> None:
+    if path.parent.name != "ops" or path.stem not in ADAPTORS:
+        used = set(imported(path, module_level=True))
+        assert not used & {f"ssamba.ops.{name}" for name in ADAPTORS}
 
 
 @pytest.mark.parametrize("part", ["models", "ops"])

@@ -31,10 +31,11 @@ class MaskedPatchModel(nn.Module):
         self.contrastive_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
         self.reconstruction_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
 
-    def forward(self, log_mel: Tensor, mask: Tensor) -> MaskedPrediction:
-        """log_mel (B, T, M), mask bool (B, L) with equally many True a clip -> (B, N, K) each."""
-        tokens = gather_patches(self.encoder(log_mel, mask).tokens, mask)
-        target = gather_patches(self.encoder.patch_shape.cut(log_mel), mask)
+    def forward(self, log_mel: Tensor, mask: Tensor, masked: int | None = None) -> MaskedPrediction:
+        """log_mel (B, T, M), mask bool (B, L) with equally many True a clip (`masked`, if it is known) -> (B, N, K)
+        each."""
+        tokens = gather_patches(self.encoder(log_mel, mask).tokens, mask, masked)
+        target = gather_patches(self.encoder.patch_shape.cut(log_mel), mask, masked)
         return MaskedPrediction(self.contrastive_head(tokens), self.reconstruction_head(tokens), target)
 
 

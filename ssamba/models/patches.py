@@ -58,8 +58,12 @@ def fit_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     return positions
 
 
-def gather_patches(x: Tensor, mask: Tensor) -> Tensor:
-    """The masked rows of x (B, L, D) under a bool mask (B, L) with equally many True a clip: (B, N, D), in order."""
-    masked = int(mask[0].sum())
+def gather_patches(x: Tensor, mask: Tensor, masked: int | None = None) -> Tensor:
+    """The masked rows of x (B, L, D) under a bool mask (B, L) with equally many True a clip: (B, N, D), in order.
+
+    `masked` is N; if None it is read off the mask, for which a GPU has to finish what it is doing.
+    """
+    if masked is None:
+        masked = int(mask[0].sum())
     index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
     return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))

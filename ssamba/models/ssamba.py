@@ -4,21 +4,20 @@ Shapes: B batch, L tokens, D width, E inner width (expand * D), N state size, R 
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.ops import causal_conv_silu, selective_scan
+from ssamba.models.stack import Stack
+from ssamba.ops import bidirectional_conv_silu, bidirectional_scan
 
 
 class _Direction(nn.Module):
     """What one direction of a mixer owns: convolution, projections to step size, B and C, and the scan's A and D."""
 
-    def __init__(self, inner: int, state_size: int, rank: int, conv_kernel: int, backend: str) -> None:
+    def __init__(self, inner: int, state_size: int, rank: int, conv_kernel: int) -> None:
         super().__init__()
-        self.rank, self.state_size, self.backend = rank, state_size, backend
         self.conv = nn.Conv1d(inner, inner, conv_kernel, groups=inner)
         self.x_proj = nn.Linear(inner, rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
@@ -28,41 +27,48 @@ class _Direction(nn.Module):
 
     def reset_parameters(self) -> None:
         """Mamba's own start (arXiv 2312.00752, section 3.6): step sizes log-uniform in [0.001, 0.1]."""
-        bound = self.rank**-0.5
+        bound = self.dt_proj.in_features**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         step = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)
         with torch.no_grad():
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
-    def forward(self, x: Tensor, z: Tensor, reverse: bool) -> Tensor:
-        direction: Literal["forward", "reverse"] = "reverse" if reverse else "forward"
-        assert self.conv.bias is not None
-        x = causal_conv_silu(x, self.conv.weight.squeeze(1), self.conv.bias, direction, self.backend)
-        rank, b, c = self.x_proj(x).split([self.rank, self.state_size, self.state_size], dim=-1)
-        # dt_proj's bias goes into the scan, where it is added in float32.
-        return selective_scan(
-            x, F.linear(rank, self.dt_proj.weight), -torch.exp(self.A_log.float()), b, c, self.D, z,
-            self.dt_proj.bias, direction, self.backend,
-        )  # fmt: skip
-
 
 class BidirectionalMixer(nn.Module):
-    """A shared projection in and out, scans in both directions, the mean of both (Vision Mamba's "v2" block)."""
+    """A shared projection in and out, scans in both directions, the mean of both (Vision Mamba's "v2" block).
+
+    Both directions run side by side on a leading dimension of 2: one operator or batched product for both.
+    """
 
     def __init__(self, width: int, state_size: int, expand: int, conv_kernel: int, backend: str) -> None:
         super().__init__()
         inner, rank = expand * width, math.ceil(width / 16)
+        self.split, self.backend = (rank, state_size, state_size), backend
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.ahead = _Direction(inner, state_size, rank, conv_kernel, backend)
-        self.back = _Direction(inner, state_size, rank, conv_kernel, backend)
+        self.ahead = _Direction(inner, state_size, rank, conv_kernel)
+        self.back = _Direction(inner, state_size, rank, conv_kernel)
         self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def _both(self, name: str) -> Tensor:
+        """A parameter of the two directions, stacked."""
+        return torch.stack([self.ahead.get_parameter(name), self.back.get_parameter(name)])
 
     def forward(self, x: Tensor, exchanged: bool = False) -> Tensor:
         """(B, L, D) -> (B, L, D). `exchanged`: the two directions swap their parameters; this equals reversing the
         tokens before and after."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        both = self.ahead(x, z, exchanged) + self.back(x, z, not exchanged)
-        return self.out_proj(0.5 * both)
+        taps = self._both("conv.weight").squeeze(2)
+        u = bidirectional_conv_silu(x, taps, self._both("conv.bias"), exchanged, self.backend)  # (2, B, L, E)
+        projected = torch.bmm(u.flatten(1, 2), self._both("x_proj.weight").transpose(1, 2))
+        rank, b, c = projected.split(self.split, dim=-1)
+        # dt_proj's bias goes into the scan, where it is added in float32.
+        delta = torch.bmm(rank, self._both("dt_proj.weight").transpose(1, 2))
+        shape = u.shape[:3]
+        y = bidirectional_scan(
+            u, delta.unflatten(1, shape[1:]), -torch.exp(self._both("A_log").float()), b.unflatten(1, shape[1:]),
+            c.unflatten(1, shape[1:]), self._both("D"), z, self._both("dt_proj.bias"), exchanged, self.backend,
+        )  # fmt: skip
+        return F.linear(y, 0.5 * self.out_proj.weight)  # the mean: exact, and cheaper than on y
 
 
 class SsambaLayer(nn.Module):
@@ -78,7 +84,7 @@ class SsambaLayer(nn.Module):
         return out
 
 
-class SsambaStack(nn.Module):
+class SsambaStack(Stack):
     """SSAMBA's layers over embedded tokens, (B, L, D) -> (B, L, D); one class token at the front is the caller's.
 
     residual="doubling" is what the original computes, and what its published weights need. It runs its layers in
@@ -114,8 +120,8 @@ class SsambaStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.residual == "plain":
             for layer in self.layers:
-                x = x + layer(x)
+                x = x + self.run_layer(layer, x)
             return self.norm(x)
         for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
-            x = 2 * x + first(x) + second(x, exchanged=True)
+            x = 2 * x + self.run_layer(first, x) + self.run_layer(second, x, True)
         return self.norm(self.norm(x))

@@ -6,6 +6,8 @@ Shapes: B batch, L tokens, D width, H heads.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssamba.models.stack import Stack
+
 
 class SsastLayer(nn.Module):
     """Pre-norm attention and a GELU network of four times the width, each with its residual."""
@@ -28,7 +30,7 @@ class SsastLayer(nn.Module):
         return out
 
 
-class SsastStack(nn.Module):
+class SsastStack(Stack):
     """SSAST's layers and final norm over embedded tokens, (B, L, D) -> (B, L, D); class and distillation token lead."""
 
     num_class_tokens = 2
@@ -50,6 +52,6 @@ class SsastStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
+            x = self.run_layer(layer, x)
         out: Tensor = self.norm(x)
         return out

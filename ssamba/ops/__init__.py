@@ -1,6 +1,13 @@
-"""The operators of a state space layer: the selective scan and the causal convolution, one file a backend."""
+"""The operators under the encoders: one public function an operator, one file a backend."""
 
-from ssamba.ops.conv import causal_conv_silu
-from ssamba.ops.scan import BACKENDS, resolve_backend, selective_scan
+from ssamba.ops.conv import bidirectional_conv_silu, causal_conv_silu
+from ssamba.ops.scan import BACKENDS, bidirectional_scan, resolve_backend, selective_scan
 
-__all__ = ["BACKENDS", "causal_conv_silu", "resolve_backend", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "bidirectional_conv_silu",
+    "bidirectional_scan",
+    "causal_conv_silu",
+    "resolve_backend",
+    "selective_scan",
+]

@@ -1,44 +1,122 @@
-"""The public operator `causal_conv_silu`.
+"""The public operators `causal_conv_silu` and `bidirectional_conv_silu`.
 
-Shapes: B batch, L tokens, E channels, K kernel.
+Shapes: K directions (1 or 2), B batch, L tokens, E channels, W taps.
+
+For our own kernels one operator of torch.library, `ssamba::conv`, as in ssamba/ops/scan.py; the choice of the backend
+is the scan's.
 """
 
-from typing import Literal
+import importlib
+from types import ModuleType
+from typing import Any, Literal
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
+from ssamba.ops import reference_conv
 from ssamba.ops.scan import resolve_backend
+
+_MODULES = {"cpu": "cpu_conv", "triton": "triton_conv", "mamba-ssm": "causal_conv1d"}
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, direction: Literal["forward", "reverse"] = "forward",
                      backend: str = "auto") -> Tensor:  # fmt: skip
-    """silu(depthwise convolution): each token sees itself and the K - 1 tokens visited before it.
+    """silu(depthwise convolution): each token sees itself and the W - 1 tokens visited before it.
 
     Args:
-        x: (B, L, E), any strides. weight: (E, K), its last column meets the token itself. bias: (E,).
+        x: (B, L, E), any strides. weight: (E, W), its last column meets the token itself. bias: (E,).
         direction: "reverse" visits the tokens from the last to the first; no tensor is flipped.
         backend: as for `selective_scan`.
 
     Returns:
-        (B, L, E), in x's dtype.
+        (B, L, E), in x's dtype; sums are float32.
 
     Raises:
         ValueError, RuntimeError: as `selective_scan`.
     """
-    if x.ndim != 3 or weight.ndim != 2 or len(weight) != x.shape[2] or weight.shape[1] < 1:
-        given = f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}"
-        raise ValueError(f"{given}; expected (B, L, E) and (E, K)")
-    if tuple(bias.shape) != (x.shape[2],):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {(x.shape[2],)} beside x {tuple(x.shape)}")
     if direction not in ("forward", "reverse"):
         raise ValueError(f"direction is {direction!r}; expected 'forward' or 'reverse'")
-    reverse = direction == "reverse"
-    if resolve_backend(backend, x.device.type, x.dtype) == "cpu":
-        from ssamba.ops.cpu_conv import causal_conv_silu_cpu
+    _check(x, weight, bias, ())
+    y: Tensor = _call(x, weight.unsqueeze(0), bias.unsqueeze(0), direction == "reverse", backend).squeeze(0)
+    return y
 
-        return causal_conv_silu_cpu(x, weight, bias, reverse)
-    reach = weight.shape[1] - 1
-    padded = F.pad(x.transpose(1, 2), (0, reach) if reverse else (reach, 0))
-    taps = (weight.flip(-1) if reverse else weight).unsqueeze(1)
-    return F.silu(F.conv1d(padded, taps.to(x.dtype), bias.to(x.dtype), groups=x.shape[-1])).transpose(1, 2)
+
+def bidirectional_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, exchanged: bool = False,
+                            backend: str = "auto") -> Tensor:  # fmt: skip
+    """`causal_conv_silu` of one input in both directions, each with taps of its own.
+
+    Args:
+        x: (B, L, E). weight: (2, E, W). bias: (2, E).
+        exchanged: the first taps visit the tokens in reverse and the second forward.
+        backend: as for `selective_scan`.
+
+    Returns:
+        (2, B, L, E), in x's dtype.
+
+    Raises:
+        ValueError, RuntimeError: as `selective_scan`.
+    """
+    _check(x, weight, bias, (2,))
+    return _call(x, weight, bias, exchanged, backend)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, lead: tuple[int, ...]) -> None:
+    head = "".join(f"{size}, " for size in lead)
+    wanted = (*lead, x.shape[-1])
+    if x.ndim != 3 or weight.ndim != len(wanted) + 1 or tuple(weight.shape[:-1]) != wanted or weight.shape[-1] < 1:
+        given = f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}"
+        raise ValueError(f"{given}; expected (B, L, E) and ({head}E, W)")
+    if tuple(bias.shape) != wanted:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {wanted} beside x {tuple(x.shape)}")
+
+
+def _call(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> Tensor:
+    chosen: str = resolve_backend(backend, x.device.type, x.dtype)
+    if chosen in ("cpu", "triton"):
+        y: Tensor = _conv(x, weight, bias, reverse, chosen)
+        return y
+    module = _backend(chosen) if chosen == "mamba-ssm" else reference_conv
+    with torch.autocast(x.device.type, enabled=False):
+        return module.conv(x, weight, bias, reverse)
+
+
+def _backend(name: str) -> ModuleType:
+    return importlib.import_module(f"ssamba.ops.{_MODULES[name]}")
+
+
+@torch.library.custom_op("ssamba::conv", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> Tensor:
+    """(K, B, L, E) in x's dtype, direction k backwards where (k == 1) != reverse."""
+    y: Tensor = _backend(backend).forward(x, weight, bias, reverse)
+    return y.contiguous()
+
+
+@_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> Tensor:
+    return x.new_empty(len(weight), *x.shape)
+
+
+@torch.library.custom_op("ssamba::conv_backward", mutates_args=())
+def _conv_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool,
+                   backend: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of x, weight and bias, each in its input's shape and dtype."""
+    dx, dweight, dbias = _backend(backend).backward(dout, x, weight, bias, reverse)
+    return dx.contiguous(), dweight.contiguous(), dbias.contiguous()
+
+
+@_conv_backward.register_fake
+def _(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool,
+      backend: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.reverse, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    return *_conv_backward(dout, *ctx.saved_tensors, ctx.reverse, ctx.backend), None, None
+
+
+_conv.register_autograd(_differentiate, setup_context=_setup)

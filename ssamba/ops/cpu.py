@@ -1,12 +1,13 @@
-"""The selective scan on a CPU: numba kernels over 16 channels a vector, states in registers and cache.
+"""The selective scan on a CPU: numba kernels over 16 channels a vector, states in registers.
 
-Shapes: B batch, L tokens, E inner width (channels), N state size.
+Shapes: K directions, B batch, L tokens, E inner width (channels), N state size.
 
-Forward walks the tokens once and keeps, for the backward pass, the state at the start of every chunk of `CHUNK`
-tokens: as much memory as `u` when N equals CHUNK. Backward takes the chunks from the last to the first, replays each
-from its saved state and then walks it in reverse, so no (B, L, E, N) tensor ever exists. The work is cut into
-(clip, group of channels) tasks whose number depends on the shapes alone; so results are bitwise the same for every
-number of threads.
+Both passes take the tokens in chunks of `CHUNK` and, inside one, `BLOCK` of the N states at a time, so that these stay
+in registers while the chunk's tokens go by. Forward keeps, for the backward pass, the state at the start of every
+chunk: as much memory as `u` when N equals CHUNK. Backward takes the chunks from the last to the first and replays each
+from its saved state before it walks it in reverse, so no (B, L, E, N) tensor ever exists. The work is cut into (clip,
+group of channels) tasks whose number depends on the shapes alone, so results are bitwise the same for every number of
+threads; a task does both directions, since they share the output and the gate.
 """
 
 import functools
@@ -16,222 +17,315 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, types
+from numba.extending import register_jitable
 from torch import Tensor
 
+from ssamba.ops.gradients import Gradients
 from ssamba.ops.kernels import as_array, run_tasks
-from ssamba.ops.simd import LANES, exp2, fma, load, logistic, softplus_and_slope, splat, store, total
+from ssamba.ops.simd import LANES, exp2, fma, load, logistic, softplus, splat, spread, store, total
 
 CHUNK = 16
-GROUP = 4 * LANES  # channels a task: enough to reuse B and C from cache, few enough to share one clip among cores
+BLOCK = 4  # states at once; N is filled up to a multiple of it with states that stay 0
+GROUP = 4 * LANES  # channels a task: few enough to share one clip among cores
+BACKWARD_GROUP = 8 * LANES  # the more, the fewer sums across lanes for the gradients of B and C
 _LOG2E = 1.4426950408889634
 
 
+@register_jitable
+def _replay(step, drive, rate, h, b, at, decay, trail, i):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """One token of one state as in the forward pass; its decay and new state are written down."""
+    factor = exp2(step * rate)
+    store(decay, (i,), factor)
+    h = fma(factor, h, drive * spread(b, at))
+    store(trail, (i + BLOCK * LANES,), h)
+    return h
+
+
+@register_jitable
+def _turn_back(g, da, sums, token, rate, b, c, at, decay, trail, i, sum_b, sum_c, s):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """One token of one state in reverse: g is dL/dh from the tokens after it, then for those before it."""
+    y, from_input, from_decay = sums
+    dy, step, drive = token
+    out = spread(c, at)
+    g = fma(dy, out, g)
+    after = load(trail, (i + BLOCK * LANES,))
+    store(sum_c, (s,), fma(dy, after, load(sum_c, (s,))))
+    store(sum_b, (s,), fma(g, drive, load(sum_b, (s,))))
+    y = fma(after, out, y)
+    from_input = fma(g, spread(b, at), from_input)
+    g = g * load(decay, (i,))
+    q = g * load(trail, (i,))
+    return g, fma(q, step, da), (y, from_input, fma(q, rate, from_decay))
+
+
 def _forward(first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, out, saved, keep):  # type: ignore[no-untyped-def]  # pragma: no cover
-    length, width = u.shape[1], u.shape[2]
-    states = a2.shape[0]
+    directions, length, width = u.shape[0], u.shape[2], u.shape[3]
+    states = a2.shape[1]
     groups = (width + GROUP - 1) // GROUP
-    h = np.empty(states * LANES, np.float32)
+    h = np.empty(GROUP * states, np.float32)
+    steps = np.empty(CHUNK * LANES, np.float32)
+    drives = np.empty(CHUNK * LANES, np.float32)
+    ys = np.empty(CHUNK * LANES, np.float32)
     for task in range(first, last):
         clip = task // groups
         start = (task % groups) * GROUP
-        for e in range(start, min(start + GROUP, width), LANES):
-            for n in range(states):
-                store(h, (n * LANES,), splat(0.0))
-            for i in range(length):
-                t = length - 1 - i if reverse else i
-                if keep and i % CHUNK == 0:
-                    for n in range(states):
-                        store(saved, (clip, i // CHUNK, n, e), load(h, (n * LANES,)))
-                value = load(u, (clip, t, e))
-                step = softplus_and_slope(load(delta, (clip, t, e)) + load(bias, (e,)))[0]
-                scaled = step * value
-                even = load(d, (e,)) * value
-                odd = splat(0.0)
-                n = 0
-                while n + 1 < states:
-                    new = fma(exp2(step * load(a2, (n, e))), load(h, (n * LANES,)), scaled * splat(b[clip, t, n]))
-                    store(h, (n * LANES,), new)
-                    even = fma(new, splat(c[clip, t, n]), even)
-                    m = n + 1
-                    new = fma(exp2(step * load(a2, (m, e))), load(h, (m * LANES,)), scaled * splat(b[clip, t, m]))
-                    store(h, (m * LANES,), new)
-                    odd = fma(new, splat(c[clip, t, m]), odd)
-                    n += 2
-                if n < states:
-                    new = fma(exp2(step * load(a2, (n, e))), load(h, (n * LANES,)), scaled * splat(b[clip, t, n]))
-                    store(h, (n * LANES,), new)
-                    even = fma(new, splat(c[clip, t, n]), even)
-                y = even + odd
-                if gated:
-                    gate = load(z, (clip, t, e))
-                    y = y * gate * logistic(gate)
-                store(out, (clip, t, e), y)
+        stop = min(start + GROUP, width)
+        for k in range(directions):
+            backwards = (k == 1) != reverse
+            for i in range(0, GROUP * states, LANES):
+                store(h, (i,), splat(0.0))
+            for begin in range(0, length, CHUNK):
+                count = min(CHUNK, length - begin)
+                for e in range(start, stop, LANES):
+                    own = (e - start) * states
+                    if keep:
+                        for n in range(states):
+                            store(saved, (k, clip, begin // CHUNK, n, e), load(h, (own + n * LANES,)))
+                    for j in range(count):
+                        t = length - 1 - begin - j if backwards else begin + j
+                        value = load(u, (k, clip, t, e))
+                        step = softplus(load(delta, (k, clip, t, e)) + load(bias, (k, e)))
+                        store(steps, (j * LANES,), step)
+                        store(drives, (j * LANES,), step * value)
+                        y = load(d, (k, e)) * value
+                        store(ys, (j * LANES,), y if k == 0 else y + load(out, (clip, t, e)))
+                    for n in range(0, states, BLOCK):
+                        at = own + n * LANES
+                        a_0, a_1 = load(a2, (k, n, e)), load(a2, (k, n + 1, e))
+                        a_2, a_3 = load(a2, (k, n + 2, e)), load(a2, (k, n + 3, e))
+                        h_0, h_1 = load(h, (at,)), load(h, (at + LANES,))
+                        h_2, h_3 = load(h, (at + 2 * LANES,)), load(h, (at + 3 * LANES,))
+                        for j in range(count):
+                            t = length - 1 - begin - j if backwards else begin + j
+                            step, drive = load(steps, (j * LANES,)), load(drives, (j * LANES,))
+                            h_0 = fma(exp2(step * a_0), h_0, drive * spread(b, (k, clip, t, n)))
+                            h_1 = fma(exp2(step * a_1), h_1, drive * spread(b, (k, clip, t, n + 1)))
+                            h_2 = fma(exp2(step * a_2), h_2, drive * spread(b, (k, clip, t, n + 2)))
+                            h_3 = fma(exp2(step * a_3), h_3, drive * spread(b, (k, clip, t, n + 3)))
+                            y = fma(h_0, spread(c, (k, clip, t, n)), load(ys, (j * LANES,)))
+                            y = fma(h_1, spread(c, (k, clip, t, n + 1)), y)
+                            y = fma(h_2, spread(c, (k, clip, t, n + 2)), y)
+                            store(ys, (j * LANES,), fma(h_3, spread(c, (k, clip, t, n + 3)), y))
+                        store(h, (at,), h_0)
+                        store(h, (at + LANES,), h_1)
+                        store(h, (at + 2 * LANES,), h_2)
+                        store(h, (at + 3 * LANES,), h_3)
+                    for j in range(count):
+                        t = length - 1 - begin - j if backwards else begin + j
+                        y = load(ys, (j * LANES,))
+                        if gated and k == directions - 1:
+                            gate = load(z, (clip, t, e))
+                            y = y * gate * logistic(gate)
+                        store(out, (clip, t, e), y)
 
 
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
     first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, saved, dout,
     du, ddelta, da, db, dc, dd, dz, dbias,
 ):  # fmt: skip
-    length, width = u.shape[1], u.shape[2]
-    states = a2.shape[0]
-    groups = (width + GROUP - 1) // GROUP
+    directions, length, width = u.shape[0], u.shape[2], u.shape[3]
+    states = a2.shape[1]
+    groups = (width + BACKWARD_GROUP - 1) // BACKWARD_GROUP
     chunks = (length + CHUNK - 1) // CHUNK
-    lane_states = states * LANES
-    grad = np.empty(GROUP * states, np.float32)  # dL/dh, carried from token to token (and chunk to chunk)
-    decay = np.empty(CHUNK * lane_states, np.float32)
-    trail = np.empty((CHUNK + 1) * lane_states, np.float32)  # the states of one chunk, the entering one first
-    steps = np.empty(CHUNK * LANES, np.float32)
-    slopes = np.empty(CHUNK * LANES, np.float32)
-    sum_b = np.empty(CHUNK * lane_states, np.float32)
-    sum_c = np.empty(CHUNK * lane_states, np.float32)
+    row = CHUNK * LANES
+    zero = splat(0.0)
+    grads = np.empty(BACKWARD_GROUP * states, np.float32)  # dL/dh, carried from chunk to chunk
+    sum_b = np.empty(states * row, np.float32)
+    sum_c = np.empty(states * row, np.float32)
+    steps, drives, dys = np.empty(row, np.float32), np.empty(row, np.float32), np.empty(row, np.float32)
+    ys, from_inputs, from_decays = np.empty(row, np.float32), np.empty(row, np.float32), np.empty(row, np.float32)
+    decay = np.empty(BLOCK * row, np.float32)
+    trail = np.empty(BLOCK * (row + LANES), np.float32)  # the states of one chunk, the entering ones first
     for task in range(first, last):
         clip = task // groups
         group = task % groups
-        start = group * GROUP
-        stop = min(start + GROUP, width)
-        for k in range(0, GROUP * states, LANES):
-            store(grad, (k,), splat(0.0))
-        for e in range(start, stop, LANES):
-            store(dd, (clip, e), splat(0.0))
-            store(dbias, (clip, e), splat(0.0))
-            for n in range(states):
-                store(da, (clip, n, e), splat(0.0))
-        for chunk in range(chunks - 1, -1, -1):
-            begin = chunk * CHUNK
-            count = min(CHUNK, length - begin)
-            for k in range(0, count * lane_states, LANES):
-                store(sum_b, (k,), splat(0.0))
-                store(sum_c, (k,), splat(0.0))
+        start = group * BACKWARD_GROUP
+        stop = min(start + BACKWARD_GROUP, width)
+        for k in range(directions):
+            backwards = (k == 1) != reverse
+            for i in range(0, BACKWARD_GROUP * states, LANES):
+                store(grads, (i,), zero)
             for e in range(start, stop, LANES):
+                store(dd, (k, clip, e), zero)
+                store(dbias, (k, clip, e), zero)
                 for n in range(states):
-                    store(trail, (n * LANES,), load(saved, (clip, chunk, n, e)))
+                    store(da, (k, clip, n, e), zero)
+            for chunk in range(chunks - 1, -1, -1):
+                begin = chunk * CHUNK
+                count = min(CHUNK, length - begin)
+                for i in range(0, states * row, LANES):
+                    store(sum_b, (i,), zero)
+                    store(sum_c, (i,), zero)
+                for e in range(start, stop, LANES):
+                    for j in range(count):
+                        t = length - 1 - begin - j if backwards else begin + j
+                        value = load(u, (k, clip, t, e))
+                        step = softplus(load(delta, (k, clip, t, e)) + load(bias, (k, e)))
+                        store(steps, (j * LANES,), step)
+                        store(drives, (j * LANES,), step * value)
+                        dy = load(dout, (clip, t, e))
+                        if gated:
+                            gate = load(z, (clip, t, e))
+                            dy = dy * gate * logistic(gate)
+                        store(dys, (j * LANES,), dy)
+                        store(ys, (j * LANES,), load(d, (k, e)) * value)
+                        store(from_inputs, (j * LANES,), zero)
+                        store(from_decays, (j * LANES,), zero)
+                    for n in range(0, states, BLOCK):
+                        a_0, a_1 = load(a2, (k, n, e)), load(a2, (k, n + 1, e))
+                        a_2, a_3 = load(a2, (k, n + 2, e)), load(a2, (k, n + 3, e))
+                        h_0, h_1 = load(saved, (k, clip, chunk, n, e)), load(saved, (k, clip, chunk, n + 1, e))
+                        h_2, h_3 = load(saved, (k, clip, chunk, n + 2, e)), load(saved, (k, clip, chunk, n + 3, e))
+                        store(trail, (0,), h_0)
+                        store(trail, (LANES,), h_1)
+                        store(trail, (2 * LANES,), h_2)
+                        store(trail, (3 * LANES,), h_3)
+                        for j in range(count):
+                            t = length - 1 - begin - j if backwards else begin + j
+                            i = j * BLOCK * LANES
+                            step, drive = load(steps, (j * LANES,)), load(drives, (j * LANES,))
+                            h_0 = _replay(step, drive, a_0, h_0, b, (k, clip, t, n), decay, trail, i)
+                            h_1 = _replay(step, drive, a_1, h_1, b, (k, clip, t, n + 1), decay, trail, i + LANES)
+                            h_2 = _replay(step, drive, a_2, h_2, b, (k, clip, t, n + 2), decay, trail, i + 2 * LANES)
+                            h_3 = _replay(step, drive, a_3, h_3, b, (k, clip, t, n + 3), decay, trail, i + 3 * LANES)
+                        at = (e - start) * states + n * LANES
+                        g_0, g_1 = load(grads, (at,)), load(grads, (at + LANES,))
+                        g_2, g_3 = load(grads, (at + 2 * LANES,)), load(grads, (at + 3 * LANES,))
+                        da_0, da_1 = load(da, (k, clip, n, e)), load(da, (k, clip, n + 1, e))
+                        da_2, da_3 = load(da, (k, clip, n + 2, e)), load(da, (k, clip, n + 3, e))
+                        for j in range(count - 1, -1, -1):
+                            t = length - 1 - begin - j if backwards else begin + j
+                            i = j * BLOCK * LANES
+                            s = n * row + j * LANES
+                            token = load(dys, (j * LANES,)), load(steps, (j * LANES,)), load(drives, (j * LANES,))
+                            sums = (
+                                load(ys, (j * LANES,)),
+                                load(from_inputs, (j * LANES,)),
+                                load(from_decays, (j * LANES,)),
+                            )
+                            g_0, da_0, sums = _turn_back(
+                                g_0, da_0, sums, token, a_0, b, c, (k, clip, t, n),
+                                decay, trail, i, sum_b, sum_c, s,
+                            )  # fmt: skip
+                            g_1, da_1, sums = _turn_back(
+                                g_1, da_1, sums, token, a_1, b, c, (k, clip, t, n + 1),
+                                decay, trail, i + LANES, sum_b, sum_c, s + row,
+                            )  # fmt: skip
+                            g_2, da_2, sums = _turn_back(
+                                g_2, da_2, sums, token, a_2, b, c, (k, clip, t, n + 2),
+                                decay, trail, i + 2 * LANES, sum_b, sum_c, s + 2 * row,
+                            )  # fmt: skip
+                            g_3, da_3, sums = _turn_back(
+                                g_3, da_3, sums, token, a_3, b, c, (k, clip, t, n + 3),
+                                decay, trail, i + 3 * LANES, sum_b, sum_c, s + 3 * row,
+                            )  # fmt: skip
+                            store(ys, (j * LANES,), sums[0])
+                            store(from_inputs, (j * LANES,), sums[1])
+                            store(from_decays, (j * LANES,), sums[2])
+                        store(grads, (at,), g_0)
+                        store(grads, (at + LANES,), g_1)
+                        store(grads, (at + 2 * LANES,), g_2)
+                        store(grads, (at + 3 * LANES,), g_3)
+                        store(da, (k, clip, n, e), da_0)
+                        store(da, (k, clip, n + 1, e), da_1)
+                        store(da, (k, clip, n + 2, e), da_2)
+                        store(da, (k, clip, n + 3, e), da_3)
+                    sum_d, sum_bias = load(dd, (k, clip, e)), load(dbias, (k, clip, e))
+                    for j in range(count):
+                        t = length - 1 - begin - j if backwards else begin + j
+                        value, dy = load(u, (k, clip, t, e)), load(dys, (j * LANES,))
+                        from_input = load(from_inputs, (j * LANES,))
+                        slope = logistic(load(delta, (k, clip, t, e)) + load(bias, (k, e)))
+                        from_decay = load(from_decays, (j * LANES,)) * splat(0.6931471805599453)  # a2 is A / ln 2
+                        change = fma(from_input, value, from_decay) * slope
+                        store(ddelta, (k, clip, t, e), change)
+                        sum_bias = sum_bias + change
+                        store(du, (k, clip, t, e), fma(from_input, load(steps, (j * LANES,)), dy * load(d, (k, e))))
+                        sum_d = fma(dy, value, sum_d)
+                        if gated:
+                            gate = load(z, (clip, t, e))
+                            sigma = logistic(gate)
+                            change = load(dout, (clip, t, e)) * load(ys, (j * LANES,)) * sigma
+                            change = change * fma(gate, splat(1.0) - sigma, splat(1.0))
+                            store(dz, (clip, t, e), change if k == 0 else change + load(dz, (clip, t, e)))
+                    store(dd, (k, clip, e), sum_d)
+                    store(dbias, (k, clip, e), sum_bias)
                 for j in range(count):
-                    t = length - 1 - begin - j if reverse else begin + j
-                    step, slope = softplus_and_slope(load(delta, (clip, t, e)) + load(bias, (e,)))
-                    store(steps, (j * LANES,), step)
-                    store(slopes, (j * LANES,), slope)
-                    scaled = step * load(u, (clip, t, e))
+                    t = length - 1 - begin - j if backwards else begin + j
                     for n in range(states):
-                        k = j * lane_states + n * LANES
-                        factor = exp2(step * load(a2, (n, e)))
-                        store(decay, (k,), factor)
-                        new = fma(factor, load(trail, (k,)), scaled * splat(b[clip, t, n]))
-                        store(trail, (k + lane_states,), new)
-                for j in range(count - 1, -1, -1):
-                    t = length - 1 - begin - j if reverse else begin + j
-                    value = load(u, (clip, t, e))
-                    step = load(steps, (j * LANES,))
-                    scaled = step * value
-                    dy = load(dout, (clip, t, e))
-                    gate_output = splat(0.0)
-                    gate_slope = splat(0.0)
-                    if gated:
-                        gate = load(z, (clip, t, e))
-                        sigma = logistic(gate)
-                        gate_output = dy
-                        gate_slope = sigma * fma(gate, splat(1.0) - sigma, splat(1.0))
-                        dy = dy * gate * sigma
-                    y = load(d, (e,)) * value
-                    from_input = splat(0.0)
-                    from_decay = splat(0.0)
-                    for n in range(states):
-                        k = j * lane_states + n * LANES
-                        g_at = (e - start) * states + n * LANES
-                        before = load(trail, (k,))
-                        after = load(trail, (k + lane_states,))
-                        rate = splat(c[clip, t, n])
-                        g = fma(dy, rate, load(grad, (g_at,)))
-                        y = fma(after, rate, y)
-                        store(sum_c, (k,), fma(dy, after, load(sum_c, (k,))))
-                        store(sum_b, (k,), fma(g, scaled, load(sum_b, (k,))))
-                        from_input = fma(g, splat(b[clip, t, n]), from_input)
-                        g = g * load(decay, (k,))
-                        store(grad, (g_at,), g)
-                        q = g * before
-                        store(da, (clip, n, e), fma(q, step, load(da, (clip, n, e))))
-                        from_decay = fma(q, load(a2, (n, e)), from_decay)
-                    slope = load(slopes, (j * LANES,))
-                    change = fma(from_input, value, from_decay * splat(0.6931471805599453)) * slope
-                    store(ddelta, (clip, t, e), change)
-                    store(dbias, (clip, e), load(dbias, (clip, e)) + change)
-                    store(du, (clip, t, e), fma(from_input, step, dy * load(d, (e,))))
-                    store(dd, (clip, e), fma(dy, value, load(dd, (clip, e))))
-                    if gated:
-                        store(dz, (clip, t, e), gate_output * y * gate_slope)
-            for j in range(count):
-                t = length - 1 - begin - j if reverse else begin + j
-                for n in range(states):
-                    k = j * lane_states + n * LANES
-                    db[group, clip, t, n] = total(load(sum_b, (k,)))
-                    dc[group, clip, t, n] = total(load(sum_c, (k,)))
+                        db[group, k, clip, t, n] = total(load(sum_b, (n * row + j * LANES,)))
+                        dc[group, k, clip, t, n] = total(load(sum_c, (n * row + j * LANES,)))
 
 
 @functools.cache
 def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
     """(forward, backward), compiled at the first call for any strides and kept on disk for later processes."""
-    vector, matrix, tensor, wide = (types.Array(types.float32, n, "A") for n in (1, 2, 3, 4))
-    inputs = (types.intp, types.intp, tensor, tensor, matrix, tensor, tensor, vector, tensor, vector, types.boolean,
-              types.boolean)  # fmt: skip
-    forward = types.void(*inputs, tensor, wide, types.boolean)
-    backward = types.void(*inputs, wide, tensor, tensor, tensor, tensor, wide, wide, matrix, tensor, matrix)
+    array = {n: types.Array(types.float32, n, "A") for n in (2, 3, 4, 5)}
+    inputs = (types.intp, types.intp, array[4], array[4], array[3], array[4], array[4], array[2], array[3], array[2],
+              types.boolean, types.boolean)  # fmt: skip
+    forward = types.void(*inputs, array[3], array[5], types.boolean)
+    backward = types.void(*inputs, array[5], array[3], array[4], array[4], array[4], array[5], array[5], array[3],
+                          array[3], array[3])  # fmt: skip
     options = {"nogil": True, "cache": True, "error_model": "numpy"}
     return njit(forward, **options)(_forward), njit(backward, **options)(_backward)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
-                z: Tensor | None, bias: Tensor | None, reverse: bool, recording: bool) -> Tensor:  # fmt: skip
-        batch, length, channels = u.shape
-        states = a.shape[1]
-        width = -(-channels // LANES) * LANES
-        zeros = torch.zeros(channels)
-        arrays = (
-            as_array(u, width), as_array(delta, width), as_array(a.detach().float().t() * _LOG2E, width),
-            as_array(b, states), as_array(c, states), as_array(zeros if d is None else d, width),
-            as_array(u if z is None else z, width), as_array(zeros if bias is None else bias, width),
-        )  # fmt: skip
-        keep = recording and any(ctx.needs_input_grad)
-        chunks = -(-length // CHUNK) if keep else 0
-        saved = torch.empty(batch, chunks, states, width).numpy()
-        out = torch.empty(batch, length, width)
-        tasks = batch * -(-width // GROUP) if length else 0
-        run_tasks(_kernels()[0], tasks, *arrays, z is not None, reverse, out.numpy(), saved, keep)
-        if keep:
-            ctx.save_for_backward(u, delta, a, b, c, d, z, bias)
-            ctx.arrays, ctx.saved, ctx.reverse = arrays, saved, reverse
-        return out[..., :channels].to(u.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, a, b, c, d, z, bias = ctx.saved_tensors
-        batch, length, channels = u.shape
-        states = a.shape[1]
-        width = ctx.arrays[0].shape[-1]
-        groups = -(-width // GROUP)
-        per_token = [torch.empty(batch, length, width) for _ in range(2 if z is None else 3)]
-        du, ddelta, dz = per_token if z is not None else [*per_token, per_token[0]]
-        da = torch.zeros(batch, states, width)
-        db, dc = torch.zeros(groups, batch, length, states), torch.zeros(groups, batch, length, states)
-        dd, dbias = torch.zeros(batch, width), torch.zeros(batch, width)
-        run_tasks(
-            _kernels()[1], batch * groups if length else 0, *ctx.arrays, z is not None, ctx.reverse,
-            ctx.saved, as_array(dout, width), du.numpy(), ddelta.numpy(), da.numpy(), db.numpy(),
-            dc.numpy(), dd.numpy(), dz.numpy(), dbias.numpy(),
-        )  # fmt: skip
-        return (
-            du[..., :channels].to(u.dtype), ddelta[..., :channels].to(delta.dtype),
-            da.sum(0)[:, :channels].t().to(a.dtype), db.sum(0).to(b.dtype), dc.sum(0).to(c.dtype),
-            None if d is None else dd.sum(0)[:channels].to(d.dtype),
-            None if z is None else dz[..., :channels].to(z.dtype),
-            None if bias is None else dbias.sum(0)[:channels].to(bias.dtype), None, None,
-        )  # fmt: skip
+def _sizes(u: Tensor, a: Tensor) -> tuple[int, int, int]:
+    """(chunks, states, width), the last two filled up to what the kernels take at once."""
+    return -(-u.shape[2] // CHUNK), -(-a.shape[2] // BLOCK) * BLOCK, -(-u.shape[3] // LANES) * LANES
 
 
-def selective_scan_cpu(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-                       delta_bias: Tensor | None, reverse: bool) -> Tensor:  # fmt: skip
-    """The scan of `ssamba.ops.selective_scan` by JIT-compiled kernels; inputs on the CPU, arithmetic in float32."""
-    # Inside apply, gradients are off and needs_input_grad is blind to it: under no_grad nothing need be kept.
-    result: Tensor = _SelectiveScan.apply(u, delta, a, b, c, d, z, delta_bias, reverse, torch.is_grad_enabled())
-    return result
+def saved_shape(u: Tensor, a: Tensor) -> tuple[int, ...]:
+    """Of what `forward` keeps: the states before each chunk, (K, B, chunks, N, E)."""
+    return u.shape[0], u.shape[1], *_sizes(u, a)
+
+
+def _arrays(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
+            bias: Tensor | None) -> tuple[Any, ...]:  # fmt: skip
+    _, states, width = _sizes(u, a)
+    rates = torch.nn.functional.pad(a.detach().float().transpose(1, 2) * _LOG2E, (0, 0, 0, states - a.shape[2]))
+    none = torch.zeros(len(u), width)
+    return (
+        as_array(u, width), as_array(delta, width), as_array(rates, width), as_array(b, states), as_array(c, states),
+        as_array(none if d is None else d, width), as_array(u[0] if z is None else z, width),
+        as_array(none if bias is None else bias, width), z is not None,
+    )  # fmt: skip
+
+
+def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
+            bias: Tensor | None, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `ssamba.ops.scan`; arithmetic in float32."""
+    batch, length, channels = u.shape[1:]
+    width = _sizes(u, a)[2]
+    saved = torch.empty(saved_shape(u, a) if keep else (0, 0, 0, 0, 0))
+    out = torch.empty(batch, length, width)
+    tasks = batch * -(-width // GROUP) if length else 0
+    run_tasks(_kernels()[0], tasks, *_arrays(u, delta, a, b, c, d, z, bias), reverse, out.numpy(), saved.numpy(), keep)
+    return out[..., :channels].to(u.dtype), saved if keep else saved.flatten()
+
+
+def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
+             z: Tensor | None, bias: Tensor | None, saved: Tensor, reverse: bool) -> Gradients:  # fmt: skip
+    """See `ssamba.ops.scan`."""
+    directions, batch, length, channels = u.shape
+    kept = a.shape[2]
+    _, states, width = _sizes(u, a)
+    groups = -(-width // BACKWARD_GROUP)
+    du, ddelta = torch.empty(directions, batch, length, width), torch.empty(directions, batch, length, width)
+    dz = torch.empty((batch, length, width) if z is not None else (0, 0, 0))
+    tasks = batch * groups if length else 0
+    new = torch.empty if tasks else torch.zeros  # the kernel fills all of them
+    da, db, dc = new(directions, batch, states, width), *(new(groups, directions, batch, length, states) for _ in "bc")
+    dd, dbias = new(directions, batch, width), new(directions, batch, width)
+    run_tasks(
+        _kernels()[1], tasks, *_arrays(u, delta, a, b, c, d, z, bias), reverse,
+        saved.numpy(), as_array(dout, width), du.numpy(), ddelta.numpy(), da.numpy(), db.numpy(), dc.numpy(),
+        dd.numpy(), dz.numpy(), dbias.numpy(),
+    )  # fmt: skip
+    return Gradients(
+        du[..., :channels].to(u.dtype), ddelta[..., :channels].to(delta.dtype),
+        da.sum(1)[:, :kept, :channels].transpose(1, 2).to(a.dtype), db.sum(0)[..., :kept].to(b.dtype),
+        dc.sum(0)[..., :kept].to(c.dtype), None if d is None else dd.sum(1)[:, :channels].to(d.dtype),
+        None if z is None else dz[..., :channels].to(z.dtype),
+        None if bias is None else dbias.sum(1)[:, :channels].to(bias.dtype),
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """The selective scan as its equations read, one token after another: the judge of every other backend.
 
-Shapes: B batch, L tokens, E inner width, N state size.
+Shapes: K directions, B batch, L tokens, E inner width, N state size.
 """
 
 import torch
@@ -8,32 +8,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def selective_scan_reference(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, reverse: bool,
-) -> Tensor:  # fmt: skip
-    """The scan of `ssamba.ops.selective_scan`: any device, differentiable by autograd.
+def scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
+         bias: Tensor | None, reverse: bool) -> Tensor:  # fmt: skip
+    """See `ssamba.ops.scan`; float64 inputs are computed in float64, all others in float32.
 
-    float64 inputs are computed in float64, all others in float32. Backward keeps every state: O(B L E N) memory.
+    Differentiated by autograd, not by hand, which makes it the judge of the gradients too: it keeps every state,
+    O(K B L E N) memory.
     """
+    given = u.dtype
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
-    u_, delta_, a_, b_, c_ = (x.to(kind) for x in (u, delta, a, b, c))
-    if delta_bias is not None:
-        delta_ = delta_ + delta_bias.to(kind)
-    step = F.softplus(delta_)
-    decay = torch.exp(step.unsqueeze(-1) * a_)  # (B, L, E, N)
-    drive = (step * u_).unsqueeze(-1) * b_.unsqueeze(2)
-    state = u_.new_zeros(u.shape[0], u.shape[2], a.shape[1])
-    outputs: list[Tensor] = []
-    order = range(u.shape[1] - 1, -1, -1) if reverse else range(u.shape[1])
-    for t in order:
-        state = decay[:, t] * state + drive[:, t]
-        outputs.append((state * c_[:, t].unsqueeze(1)).sum(-1))
-    if reverse:
-        outputs.reverse()
-    y = torch.stack(outputs, 1) if outputs else u_ * 0
-    if d is not None:
-        y = y + u_ * d.to(kind)
-    if z is not None:
-        y = y * F.silu(z.to(kind))
-    return y.to(u.dtype)
+    u, delta, a, b, c = (x.to(kind) for x in (u, delta, a, b, c))
+    y = u.new_zeros(u.shape[1:])
+    for k in range(len(u)):
+        step = F.softplus(delta[k] if bias is None else delta[k] + bias[k].to(kind), threshold=40)
+        decay = torch.exp(step.unsqueeze(-1) * a[k]).unbind(1)  # L of (B, E, N); slices would cost O(L^2) backward
+        drive = ((step * u[k]).unsqueeze(-1) * b[k].unsqueeze(2)).unbind(1)
+        rate = c[k].unsqueeze(2).unbind(1)
+        state = u.new_zeros(u.shape[1], u.shape[3], a.shape[2])
+        outputs: dict[int, Tensor] = {}
+        for t in reversed(range(len(decay))) if (k == 1) != reverse else range(len(decay)):
+            state = decay[t] * state + drive[t]
+            outputs[t] = (state * rate[t]).sum(-1)
+        if outputs:
+            y = y + torch.stack([outputs[t] for t in range(len(outputs))], 1)
+        if d is not None:
+            y = y + u[k] * d[k].to(kind)
+    return (y if z is None else y * F.silu(z.to(kind))).to(given)

@@ -44,7 +44,9 @@ class TrainingModule(lightning.LightningModule):
         groups = [
             group for part, rate in self.trained_parts() for group in parameter_groups(part, rate, s.weight_decay)
         ]
-        optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.999))
+        # Under mixed precision Lightning clips no gradients for a fused step, which may have to unscale them first.
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
+        optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.999), fused=fused)
         if s.schedule == "plateau":
             # Warm-up is the module's own factor on the rates that the plateau rule lowers (optimizer_step below).
             scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -81,7 +83,7 @@ class TrainingModule(lightning.LightningModule):
     def watch(self, keys: Sequence[str], **parts: Tensor) -> None:
         """Stop with the step, the parts of the loss and the samples' names if one of the parts is not finite."""
         self._keys = keys
-        if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
+        if not bool(torch.isfinite(torch.stack(list(parts.values()))).all()):  # one wait for the device, not one a part
             said = ", ".join(f"{name} {part.mean().item():g}" for name, part in parts.items())
             self._stop(f"the loss is not finite ({said})")
 

@@ -46,7 +46,7 @@ class Pretraining(TrainingModule):
 
     def objectives(self, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """log_mel (B, T, M), mask bool (B, L) -> loss, contrastive, reconstruction, accuracy: float32 scalars."""
-        prediction = self.model(log_mel, mask)
+        prediction = self.model(log_mel, mask, self.masked_patches)
         contrast = info_nce(prediction.contrastive, prediction.target)
         reconstruction = reconstruction_mse(prediction.reconstruction, prediction.target)
         joint = contrast.loss + self.reconstruction_weight * reconstruction

@@ -80,7 +80,7 @@ def test_the_head_has_its_own_rate(recipes: dict[str, Path], pretrained: Runs, t
 def test_optimizer_groups(recipes: dict[str, Path]) -> None:
     def rates(*words: str) -> set[tuple[bool, float]]:
         module = build(recipes, "model.encoder=ssast", *words).module
-        module.trainer = type("Trainer", (), {"val_check_interval": 1})()
+        module.trainer = type("Trainer", (), {"val_check_interval": 1, "precision": "32-true"})()
         optimizer = module.configure_optimizers()["optimizer"]
         heads = {id(p) for p in module.model.head.parameters()}
         return {(id(p) in heads, group["initial_lr"]) for group in optimizer.param_groups for p in group["params"]}

@@ -263,3 +263,56 @@ def test_the_plateau_halves_the_rate_after_validations_that_are_no_better(
     # Validations after 2, 4, 6, 8, 10 steps: the first is the best so far, the third and the fifth are one too many.
     factors = [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
     assert rates(logged) == pytest.approx([1e-3 * factor for factor in factors], rel=1e-5)
+
+
+# Recomputation and compilation
+
+
+@each_encoder
+def test_recomputation_changes_no_number_and_keeps_less(encoder: str, recipes: dict[str, Path]) -> None:
+    def step(*words: str) -> tuple[list[Tensor], int]:
+        """The gradients of one step, and the bytes that autograd kept for them."""
+        module = build(recipes, f"model.encoder={encoder}", *words).module
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        log_mel = torch.randn(4, 64, 128, generator=torch.Generator().manual_seed(1))
+        mask = module.draw_mask(4, torch.Generator().manual_seed(2))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = module.objectives(log_mel, mask)["loss"]
+        loss.backward()
+        return [p.grad for p in module.parameters() if p.grad is not None], sum(kept.values())
+
+    (plain, all_kept), (again, inputs_kept) = step(), step("trainer.recompute=true")
+    assert len(plain) == len(again) and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert inputs_kept < all_kept / 2
+
+
+def test_a_compiled_run_learns_the_same(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["model.encoder=ssamba", "trainer.max_steps=2"]
+    pretrain(recipes, tmp_path / "plain", *words)
+    # One graph, or an error; without the C++ code of the default backend, which takes a minute to compile.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager", fullgraph=True)
+    )
+    pretrain(recipes, tmp_path / "compiled", *words, "trainer.compile=true")
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert plain.keys() == compiled.keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_compilation_without_a_compiler_is_told_before_the_run(
+    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    words = [f"run_dir={tmp_path / 'run'}", "trainer.compile=true", "trainer.accelerator=cpu"]
+    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 2
+    assert "there is no no-such-compiler" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

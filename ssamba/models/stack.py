@@ -1,0 +1,29 @@
+"""What every encoder's stack of layers can do.
+
+Shapes: B batch, L tokens, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Stack(nn.Module):
+    """Layers in turn, (B, L, D) -> (B, L, D).
+
+    `recompute`: of each layer only its input is kept for the backward pass, which runs the layer a second time: the
+    memory of one layer instead of all, for about a third more time.
+    """
+
+    recompute = False
+
+    def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:
+        out: Tensor
+        if self.recompute and torch.is_grad_enabled():
+            # No layer draws random numbers, so there is no generator's state to keep.
+            out = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = layer(*arguments)
+        return out
