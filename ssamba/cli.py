@@ -117,6 +117,32 @@ def shards_verify(arguments: argparse.Namespace) -> None:
     print(f"{len(held.shards)} shards, {held.samples} samples: all as their index says")
 
 
+def bench_scan(arguments: argparse.Namespace) -> None:
+    """Measure speed and error of the selective scan's backends beside the machine's peaks."""
+    out = arguments.out
+    if out and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UserError(f"--threads is {arguments.threads}; expected at least 1")
+    import torch
+
+    from ssamba.evaluation.efficiency import SCAN_BACKENDS, ScanShape, benchmark_scan, scan_report, versions
+    from ssamba.files import write_json
+    from ssamba.training.runs import hardware
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    shape = ScanShape(1 + arguments.bidirectional, arguments.batch, arguments.tokens, arguments.width, arguments.states)
+    backends = arguments.backends or SCAN_BACKENDS
+    result = benchmark_scan(shape, getattr(torch, arguments.dtype), arguments.device, backends, arguments.rounds)
+    machine = hardware()
+    print(f"{machine['processor']}, threads {machine['threads']}{''.join(f', {gpu}' for gpu in machine['gpus'])}")
+    print(scan_report(result))
+    if out:
+        write_json(out, {**result, "hardware": machine, "versions": versions()})
+        print(f"written to {out}")
+
+
 def _finish(folder: Path, record: dict[str, Any], trainer: Any, seconds: float, skipped: Any,
             scores: dict[str, Any]) -> None:  # fmt: skip
     from ssamba.evaluation.pictures import draw_curves
@@ -164,6 +190,19 @@ def _parser() -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=action.__doc__, description=action.__doc__)
         sub.add_argument("shards", nargs="+", metavar="SHARDS", help="a split's folder or a pattern of shards in one")
         sub.set_defaults(call=action)
+    bench = commands.add_parser("bench", help="Measure speed on this machine.")
+    actions = bench.add_subparsers(required=True, metavar="scan")
+    sub = actions.add_parser("scan", help=bench_scan.__doc__, description=bench_scan.__doc__)
+    sub.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    for name, size in (("batch", 2), ("tokens", 512), ("width", 384), ("states", 16), ("rounds", 10)):
+        sub.add_argument(f"--{name}", type=int, default=size, metavar="N", help="default: %(default)s")
+    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
+                     help="default: %(default)s")  # fmt: skip
+    sub.add_argument("--backends", nargs="+", metavar="BACKEND", help="default: all that run here")
+    sub.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: as many as torch takes")
+    sub.add_argument("--bidirectional", action="store_true", help="both directions in one operator")
+    sub.add_argument("--out", type=Path, metavar="FILE.json", help="also write everything as JSON")
+    sub.set_defaults(call=bench_scan)
     return parser
 
 
