@@ -8,59 +8,93 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from numba import njit, types
 from torch import Tensor
 
 from ssamba.ops.kernels import as_array, run_tasks
 from ssamba.ops.simd import LANES, fma, load, logistic, splat, store
 
-GROUP = 8 * LANES
+GROUP = 4 * LANES
+WINDOW = 4  # taps in registers, all of a usual layer's: fewer are filled up with zeros, more are read again each time
 
 
 def _forward(first, last, x, weight, bias, reverse, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     length, width = x.shape[1], x.shape[2]
-    directions, taps = weight.shape[0], weight.shape[1]
+    directions, older = weight.shape[0], weight.shape[1] - WINDOW
     groups = (width + GROUP - 1) // GROUP
     for task in range(first, last):
         clip = task // groups
         start = (task % groups) * GROUP
         for k in range(directions):
-            sign = 1 if (k == 1) != reverse else -1
-            for t in range(length):
-                for e in range(start, min(start + GROUP, width), LANES):
-                    y = load(bias, (k, e))
-                    for w in range(taps):
-                        source = t + sign * (taps - 1 - w)
-                        if 0 <= source < length:
-                            y = fma(load(weight, (k, w, e)), load(x, (clip, source, e)), y)
+            backwards = (k == 1) != reverse
+            for e in range(start, min(start + GROUP, width), LANES):
+                w_3, w_2 = load(weight, (k, older, e)), load(weight, (k, older + 1, e))
+                w_1, w_0 = load(weight, (k, older + 2, e)), load(weight, (k, older + 3, e))
+                x_1, x_2, x_3 = splat(0.0), splat(0.0), splat(0.0)  # the tokens visited before
+                for i in range(length):
+                    t = length - 1 - i if backwards else i
+                    x_0 = load(x, (clip, t, e))
+                    y = fma(w_0, x_0, fma(w_1, x_1, fma(w_2, x_2, fma(w_3, x_3, load(bias, (k, e))))))
+                    for w in range(max(0, older + WINDOW - 1 - i), older):
+                        source = i - (older + WINDOW - 1 - w)
+                        source = length - 1 - source if backwards else source
+                        y = fma(load(weight, (k, w, e)), load(x, (clip, source, e)), y)
                     store(out, (k, clip, t, e), y * logistic(y))
+                    x_1, x_2, x_3 = x_0, x_1, x_2
 
 
 def _backward(first, last, x, weight, bias, reverse, dout, dx, dweight, dbias):  # type: ignore[no-untyped-def]  # pragma: no cover
     length, width = x.shape[1], x.shape[2]
-    directions, taps = weight.shape[0], weight.shape[1]
+    directions, older = weight.shape[0], weight.shape[1] - WINDOW
     groups = (width + GROUP - 1) // GROUP
+    zero = splat(0.0)
     for task in range(first, last):
         clip = task // groups
         start = (task % groups) * GROUP
         for k in range(directions):
-            sign = 1 if (k == 1) != reverse else -1
-            for t in range(length):
-                for e in range(start, min(start + GROUP, width), LANES):
-                    y = load(bias, (k, e))
-                    for w in range(taps):
-                        source = t + sign * (taps - 1 - w)
-                        if 0 <= source < length:
-                            y = fma(load(weight, (k, w, e)), load(x, (clip, source, e)), y)
+            backwards = (k == 1) != reverse
+            for e in range(start, min(start + GROUP, width), LANES):
+                w_3, w_2 = load(weight, (k, older, e)), load(weight, (k, older + 1, e))
+                w_1, w_0 = load(weight, (k, older + 2, e)), load(weight, (k, older + 3, e))
+                dw_0, dw_1, dw_2, dw_3, db = zero, zero, zero, zero, zero
+                dy_1, dy_2, dy_3 = zero, zero, zero  # of the tokens visited after
+                x_1, x_2, x_3 = zero, zero, zero
+                for j in range(min(WINDOW - 1, length)):  # of the last tokens, the last one first
+                    t = j if backwards else length - 1 - j
+                    x_1, x_2, x_3 = x_2, x_3, load(x, (clip, t, e))
+                for _ in range(length, WINDOW - 1):
+                    x_1, x_2, x_3 = x_2, x_3, zero
+                for i in range(length - 1, -1, -1):
+                    t = length - 1 - i if backwards else i
+                    x_0, x_1, x_2, x_3 = x_1, x_2, x_3, zero
+                    if i >= WINDOW - 1:
+                        source = i - (WINDOW - 1)
+                        x_3 = load(x, (clip, length - 1 - source if backwards else source, e))
+                    y = fma(w_0, x_0, fma(w_1, x_1, fma(w_2, x_2, fma(w_3, x_3, load(bias, (k, e))))))
+                    for w in range(max(0, older + WINDOW - 1 - i), older):
+                        source = i - (older + WINDOW - 1 - w)
+                        source = length - 1 - source if backwards else source
+                        y = fma(load(weight, (k, w, e)), load(x, (clip, source, e)), y)
                     sigma = logistic(y)
-                    dy = load(dout, (k, clip, t, e)) * sigma * fma(y, splat(1.0) - sigma, splat(1.0))
-                    store(dbias, (k, clip, e), load(dbias, (k, clip, e)) + dy)
-                    for w in range(taps):
-                        source = t + sign * (taps - 1 - w)
-                        if 0 <= source < length:
-                            tap = fma(dy, load(x, (clip, source, e)), load(dweight, (k, clip, w, e)))
-                            store(dweight, (k, clip, w, e), tap)
-                            store(dx, (clip, source, e), fma(dy, load(weight, (k, w, e)), load(dx, (clip, source, e))))
+                    dy_0 = load(dout, (k, clip, t, e)) * sigma * fma(y, splat(1.0) - sigma, splat(1.0))
+                    for w in range(max(0, older + WINDOW - 1 - i), older):
+                        source = i - (older + WINDOW - 1 - w)
+                        source = length - 1 - source if backwards else source
+                        tap = fma(dy_0, load(x, (clip, source, e)), load(dweight, (k, clip, w, e)))
+                        store(dweight, (k, clip, w, e), tap)
+                        store(dx, (clip, source, e), fma(dy_0, load(weight, (k, w, e)), load(dx, (clip, source, e))))
+                    db = db + dy_0
+                    dw_0, dw_1 = fma(dy_0, x_0, dw_0), fma(dy_0, x_1, dw_1)
+                    dw_2, dw_3 = fma(dy_0, x_2, dw_2), fma(dy_0, x_3, dw_3)
+                    change = fma(w_0, dy_0, fma(w_1, dy_1, fma(w_2, dy_2, fma(w_3, dy_3, load(dx, (clip, t, e))))))
+                    store(dx, (clip, t, e), change)
+                    dy_1, dy_2, dy_3 = dy_0, dy_1, dy_2
+                store(dweight, (k, clip, older, e), dw_3)
+                store(dweight, (k, clip, older + 1, e), dw_2)
+                store(dweight, (k, clip, older + 2, e), dw_1)
+                store(dweight, (k, clip, older + 3, e), dw_0)
+                store(dbias, (k, clip, e), db)
 
 
 @functools.cache
@@ -73,7 +107,8 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 def _arrays(x: Tensor, weight: Tensor, bias: Tensor, width: int) -> tuple[Any, ...]:
-    return as_array(x, width), as_array(weight.detach().transpose(1, 2), width), as_array(bias, width)
+    taps = F.pad(weight.detach().transpose(1, 2), (0, 0, max(0, WINDOW - weight.shape[2]), 0))
+    return as_array(x, width), as_array(taps, width), as_array(bias, width)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
@@ -93,12 +128,13 @@ def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: boo
     directions, _, taps = weight.shape
     width = -(-channels // LANES) * LANES
     dx = torch.zeros(batch, length, width)
-    dweight, dbias = torch.zeros(directions, batch, taps, width), torch.zeros(directions, batch, width)
+    dweight = torch.zeros(directions, batch, max(WINDOW, taps), width)
+    dbias = torch.zeros(directions, batch, width)
     run_tasks(
         _kernels()[1], batch * -(-width // GROUP), *_arrays(x, weight, bias, width), reverse, as_array(dout, width),
         dx.numpy(), dweight.numpy(), dbias.numpy(),
     )  # fmt: skip
     return (
-        dx[..., :channels].to(x.dtype), dweight.sum(1)[..., :channels].transpose(1, 2).to(weight.dtype),
+        dx[..., :channels].to(x.dtype), dweight.sum(1)[:, -taps:, :channels].transpose(1, 2).to(weight.dtype),
         dbias.sum(1)[:, :channels].to(bias.dtype),
     )  # fmt: skip
