@@ -33,7 +33,7 @@ def test_the_scan_is_that_of_the_cpu(direction: str) -> None:
     expected = selective_scan(*arguments, direction=direction)  # type: ignore[arg-type]
     found = selective_scan(*(x.cuda() for x in arguments), direction=direction)  # type: ignore[arg-type]
     torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
-    assert resolve_backend("auto", "cuda", torch.float32) == "reference"
+    assert resolve_backend("auto", "cuda", torch.float32) == "triton"
 
 
 @pytest.mark.parametrize("encoder", list(SIZES))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssamba.ops.gradients import Gradients
 from ssamba.ops.kernels import as_array, run_tasks
-from ssamba.ops.simd import LANES, exp2, fma, load, logistic, softplus, splat, spread, store, total
+from ssamba.ops.simd import LANES, exp2, fma, load, logistic, prefetch, softplus, splat, spread, store, total
 
 CHUNK = 16
 BLOCK = 4  # states at once; N is filled up to a multiple of it with states that stay 0
@@ -83,6 +83,13 @@ def _forward(first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, out, s
                             store(saved, (k, clip, begin // CHUNK, n, e), load(h, (own + n * LANES,)))
                     for j in range(count):
                         t = length - 1 - begin - j if backwards else begin + j
+                        ahead = t - CHUNK if backwards else t + CHUNK
+                        prefetch(u, (k, clip, ahead, e))
+                        prefetch(delta, (k, clip, ahead, e))
+                        if k > 0:
+                            prefetch(out, (clip, ahead, e))
+                        if gated and k == directions - 1:
+                            prefetch(z, (clip, ahead, e))
                         value = load(u, (k, clip, t, e))
                         step = softplus(load(delta, (k, clip, t, e)) + load(bias, (k, e)))
                         store(steps, (j * LANES,), step)
@@ -159,6 +166,14 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
                 for e in range(start, stop, LANES):
                     for j in range(count):
                         t = length - 1 - begin - j if backwards else begin + j
+                        ahead = t + CHUNK if backwards else t - CHUNK
+                        prefetch(u, (k, clip, ahead, e))
+                        prefetch(delta, (k, clip, ahead, e))
+                        prefetch(dout, (clip, ahead, e))
+                        if gated:
+                            prefetch(z, (clip, ahead, e))
+                        if j < states:
+                            prefetch(saved, (k, clip, chunk - 1, j, e))
                         value = load(u, (k, clip, t, e))
                         step = softplus(load(delta, (k, clip, t, e)) + load(bias, (k, e)))
                         store(steps, (j * LANES,), step)

@@ -98,6 +98,22 @@ def spread(typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array`` at ``index``, which may lie outside; it is soon needed."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _scalar(context, builder, array, arguments[0], index, arguments[1])
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, keep, data = (ir.Constant(_INT, number) for number in (0, 3, 1))
+        builder.call(function, [builder.bitcast(pointer, byte), to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), emit
+
+
+@intrinsic
 def total(typing: Any, value: Any) -> Any:
     """The sum of the lanes, pairwise (the order is fixed, so the result is too)."""
 
