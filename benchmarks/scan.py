@@ -29,7 +29,6 @@ from ssamba.evaluation.efficiency import (
     exact,
     goals_table,
     interleaved_times,
-    markdown_table,
     median_ratio,
     peak_memory,
     relative_errors,
@@ -39,6 +38,7 @@ from ssamba.evaluation.efficiency import (
     versions,
     worst_gradient,
 )
+from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
 from ssamba.training.runs import hardware
 

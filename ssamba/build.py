@@ -26,7 +26,7 @@ from ssamba.models.checkpoint import (
     ClassifierSettings,
     load_model,
     load_pretrained_encoder,
-    read_config,
+    read_audio_settings,
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
@@ -144,20 +144,22 @@ def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
     """
     audio = recipe.audio
     if recipe.model.pretrained:
-        config = read_config(recipe.model.pretrained)
-        if config["sampling_rate"] != audio.sampling_rate:
+        heard = read_audio_settings(recipe.model.pretrained)
+        if heard.sampling_rate != audio.sampling_rate:
             raise UserError(
-                f"the pretrained model in {recipe.model.pretrained} hears {config['sampling_rate']} Hz; "
+                f"the pretrained model in {recipe.model.pretrained} hears {heard.sampling_rate} Hz; "
                 f"audio.sampling_rate is {audio.sampling_rate}"
             )
         if audio.mean is None:
-            audio.mean, audio.std = config["mean"], config["std"]
+            audio.mean, audio.std = heard.mean, heard.std
     if audio.mean is None:
         stream = ClipDataModule(build_clip_settings(recipe), train=_paths(shards.train)).stream("train")
         measured = measure_statistics(stream, audio.num_mel_bins, min(_MEASURED_CLIPS, shards.train.samples))
         audio.mean, audio.std = round(measured.mean, 4), round(measured.std, 4)
     assert audio.std is not None
-    return AudioSettings(audio.sampling_rate, audio.mean, audio.std)
+    # Packed clips have no end to be filled.
+    short = "keep" if recipe.data.short == "pack" else recipe.data.short
+    return AudioSettings(audio.sampling_rate, audio.mean, audio.std, short)
 
 
 def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:

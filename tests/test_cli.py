@@ -308,7 +308,7 @@ def test_the_printed_statistics_are_words_for_a_recipe(
     run = tmp_path / "run"
     more = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=1", "data.validation=[]"]
     assert main(["pretrain", str(recipes["pretrain"]), *more, *words]) == 0
-    config = json.loads((run / "model" / "config.json").read_text())
+    config = json.loads((run / "model" / "preprocessor_config.json").read_text())
     assert words == [f"audio.mean={config['mean']:.4f}", f"audio.std={config['std']:.4f}"]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from ssamba.errors import UserError
+from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_text
 
 
@@ -69,12 +70,8 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    """The rows under `HEADER` as a Markdown table, in columns that line up as plain text, too."""
-    widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(len(HEADER))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-             for row in (HEADER, *rows)]  # fmt: skip
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
+    """The rows under `HEADER` as a Markdown table."""
+    return markdown_table((HEADER, *rows)) + "\n"
 
 
 def write_page(path: Path, title: str, introduction: str, rows: Sequence[tuple[str, ...]],

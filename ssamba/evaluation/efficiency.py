@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
+from ssamba.evaluation.tables import markdown_table
 from ssamba.ops.scan import BACKENDS, MAX_STATES, bidirectional_scan, resolve_backend, selective_scan
 from ssamba.progress import progress_bar
 
@@ -301,15 +302,6 @@ def goals_table(goals: Sequence[Goal]) -> str:
     rows = [(goal.quantity, f"{goal.relation} {goal.bound:g}", f"{goal.measured:.3g}", "yes" if goal.met else "no")
             for goal in goals]  # fmt: skip
     return markdown_table([("quantity", "asked", "measured", "met"), *rows])
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the header; the columns line up as plain text, too."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-             for row in rows]  # fmt: skip
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def versions(*packages: str) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from ssamba.audio import LogMel
 from ssamba.data.stream import ClipStream
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.models.patches import gather_patches
+from ssamba.models.patches import gather_patches, masked_places
 from ssamba.progress import progress_bar
 
 
@@ -74,7 +74,7 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
         mask = evaluation.draw_mask(size, generator=generator)
         prediction = model(spectrogram, mask)
         contrast = info_nce(prediction.contrastive, prediction.target)
-        baseline = gather_patches(mean_patch.expand(size, -1, -1), mask)
+        baseline = gather_patches(mean_patch.expand(size, -1, -1), masked_places(mask))
         masked = int(mask[0].sum())
         # Guessing within a row of n masked patches is right once in n times for each of them: one hit a row.
         occupied = mask.view(size, rows, columns).any(2).sum() / (size * masked)

@@ -1,9 +1,10 @@
-"""A trained model as a folder: model.safetensors and config.json, readable without the recipe that made it."""
+"""A trained model as a folder, readable without the recipe that made it: model.safetensors, config.json (the network
+and its classes) and preprocessor_config.json (what its spectrograms are), with the names that `transformers` uses."""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
-_AUDIO_FIELDS = ("sampling_rate", "mean", "std")
+_PROBLEMS = {"cross_entropy": "single_label_classification", "bce": "multi_label_classification"}
+SHORT = ("pad", "repeat", "keep")
 
 
 @dataclass(frozen=True)
 class AudioSettings:
-    """What the spectrograms of a model were: sampling rate in Hz, statistics of the log-mel values."""
+    """What a model's spectrograms were: sampling rate in Hz, statistics of the log-mel values, and what became of a
+    recording shorter than the clip: filled with zeros ("pad"), with itself ("repeat"), or left as it is ("keep")."""
 
     sampling_rate: int
     mean: float
     std: float
+    short: str
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,31 @@ class SavedModel:
 
 def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: AudioSettings,
                classifier: ClassifierSettings | None = None) -> None:  # fmt: skip
-    """Write model.safetensors and config.json, each beside its place and then renamed."""
+    """Write the files of a model folder, each beside its place and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = model.encoder.arguments
     config: dict[str, Any] = {
         "model_type": arguments["encoder"],
-        "architecture": "AudioClassifier" if classifier else "MaskedPatchModel",
-        **arguments["options"], **{name: arguments[name] for name in _PATCH_FIELDS}, **asdict(audio),
+        "architectures": ["AudioClassifier" if classifier else "MaskedPatchModel"],
+        **arguments["options"], **{name: arguments[name] for name in _PATCH_FIELDS},
     }  # fmt: skip
     if classifier:
-        config["classifier"] = asdict(classifier)
+        config |= {
+            "label": classifier.label,
+            "problem_type": _PROBLEMS[classifier.loss],
+            "pooling": classifier.pooling,
+            "id2label": dict(enumerate(classifier.labels)),
+            "label2id": {name: number for number, name in enumerate(classifier.labels)},
+        }
     weights = folder / "model.safetensors"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, f"{weights}.tmp", metadata={"format": "pt"})
     os.replace(f"{weights}.tmp", weights)
     write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", {
+        "feature_extractor_type": "FeatureExtractor", "num_mel_bins": arguments["num_mel_bins"],
+        "max_length": arguments["max_length"], **asdict(audio),
+    })  # fmt: skip
 
 
 def model_folder(path: str | Path) -> Path:
@@ -83,13 +97,28 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(text.read_text())
         family = config["model_type"]
-        known = family in STACKS and {*_PATCH_FIELDS, *_AUDIO_FIELDS, *SIZES[family]["nano"]} <= config.keys()
+        known = family in STACKS and {*_PATCH_FIELDS, *SIZES[family]["nano"]} <= config.keys()
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{text} is not a model's config.json: {error!r}") from error
     if not known:
         raise UserError(f"{text} describes a {family!r}; expected one of {', '.join(STACKS)}, complete")
     assert isinstance(config, dict)
     return config
+
+
+def read_audio_settings(path: str | Path) -> AudioSettings:
+    """The preprocessor_config.json of a model or run folder; UserError if it is missing or incomplete."""
+    text = model_folder(path) / "preprocessor_config.json"
+    try:
+        config = json.loads(text.read_text())
+        settings = AudioSettings(**{field.name: config[field.name] for field in fields(AudioSettings)})
+    except FileNotFoundError as error:
+        raise UserError(f"{text} is missing; expected sampling_rate, mean, std and short in it") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{text} does not describe a model's spectrograms: {error!r}") from error
+    if settings.short not in SHORT:
+        raise UserError(f"{text} has short {settings.short!r}; expected one of {', '.join(SHORT)}")
+    return settings
 
 
 def build_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> AudioEncoder:
@@ -114,14 +143,27 @@ def load_model(path: str | Path, scan_backend: str = "auto") -> SavedModel:
     encoder = build_encoder(config, scan_backend)
     settings = None
     model: MaskedPatchModel | AudioClassifier
-    if described := config.get("classifier"):
-        settings = ClassifierSettings(**{**described, "labels": tuple(described["labels"])})
+    if "id2label" in config:
+        settings = _classifier_settings(config, path)
         model = AudioClassifier(encoder, len(settings.labels), settings.pooling)
     else:
         model = MaskedPatchModel(encoder)
     _load_strictly(model, read_weights(path), path)
     model.eval()
-    return SavedModel(model, AudioSettings(**{name: config[name] for name in _AUDIO_FIELDS}), settings)
+    return SavedModel(model, read_audio_settings(path), settings)
+
+
+def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> ClassifierSettings:
+    try:
+        names = {int(number): name for number, name in config["id2label"].items()}
+        loss = {problem: loss for loss, problem in _PROBLEMS.items()}[config["problem_type"]]
+        labels = tuple(names[number] for number in range(len(names)))
+        return ClassifierSettings(labels, config["label"], loss, config["pooling"])
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"config.json in {path} does not describe a classifier: {error!r}; expected id2label (numbers from 0), "
+            f"label, pooling, and problem_type {' or '.join(_PROBLEMS.values())}"
+        ) from error
 
 
 def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:

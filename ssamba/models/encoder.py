@@ -86,11 +86,23 @@ class AudioEncoder(nn.Module):
             log_mel: (B, T, M), any T and M of at least one patch.
             mask: bool (B, L), True where the patch is hidden behind the mask token (SSAST section 2.2), or None.
         """
+        return self._split(self.stack(self._embed(log_mel, mask)))
+
+    def hidden_states(self, log_mel: Tensor) -> list[Encoded]:
+        """What each layer takes and, last, what `forward` gives: see `Stack`."""
+        states: list[Tensor] = []
+        self.stack(self._embed(log_mel, None), states)
+        return [self._split(x) for x in states]
+
+    def _embed(self, log_mel: Tensor, mask: Tensor | None) -> Tensor:
         rows, columns = self.patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
         x = self.projection(self.patch_shape.cut(log_mel))
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         x = x + fit_positions(self.positions, rows, columns).flatten(0, 1)
         leading = (self.class_tokens + self.class_positions).expand(len(x), -1, -1)
-        x = self.stack(torch.cat([leading, x], dim=1))
-        return Encoded(x[:, leading.shape[1] :], x[:, : leading.shape[1]])
+        return torch.cat([leading, x], dim=1)
+
+    def _split(self, x: Tensor) -> Encoded:
+        leading = self.stack.num_class_tokens
+        return Encoded(x[:, leading:], x[:, :leading])

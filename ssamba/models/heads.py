@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ssamba.models.encoder import AudioEncoder, Encoded
-from ssamba.models.patches import gather_patches
+from ssamba.models.patches import gather_patches, masked_places
 
 POOLINGS = ("mean", "class")
 
@@ -34,8 +34,9 @@ class MaskedPatchModel(nn.Module):
     def forward(self, log_mel: Tensor, mask: Tensor, masked: int | None = None) -> MaskedPrediction:
         """log_mel (B, T, M), mask bool (B, L) with equally many True a clip (`masked`, if it is known) -> (B, N, K)
         each."""
-        tokens = gather_patches(self.encoder(log_mel, mask).tokens, mask, masked)
-        target = gather_patches(self.encoder.patch_shape.cut(log_mel), mask, masked)
+        places = masked_places(mask, masked)
+        tokens = gather_patches(self.encoder(log_mel, mask).tokens, places)
+        target = gather_patches(self.encoder.patch_shape.cut(log_mel), places)
         return MaskedPrediction(self.contrastive_head(tokens), self.reconstruction_head(tokens), target)
 
 
@@ -57,10 +58,14 @@ class AudioClassifier(nn.Module):
         """A vector a clip, (B, D)."""
         return (encoded.tokens if self.pooling == "mean" else encoded.class_tokens).mean(1)
 
+    def classify(self, encoded: Encoded) -> Tensor:
+        """What the encoder gives -> logits (B, C)."""
+        logits: Tensor = self.head(self.pool(encoded))
+        return logits
+
     def forward(self, log_mel: Tensor) -> Tensor:
         """log_mel (B, T, M) -> logits (B, C)."""
-        logits: Tensor = self.head(self.pool(self.encoder(log_mel)))
-        return logits
+        return self.classify(self.encoder(log_mel))
 
 
 def parameter_count(module: nn.Module) -> int:

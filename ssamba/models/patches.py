@@ -58,12 +58,16 @@ def fit_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     return positions
 
 
-def gather_patches(x: Tensor, mask: Tensor, masked: int | None = None) -> Tensor:
-    """The masked rows of x (B, L, D) under a bool mask (B, L) with equally many True a clip: (B, N, D), in order.
+def masked_places(mask: Tensor, masked: int | None = None) -> Tensor:
+    """Which patches a bool mask (B, L) with equally many True a clip hides: int64 (B, N), ascending.
 
     `masked` is N; if None it is read off the mask, for which a GPU has to finish what it is doing.
     """
     if masked is None:
         masked = int(mask[0].sum())
-    index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
-    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
+
+
+def gather_patches(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of x (B, L, D) at `places` (B, N): (B, N, D)."""
+    return torch.gather(x, 1, places.unsqueeze(-1).expand(-1, -1, x.shape[2]))

@@ -117,11 +117,21 @@ class SsambaStack(Stack):
                 # GPT-2's rule, as in Mamba: the residual stream keeps its scale however deep the stack.
                 parameter.data /= math.sqrt(num_hidden_layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def num_hidden_states(self) -> int:
+        return len(self.layers) // (2 if self.residual == "doubling" else 1) + 1
+
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
         if self.residual == "plain":
             for layer in self.layers:
+                self.keep(hidden_states, x)
                 x = x + self.run_layer(layer, x)
-            return self.norm(x)
-        for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
-            x = 2 * x + self.run_layer(first, x) + self.run_layer(second, x, True)
-        return self.norm(self.norm(x))
+            x = self.norm(x)
+        else:
+            for pair, (first, second) in enumerate(zip(self.layers[::2], self.layers[1::2], strict=True)):
+                # Each pair makes the residual twice as large: halved as often, exactly, the states keep one scale.
+                self.keep(hidden_states, x if hidden_states is None else x / 2**pair)
+                x = 2 * x + self.run_layer(first, x) + self.run_layer(second, x, True)
+            x = self.norm(self.norm(x))
+        self.keep(hidden_states, x)
+        return x

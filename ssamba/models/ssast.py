@@ -50,8 +50,10 @@ class SsastStack(Stack):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
         for layer in self.layers:
+            self.keep(hidden_states, x)
             x = self.run_layer(layer, x)
         out: Tensor = self.norm(x)
+        self.keep(hidden_states, out)
         return out

@@ -11,13 +11,28 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Stack(nn.Module):
-    """Layers in turn, (B, L, D) -> (B, L, D).
+    """Layers in turn, (B, L, D) -> (B, L, D): `forward(x, hidden_states)`.
+
+    To the list `hidden_states`, if one is given, `forward` appends what each layer takes (of SSAMBA's original stack,
+    each pair of layers) and what the stack gives: n + 1 tensors (B, L, D) of n layers, in the scale of the input.
 
     `recompute`: of each layer only its input is kept for the backward pass, which runs the layer a second time: the
     memory of one layer instead of all, for about a third more time.
     """
 
     recompute = False
+    layers: nn.ModuleList
+
+    @property
+    def num_hidden_states(self) -> int:
+        """How many tensors `forward` appends to `hidden_states`."""
+        return len(self.layers) + 1
+
+    @staticmethod
+    def keep(hidden_states: list[Tensor] | None, x: Tensor) -> None:
+        """Append x, where hidden states are asked for."""
+        if hidden_states is not None:
+            hidden_states.append(x)
 
     def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:
         out: Tensor

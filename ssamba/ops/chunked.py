@@ -50,6 +50,11 @@ class _Chunk:
             last = self.states[t].addcmul_(self.decay[t], last)
         self.last = last
 
+    def read(self, c: Tensor, d: Tensor | None) -> Tensor:
+        """y of these tokens before the gate, (S, B, E), from their C (S, B, N) and D (E,)."""
+        y = (self.states @ c.unsqueeze(-1)).squeeze(-1)
+        return y if d is None else y.addcmul_(self.u, d)
+
 
 def _dtype(u: Tensor) -> torch.dtype:
     return torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -70,9 +75,7 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
                 saved[k, number] = state
             chunk = _Chunk(u[k], delta[k], rates, b[k], None if bias is None else bias[k], tokens, order, state)
             state = chunk.last
-            out = (chunk.states @ c[k][:, tokens].transpose(0, 1).to(kind).unsqueeze(-1)).squeeze(-1)
-            if d is not None:
-                out.addcmul_(chunk.u, d[k].to(kind))
+            out = chunk.read(c[k][:, tokens].transpose(0, 1).to(kind), None if d is None else d[k].to(kind))
             y[:, tokens] += out.transpose(0, 1)
     if z is not None:
         y *= F.silu(z.to(kind))
@@ -101,10 +104,7 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
             rate = c[k][:, tokens].transpose(0, 1).to(kind)
             slope = dy[:, tokens].transpose(0, 1)
             if gate is not None:
-                out = (chunk.states @ rate.unsqueeze(-1)).squeeze(-1)
-                if d is not None:
-                    out.addcmul_(chunk.u, d[k].to(kind))
-                total[:, tokens] += out.transpose(0, 1)
+                total[:, tokens] += chunk.read(rate, None if d is None else d[k].to(kind)).transpose(0, 1)
             g = slope.unsqueeze(-1) * rate.unsqueeze(2)  # (S, B, E, N)
             for t in reversed(order):
                 grad = chunk.decay[t] * g[t].add_(grad)

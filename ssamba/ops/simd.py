@@ -166,7 +166,6 @@ def _give_operator(symbol: Any, operation: Any) -> None:
 _give_operator(operator.add, _binary("fadd"))
 _give_operator(operator.sub, _binary("fsub"))
 _give_operator(operator.mul, _binary("fmul"))
-_give_operator(operator.truediv, _binary("fdiv"))
 
 
 @intrinsic

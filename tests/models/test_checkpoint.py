@@ -28,7 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "ssast": {**SIZES["ssast"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
-AUDIO = AudioSettings(16000, -4.25, 4.5)
+AUDIO = AudioSettings(16000, -4.25, 4.5, "repeat")
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
 
 
@@ -84,15 +84,21 @@ def test_a_classifier_comes_back_bitwise(encoder: str, pooling: str, tmp_path: P
 def test_what_the_folder_says(tmp_path: Path) -> None:
     model = AudioClassifier(make("ssamba", residual="plain"), 2, "mean")
     save_model(tmp_path, model, AUDIO, ClassifierSettings(("no", "yes"), "word", "cross_entropy", "mean"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json",
+    ]  # fmt: skip
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == read_config(tmp_path) == {
-        "model_type": "ssamba", "architecture": "AudioClassifier",
+        "model_type": "ssamba", "architectures": ["AudioClassifier"],
         "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
         "residual": "plain", "layer_norm_eps": 1e-5,
         "num_mel_bins": 32, "max_length": 48, "fshape": 8, "tshape": 8, "frequency_stride": 8, "time_stride": 8,
-        "sampling_rate": 16000, "mean": -4.25, "std": 4.5,
-        "classifier": {"labels": ["no", "yes"], "label": "word", "loss": "cross_entropy", "pooling": "mean"},
+        "label": "word", "problem_type": "single_label_classification", "pooling": "mean",
+        "id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1},
+    }  # fmt: skip
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == {
+        "feature_extractor_type": "FeatureExtractor", "num_mel_bins": 32, "max_length": 48,
+        "sampling_rate": 16000, "mean": -4.25, "std": 4.5, "short": "repeat",
     }  # fmt: skip
     tensors = load_file(tmp_path / "model.safetensors")
     assert tensors.keys() == model.state_dict().keys()
@@ -104,7 +110,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
 def test_attention_heads_and_layers_are_named_as_in_transformers(encoder: str, tmp_path: Path) -> None:
     pretrained(tmp_path, encoder)
     config = read_config(tmp_path)
-    assert config["architecture"] == "MaskedPatchModel" and "classifier" not in config
+    assert config["architectures"] == ["MaskedPatchModel"] and "id2label" not in config
     assert ("num_attention_heads" in config) == (encoder == "ssast")
 
 
@@ -236,6 +242,34 @@ def test_a_config_without_the_sizes_of_its_stack(tmp_path: Path) -> None:
     del config["state_size"]
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="complete"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"short": "wrap"}, "short 'wrap'; expected one of pad, repeat, keep"), ({"std": None}, "does not describe")],
+)
+def test_spectrograms_that_are_not_described(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    path = tmp_path / "preprocessor_config.json"
+    held = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({name: value for name, value in held.items() if value is not None}))
+    with pytest.raises(UserError, match=said):
+        load_model(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="preprocessor_config.json is missing; expected sampling_rate, mean, std"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"id2label": {"1": "no", "2": "yes"}}, {"problem_type": "regression"}, {"id2label": ["no", "yes"]}]
+)
+def test_classes_that_are_not_described(change: dict[str, Any], tmp_path: Path) -> None:
+    settings = ClassifierSettings(("no", "yes"), "word", "bce", "mean")
+    save_model(tmp_path, AudioClassifier(make("ssamba"), 2, "mean"), AUDIO, settings)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=r"does not describe a classifier.*expected id2label \(numbers from 0\)"):
         load_model(tmp_path)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
-from ssamba.models.patches import PatchShape, fit_positions, gather_patches
+from ssamba.models.patches import PatchShape, fit_positions, gather_patches, masked_places
 from ssamba.models.ssamba import BidirectionalMixer, SsambaStack
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -89,7 +89,9 @@ def test_a_spectrogram_smaller_than_a_patch_is_an_error_that_gives_both_sizes(fr
 
 def test_gather_patches_takes_the_masked_rows_of_each_clip_in_order() -> None:
     x, mask = torch.arange(2 * 10 * 3).view(2, 10, 3), some_mask(2, 10, 4)
-    gathered = gather_patches(x, mask)
+    places = masked_places(mask)
+    assert torch.equal(places, masked_places(mask, 4))
+    gathered = gather_patches(x, places)
     for clip in range(2):
         assert torch.equal(gathered[clip], x[clip, mask[clip]])
 

@@ -92,7 +92,8 @@ def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: P
     run = pretrained(encoder)
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
         "recipe.yaml", "metrics.csv", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
-        "model/config.json", "model/model.safetensors", "pictures/curves.png", "pictures/reconstruction-0000002.png",
+        "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
+        "pictures/reconstruction-0000002.png",
         "pictures/reconstruction-0000004.png",
     }  # fmt: skip
     logged = rows(run)
@@ -114,7 +115,8 @@ def test_what_a_fine_tuning_run_leaves(encoder: str, finetuned: Runs, corpus: Pa
     run = finetuned(encoder)
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
         "recipe.yaml", "metrics.csv", "run.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
-        "model/config.json", "model/model.safetensors", "pictures/curves.png", "test/scores.json",
+        "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
+        "test/scores.json",
         "test/predictions.csv", "test/confusion.png",
     }  # fmt: skip
     train = ["train/loss", "train/accuracy", "gradient_norm", "learning_rate", "samples_per_second"]
@@ -153,7 +155,7 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
 def test_the_recipe_in_the_folder_says_what_was_measured(kind: str, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(kind)("ssamba")
     recipe = load_recipe(run)
-    config = json.loads((run / "model" / "config.json").read_text())
+    config = json.loads((run / "model" / "preprocessor_config.json").read_text())
     assert recipe.run_dir == str(run)
     assert (recipe.audio.mean, recipe.audio.std) == (config["mean"], config["std"])
     # Log-mel values of full-scale audio with a little noise.

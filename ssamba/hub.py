@@ -1,0 +1,197 @@
+"""A model that is whole: waveforms or files in, hidden states and logits out, saved and loaded as the Hugging Face Hub
+keeps models.
+
+Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, D width, C classes.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from torch import Tensor, nn
+
+from ssamba.errors import UserError
+from ssamba.features import FeatureExtractor
+from ssamba.files import write_json
+from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_model, model_folder, save_model
+from ssamba.models.encoder import Encoded
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+
+_FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "run.json"]
+
+
+class SsambaOutput(NamedTuple):
+    """logits: float32 (B, C), None for a model without a classifier; hidden_states: for each layer asked for
+    (B, F, P, D), zeros after a clip's last column; pooled: for each of them a vector a clip, (B, D); columns: int64
+    (B,), how many of the P are a clip's own."""
+
+    logits: Tensor | None
+    hidden_states: list[Tensor]
+    pooled: list[Tensor]
+    columns: Tensor
+
+
+class SsambaModel(nn.Module, PyTorchModelHubMixin):
+    """A pretrained or fine-tuned network with its feature extractor: every encoder, clips of any length.
+
+    `SsambaModel.from_pretrained(folder or name on the Hub)`, `.save_pretrained(folder)`, `.push_to_hub(name)`.
+
+    Args:
+        network: as `load_model` builds it.
+        audio: what its spectrograms are.
+        classifier: what its classes are; None for a pretrained model.
+        record: the run.json of the run that made it, for its model card; None where there was none.
+    """
+
+    def __init__(
+        self, network: MaskedPatchModel | AudioClassifier, audio: AudioSettings,
+        classifier: ClassifierSettings | None = None, record: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.audio, self.classifier, self.record = network, audio, classifier, record
+        arguments = network.encoder.arguments
+        self.feature_extractor = FeatureExtractor(
+            audio, arguments["num_mel_bins"], arguments["max_length"], arguments["tshape"]
+        )
+
+    @property
+    def num_hidden_states(self) -> int:
+        """How many layers can be asked for: 0 is the embedded patches, -1 what the encoder gives."""
+        return self.network.encoder.stack.num_hidden_states
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.encoder.mask_token.device
+
+    def forward(self, input_values: Tensor, lengths: Tensor | None = None, layers: Sequence[int] = ()) -> SsambaOutput:
+        """Run the network on `Features`, clips of equal length together.
+
+        Args:
+            input_values: (B, T, M), normalised log-mel.
+            lengths: int64 (B,), the frames of each clip that count; None: all.
+            layers: which hidden states to return, as `num_hidden_states` numbers them.
+
+        Raises:
+            UserError: a layer that there is not.
+        """
+        wanted = [self._layer(layer) for layer in layers]
+        patch, (batch, frames, bins) = self.network.encoder.patch_shape, input_values.shape
+        own = torch.full((batch,), frames) if lengths is None else lengths.cpu()
+        columns = torch.tensor([patch.grid(bins, int(length))[1] for length in own])
+        rows = patch.grid(bins, frames)[0]
+        width = self.network.encoder.hidden_size
+        hidden = [input_values.new_zeros(batch, rows, int(columns.max()), width) for _ in wanted]
+        pooled = [input_values.new_zeros(batch, width) for _ in wanted]
+        logits = None
+        if self.classifier is not None:
+            logits = input_values.new_zeros(batch, len(self.classifier.labels))
+        for length in own.unique().tolist():
+            places = torch.nonzero(own == length).flatten().to(input_values.device)
+            clips = input_values[places, :length]
+            last, states = self._encode(clips, bool(wanted))
+            for number, into, vectors in zip(wanted, hidden, pooled, strict=True):
+                tokens = states[number].tokens.float().unflatten(1, (rows, -1))
+                into[places, :, : tokens.shape[2]] = tokens
+                vectors[places] = self._pool(states[number]).float()
+            if logits is not None and isinstance(self.network, AudioClassifier):
+                logits[places] = self.network.classify(last).float()
+        return SsambaOutput(logits, hidden, pooled, columns)
+
+    def _encode(self, log_mel: Tensor, every: bool) -> tuple[Encoded, list[Encoded]]:
+        states = self.network.encoder.hidden_states(log_mel) if every else [self.network.encoder(log_mel)]
+        return states[-1], states
+
+    def _pool(self, encoded: Encoded) -> Tensor:
+        return self.network.pool(encoded) if isinstance(self.network, AudioClassifier) else encoded.tokens.mean(1)
+
+    def _layer(self, layer: int) -> int:
+        count = self.num_hidden_states
+        if not -count <= layer < count:
+            raise UserError(f"layer is {layer}; this model has {count}: 0 (the patches) to {count - 1} (its output)")
+        return layer % count
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "SsambaModel":
+        """Load a model folder, a run folder, or a model of the Hub.
+
+        Args:
+            options: revision, token, cache_dir, force_download, local_files_only: as in huggingface_hub;
+                scan_backend: of `ssamba.ops.BACKENDS`.
+
+        Raises:
+            UserError: no such model, or weights that do not fit their config.json exactly.
+        """
+        place = Path(pretrained_model_name_or_path)
+        scan_backend = options.pop("scan_backend", "auto")
+        if not place.exists():
+            download: Callable[..., str] = snapshot_download
+            try:
+                place = Path(download(str(pretrained_model_name_or_path), allow_patterns=_FILES, **options))
+            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+                raise UserError(
+                    f"{pretrained_model_name_or_path} is neither a folder here nor a model that the Hub gives: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+        folder = model_folder(place)
+        saved = load_model(folder, scan_backend)
+        # A run's record stands beside the model's folder; save_pretrained puts it inside.
+        found = [path for path in (folder / "run.json", folder.parent / "run.json") if path.is_file()]
+        return cls(
+            saved.model, saved.audio, saved.classifier, json.loads(found[0].read_text()) if found else None
+        ).eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(save_directory, self.network, self.audio, self.classifier)
+        if self.record is not None:
+            write_json(save_directory / "run.json", self.record)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README.md of the folder: what the model is and, from its run's record alone, how it came about and what
+        it scored there."""
+        return ModelCard(_card(self))
+
+
+def _card(model: SsambaModel) -> str:
+    arguments, settings, record = model.network.encoder.arguments, model.classifier, model.record
+    encoder = arguments["encoder"]
+    data = ModelCardData(
+        library_name="ssamba", tags=["audio", encoder],
+        pipeline_tag="audio-classification" if settings else "feature-extraction",
+    )  # fmt: skip
+    facts = {
+        "encoder": ", ".join([encoder, *(f"{name} {value}" for name, value in arguments["options"].items())]),
+        "parameters": f"{parameter_count(model.network):,}",
+        "input": f"{model.audio.sampling_rate} Hz, {arguments['num_mel_bins']} mel bins, {arguments['max_length']} "
+        f"frames of 10 ms, patches of {arguments['fshape']} mel bins x {arguments['tshape']} frames",
+    }  # fmt: skip
+    if settings:
+        facts["classes"] = f"{len(settings.labels)} of {settings.label}"
+    title = f"{settings.label} of audio clips" if settings else "masked-patch audio encoder"
+    lines = [f"---\n{data.to_yaml()}\n---", "", f"# {encoder}: {title}", ""]
+    if record is not None:
+        facts["made by"] = f"`{' '.join(record['command'])}` on {record['started']}, seed {record['seed']}"
+        facts["steps, seconds"] = f"{record['steps']:,}, {record['training_seconds']:,}"
+        facts["hardware"] = ", ".join([record["hardware"]["processor"], *record["hardware"]["gpus"]])
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        for name, held in record["data"].items():
+            facts[f"data, {name}"] = f"{held['samples']:,} recordings, {held['seconds'] / 3600:.2f} h"
+    lines += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
+    if record is None:
+        lines += ["These weights came without the record of a run, so no score is given here.", ""]
+    else:
+        scores = {**record["test"]} or {n: x for n, x in record["last_metrics"].items() if n.startswith("val/")}
+        lines += [f"Measured by that run on its {'test' if record['test'] else 'validation'} split:", ""]
+        lines += [f"- {name}: {value:.4f}" if isinstance(value, float) else f"- {name}: {value}"
+                  for name, value in scores.items()]  # fmt: skip
+    lines += [
+        "", "```python", "from ssamba import SsambaModel", "",
+        'model = SsambaModel.from_pretrained("this folder, or its name on the Hub")',
+        'features = model.feature_extractor(["recording.wav"])',
+        "logits, hidden_states, pooled, columns = model(*features, layers=[-1])", "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
