@@ -3,9 +3,10 @@
 import os
 from typing import Any
 
-# After each parallel loop torch's OpenMP threads spin for milliseconds before they sleep, on the very cores that the
-# scan's threads then want: a training step on two cores took a third longer. It is read when torch is imported, so
-# this helps where that comes later, as in the `ssamba` command; elsewhere set it yourself.
+# After each parallel loop OpenMP's threads, which the scan shares with torch, spin for milliseconds before they sleep.
+# Where data workers, ranks or a sweep share the cores, that takes them from whoever has work. A process that has its
+# cores for itself is faster with ACTIVE. It is read when torch is imported, so this helps where that comes later, as in
+# the `ssamba` command; elsewhere set it yourself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -11,18 +11,32 @@ threads; a task does both directions, since they share the output and the gate.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import register_jitable
 from torch import Tensor
 
 from ssamba.ops.gradients import Gradients
-from ssamba.ops.kernels import as_array, run_tasks
-from ssamba.ops.simd import LANES, exp2, fma, load, logistic, prefetch, softplus, splat, spread, store, total
+from ssamba.ops.kernels import HEADER, SLOT, as_float, run_tasks
+from ssamba.ops.simd import (
+    LANES,
+    claim,
+    exp2,
+    fma,
+    integer,
+    load,
+    logistic,
+    prefetch,
+    softplus,
+    splat,
+    spread,
+    store,
+    tensor,
+    total,
+)
 
 CHUNK = 16
 BLOCK = 4  # states at once; N is filled up to a multiple of it with states that stay 0
@@ -58,7 +72,8 @@ def _turn_back(g, da, sums, token, rate, b, c, at, decay, trail, i, sum_b, sum_c
     return g, fma(q, step, da), (y, from_input, fma(q, rate, from_decay))
 
 
-def _forward(first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, out, saved, keep):  # type: ignore[no-untyped-def]  # pragma: no cover
+@njit(nogil=True, error_model="numpy")
+def _forward(call, u, delta, a2, b, c, d, z, bias, gated, reverse, out, saved, keep):  # type: ignore[no-untyped-def]  # pragma: no cover
     directions, length, width = u.shape[0], u.shape[2], u.shape[3]
     states = a2.shape[1]
     groups = (width + GROUP - 1) // GROUP
@@ -66,7 +81,11 @@ def _forward(first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, out, s
     steps = np.empty(CHUNK * LANES, np.float32)
     drives = np.empty(CHUNK * LANES, np.float32)
     ys = np.empty(CHUNK * LANES, np.float32)
-    for task in range(first, last):
+    tasks = integer(call, 1)
+    while True:
+        task = claim(call)
+        if task >= tasks:
+            return
         clip = task // groups
         start = (task % groups) * GROUP
         stop = min(start + GROUP, width)
@@ -126,8 +145,9 @@ def _forward(first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, out, s
                         store(out, (clip, t, e), y)
 
 
+@njit(nogil=True, error_model="numpy")
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    first, last, u, delta, a2, b, c, d, z, bias, gated, reverse, saved, dout,
+    call, u, delta, a2, b, c, d, z, bias, gated, reverse, saved, dout,
     du, ddelta, da, db, dc, dd, dz, dbias,
 ):  # fmt: skip
     directions, length, width = u.shape[0], u.shape[2], u.shape[3]
@@ -143,7 +163,11 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
     ys, from_inputs, from_decays = np.empty(row, np.float32), np.empty(row, np.float32), np.empty(row, np.float32)
     decay = np.empty(BLOCK * row, np.float32)
     trail = np.empty(BLOCK * (row + LANES), np.float32)  # the states of one chunk, the entering ones first
-    for task in range(first, last):
+    tasks = integer(call, 1)
+    while True:
+        task = claim(call)
+        if task >= tasks:
+            return
         clip = task // groups
         group = task % groups
         start = group * BACKWARD_GROUP
@@ -272,17 +296,37 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
                         dc[group, k, clip, t, n] = total(load(sum_c, (n * row + j * LANES,)))
 
 
+@register_jitable
+def _inputs(call):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """u, delta, a2, b, c, d, z, bias, gated, reverse: what both passes take first."""
+    return (
+        tensor(call, 0, 4), tensor(call, 1, 4), tensor(call, 2, 3), tensor(call, 3, 4), tensor(call, 4, 4),
+        tensor(call, 5, 2), tensor(call, 6, 3), tensor(call, 7, 2), _flag(call, 8), _flag(call, 9),
+    )  # fmt: skip
+
+
+@register_jitable
+def _flag(call, number):  # type: ignore[no-untyped-def]  # pragma: no cover
+    return integer(call, HEADER + SLOT * number) != 0
+
+
+def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
+    _forward(call, *_inputs(call), tensor(call, 10, 3), tensor(call, 11, 5), _flag(call, 12))
+
+
+def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
+    _backward(
+        call, *_inputs(call), tensor(call, 10, 5), tensor(call, 11, 3), tensor(call, 12, 4), tensor(call, 13, 4),
+        tensor(call, 14, 4), tensor(call, 15, 5), tensor(call, 16, 5), tensor(call, 17, 3), tensor(call, 18, 3),
+        tensor(call, 19, 3),
+    )  # fmt: skip
+
+
 @functools.cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
+def _kernels() -> tuple[Any, Any]:
     """(forward, backward), compiled at the first call for any strides and kept on disk for later processes."""
-    array = {n: types.Array(types.float32, n, "A") for n in (2, 3, 4, 5)}
-    inputs = (types.intp, types.intp, array[4], array[4], array[3], array[4], array[4], array[2], array[3], array[2],
-              types.boolean, types.boolean)  # fmt: skip
-    forward = types.void(*inputs, array[3], array[5], types.boolean)
-    backward = types.void(*inputs, array[5], array[3], array[4], array[4], array[4], array[5], array[5], array[3],
-                          array[3], array[3])  # fmt: skip
-    options = {"nogil": True, "cache": True, "error_model": "numpy"}
-    return njit(forward, **options)(_forward), njit(backward, **options)(_backward)
+    compiled = cfunc(types.void(types.voidptr), cache=True)
+    return compiled(_call_forward), compiled(_call_backward)
 
 
 def _sizes(u: Tensor, a: Tensor) -> tuple[int, int, int]:
@@ -295,16 +339,16 @@ def saved_shape(u: Tensor, a: Tensor) -> tuple[int, ...]:
     return u.shape[0], u.shape[1], *_sizes(u, a)
 
 
-def _arrays(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-            bias: Tensor | None) -> tuple[Any, ...]:  # fmt: skip
+def _inputs_of(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
+               bias: Tensor | None) -> list[Tensor | bool]:  # fmt: skip
     _, states, width = _sizes(u, a)
     rates = torch.nn.functional.pad(a.detach().float().transpose(1, 2) * _LOG2E, (0, 0, 0, states - a.shape[2]))
     none = torch.zeros(len(u), width)
-    return (
-        as_array(u, width), as_array(delta, width), as_array(rates, width), as_array(b, states), as_array(c, states),
-        as_array(none if d is None else d, width), as_array(u[0] if z is None else z, width),
-        as_array(none if bias is None else bias, width), z is not None,
-    )  # fmt: skip
+    return [
+        as_float(u, width), as_float(delta, width), as_float(rates, width), as_float(b, states), as_float(c, states),
+        as_float(none if d is None else d, width), as_float(u[0] if z is None else z, width),
+        as_float(none if bias is None else bias, width), z is not None,
+    ]  # fmt: skip
 
 
 def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
@@ -315,7 +359,7 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
     saved = torch.empty(saved_shape(u, a) if keep else (0, 0, 0, 0, 0))
     out = torch.empty(batch, length, width)
     tasks = batch * -(-width // GROUP) if length else 0
-    run_tasks(_kernels()[0], tasks, *_arrays(u, delta, a, b, c, d, z, bias), reverse, out.numpy(), saved.numpy(), keep)
+    run_tasks(_kernels()[0], tasks, [*_inputs_of(u, delta, a, b, c, d, z, bias), reverse, out, saved, keep])
     return out[..., :channels].to(u.dtype), saved if keep else saved.flatten()
 
 
@@ -332,11 +376,10 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
     new = torch.empty if tasks else torch.zeros  # the kernel fills all of them
     da, db, dc = new(directions, batch, states, width), *(new(groups, directions, batch, length, states) for _ in "bc")
     dd, dbias = new(directions, batch, width), new(directions, batch, width)
-    run_tasks(
-        _kernels()[1], tasks, *_arrays(u, delta, a, b, c, d, z, bias), reverse,
-        saved.numpy(), as_array(dout, width), du.numpy(), ddelta.numpy(), da.numpy(), db.numpy(), dc.numpy(),
-        dd.numpy(), dz.numpy(), dbias.numpy(),
-    )  # fmt: skip
+    run_tasks(_kernels()[1], tasks, [
+        *_inputs_of(u, delta, a, b, c, d, z, bias), reverse, saved, as_float(dout, width), du, ddelta, da, db, dc, dd,
+        dz, dbias,
+    ])  # fmt: skip
     return Gradients(
         du[..., :channels].to(u.dtype), ddelta[..., :channels].to(delta.dtype),
         da.sum(1)[:, :kept, :channels].transpose(1, 2).to(a.dtype), db.sum(0)[..., :kept].to(b.dtype),

@@ -4,26 +4,30 @@ Shapes: K directions, B batch, L tokens, E channels, W taps.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numba import njit, types
+from numba import cfunc, njit, types
 from torch import Tensor
 
-from ssamba.ops.kernels import as_array, run_tasks
-from ssamba.ops.simd import LANES, fma, load, logistic, splat, store
+from ssamba.ops.kernels import HEADER, SLOT, as_float, run_tasks
+from ssamba.ops.simd import LANES, claim, fma, integer, load, logistic, splat, store, tensor
 
 GROUP = 4 * LANES
 WINDOW = 4  # taps in registers, all of a usual layer's: fewer are filled up with zeros, more are read again each time
 
 
-def _forward(first, last, x, weight, bias, reverse, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+@njit(nogil=True, error_model="numpy")
+def _forward(call, x, weight, bias, reverse, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     length, width = x.shape[1], x.shape[2]
     directions, older = weight.shape[0], weight.shape[1] - WINDOW
     groups = (width + GROUP - 1) // GROUP
-    for task in range(first, last):
+    tasks = integer(call, 1)
+    while True:
+        task = claim(call)
+        if task >= tasks:
+            return
         clip = task // groups
         start = (task % groups) * GROUP
         for k in range(directions):
@@ -44,12 +48,17 @@ def _forward(first, last, x, weight, bias, reverse, out):  # type: ignore[no-unt
                     x_1, x_2, x_3 = x_0, x_1, x_2
 
 
-def _backward(first, last, x, weight, bias, reverse, dout, dx, dweight, dbias):  # type: ignore[no-untyped-def]  # pragma: no cover
+@njit(nogil=True, error_model="numpy")
+def _backward(call, x, weight, bias, reverse, dout, dx, dweight, dbias):  # type: ignore[no-untyped-def]  # pragma: no cover
     length, width = x.shape[1], x.shape[2]
     directions, older = weight.shape[0], weight.shape[1] - WINDOW
     groups = (width + GROUP - 1) // GROUP
     zero = splat(0.0)
-    for task in range(first, last):
+    tasks = integer(call, 1)
+    while True:
+        task = claim(call)
+        if task >= tasks:
+            return
         clip = task // groups
         start = (task % groups) * GROUP
         for k in range(directions):
@@ -97,18 +106,29 @@ def _backward(first, last, x, weight, bias, reverse, dout, dx, dweight, dbias): 
                 store(dbias, (k, clip, e), db)
 
 
+def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
+    reverse = integer(call, HEADER + 3 * SLOT) != 0
+    _forward(call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), reverse, tensor(call, 4, 4))
+
+
+def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
+    reverse = integer(call, HEADER + 3 * SLOT) != 0
+    _backward(
+        call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), reverse, tensor(call, 4, 4),
+        tensor(call, 5, 3), tensor(call, 6, 4), tensor(call, 7, 3),
+    )  # fmt: skip
+
+
 @functools.cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    array = {n: types.Array(types.float32, n, "A") for n in (2, 3, 4)}
-    inputs = (types.intp, types.intp, array[3], array[3], array[2], types.boolean)
-    options = {"nogil": True, "cache": True, "error_model": "numpy"}
-    forward = njit(types.void(*inputs, array[4]), **options)(_forward)
-    return forward, njit(types.void(*inputs, array[4], array[3], array[4], array[3]), **options)(_backward)
+def _kernels() -> tuple[Any, Any]:
+    """(forward, backward), compiled at the first call for any strides and kept on disk for later processes."""
+    compiled = cfunc(types.void(types.voidptr), cache=True)
+    return compiled(_call_forward), compiled(_call_backward)
 
 
-def _arrays(x: Tensor, weight: Tensor, bias: Tensor, width: int) -> tuple[Any, ...]:
+def _inputs_of(x: Tensor, weight: Tensor, bias: Tensor, width: int) -> list[Tensor]:
     taps = F.pad(weight.detach().transpose(1, 2), (0, 0, max(0, WINDOW - weight.shape[2]), 0))
-    return as_array(x, width), as_array(taps, width), as_array(bias, width)
+    return [as_float(x, width), as_float(taps, width), as_float(bias, width)]
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
@@ -116,9 +136,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     batch, length, channels = x.shape
     width = -(-channels // LANES) * LANES
     out = torch.empty(len(weight), batch, length, width)
-    run_tasks(
-        _kernels()[0], batch * -(-width // GROUP), *_arrays(x, weight, bias, width), reverse, out.numpy()
-    )  # fmt: skip
+    run_tasks(_kernels()[0], batch * -(-width // GROUP), [*_inputs_of(x, weight, bias, width), reverse, out])
     return out[..., :channels].to(x.dtype)
 
 
@@ -130,10 +148,9 @@ def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: boo
     dx = torch.zeros(batch, length, width)
     dweight = torch.zeros(directions, batch, max(WINDOW, taps), width)
     dbias = torch.zeros(directions, batch, width)
-    run_tasks(
-        _kernels()[1], batch * -(-width // GROUP), *_arrays(x, weight, bias, width), reverse, as_array(dout, width),
-        dx.numpy(), dweight.numpy(), dbias.numpy(),
-    )  # fmt: skip
+    run_tasks(_kernels()[1], batch * -(-width // GROUP), [
+        *_inputs_of(x, weight, bias, width), reverse, as_float(dout, width), dx, dweight, dbias,
+    ])  # fmt: skip
     return (
         dx[..., :channels].to(x.dtype), dweight.sum(1)[:, -taps:, :channels].transpose(1, 2).to(weight.dtype),
         dbias.sum(1)[:, :channels].to(bias.dtype),

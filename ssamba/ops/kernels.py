@@ -1,53 +1,97 @@
-"""What the CPU kernels share: tensors seen as arrays, and tasks on threads.
+"""What the CPU kernels share: how a call reaches them, and their tasks on threads.
 
-Threads come from a small pool of Python threads (the kernels release the GIL). Idle ones sleep, they do not spin, so
-processes side by side (data workers, ranks, sweeps) do not slow each other; `torch.set_num_threads` rules them too.
+A kernel is a C function of one pointer, to a description of the call: which task is the next, how many there are, and
+the tensors (address, shape, strides). Each thread that runs it claims task after task until none is left, so a thread
+that comes late or runs slowly takes fewer; which one took a task does not change its result.
+
+On Linux the threads are those of torch's own OpenMP team: no second pool fights it for the cores, and threads that
+have just run a torch operator need not be woken. OMP_WAIT_POLICY rules how long idle ones spin. Elsewhere, and in a
+forked child, where that team is no more, they come from a small pool of Python threads; idle ones sleep.
 """
 
+import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# A description is int64 words: the next task, the number of tasks, then for each argument its address, shape and
+# strides (bytes), both of which have room for DIMENSIONS; a flag is one word.
+DIMENSIONS = 5
+HEADER = 2
+SLOT = 1 + 2 * DIMENSIONS
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _pool_lock = threading.Lock()
 
 
-def _forget_pool() -> None:
-    """A forked child has no threads: it makes its own pool at its first call."""
-    global _pool, _pool_size, _pool_lock
-    _pool, _pool_size, _pool_lock = None, 0, threading.Lock()
+def _openmp() -> Callable[[int, int, int, int], None] | None:
+    """libgomp's fork and join, (function, its argument, threads, 0), of the very library that torch runs on."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        try:
+            function = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        function.restype = None
+        return function
+    return None
+
+
+_team = _openmp()
+
+
+def _forget_threads() -> None:
+    """A forked child has none of its parent's threads: it makes its own pool at its first call."""
+    global _pool, _pool_size, _pool_lock, _team
+    _pool, _pool_size, _pool_lock, _team = None, 0, threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
-def run_tasks(kernel: Callable[..., None], tasks: int, *arguments: Any) -> None:
-    """Run tasks [0, tasks) of a kernel, in even shares, on as many threads as torch itself uses."""
+def run_tasks(kernel: Any, tasks: int, arguments: Sequence[Tensor | bool]) -> None:
+    """Run the tasks of a compiled kernel (numba's `cfunc`) on as many threads as torch itself uses.
+
+    Args:
+        arguments: float32 tensors of at most `DIMENSIONS` dimensions, and flags, in the kernel's order.
+    """
     global _pool, _pool_size
     threads = min(torch.get_num_threads(), tasks)
-    bounds = [tasks * i // threads for i in range(threads + 1)] if threads else []
-    others = []
-    if threads > 1:
+    if not threads:
+        return
+    words = [0, tasks]
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            fill = [0] * (DIMENSIONS - argument.dim())
+            words += [argument.data_ptr(), *argument.shape, *fill, *(4 * step for step in argument.stride()), *fill]
+        else:
+            words += [int(argument), *[0] * (SLOT - 1)]
+    call = (ctypes.c_int64 * len(words))(*words)
+    if threads == 1:
+        kernel.ctypes(ctypes.addressof(call))
+    elif _team is not None:
+        _team(kernel.address, ctypes.addressof(call), threads, 0)
+    else:
         with _pool_lock:
             if _pool is None or _pool_size < threads - 1:
                 _pool, _pool_size = ThreadPoolExecutor(threads - 1, thread_name_prefix="scan"), threads - 1
-            others = [_pool.submit(kernel, bounds[i], bounds[i + 1], *arguments) for i in range(1, threads)]
-    if threads:
-        kernel(bounds[0], bounds[1], *arguments)
-    for other in others:
-        other.result()
+            others = [_pool.submit(kernel.ctypes, ctypes.addressof(call)) for _ in range(threads - 1)]
+        kernel.ctypes(ctypes.addressof(call))
+        for other in others:
+            other.result()
 
 
-def as_array(x: Tensor, width: int) -> Any:
-    """x as a float32 array, its last dimension contiguous and `width` long (zeros beyond its own); copied if needed."""
+def as_float(x: Tensor, width: int) -> Tensor:
+    """x in float32, its last dimension contiguous and `width` long (zeros beyond its own); copied if needed."""
     x = x.detach().to(torch.float32)
     if x.shape[-1] != width:
         x = torch.nn.functional.pad(x, (0, width - x.shape[-1]))
-    return (x if x.stride(-1) == 1 else x.contiguous()).numpy()
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -14,6 +14,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_jitable, register_model
+from numba.np.arrayobj import populate_array
+
+from ssamba.ops.kernels import DIMENSIONS, HEADER, SLOT
 
 LANES = 16
 _FLOAT = ir.FloatType()
@@ -45,6 +48,54 @@ def _scalar(context: Any, builder: Any, array_type: Any, array_value: Any, index
 
 def _pointer(context: Any, builder: Any, *given: Any) -> Any:
     return builder.bitcast(_scalar(context, builder, *given), _VECTOR.as_pointer())
+
+
+def _word(builder: Any, call: Any, position: Any) -> Any:
+    """The address of an int64 of a call's description (`ssamba.ops.kernels`)."""
+    return builder.gep(builder.bitcast(call, ir.IntType(64).as_pointer()), [position])
+
+
+@intrinsic
+def claim(typing: Any, call: Any) -> Any:
+    """The number of a task of this call that no thread has taken yet; as many as there are tasks, or more: none."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        counter = _word(builder, arguments[0], ir.Constant(ir.IntType(64), 0))
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(call), emit
+
+
+@intrinsic
+def integer(typing: Any, call: Any, position: Any) -> Any:
+    """The word of this call's description at ``position``."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_word(builder, arguments[0], context.cast(builder, arguments[1], position, types.int64)))
+
+    return types.int64(call, position), emit
+
+
+@intrinsic(prefer_literal=True)
+def tensor(typing: Any, call: Any, number: Any, dimensions: Any) -> Any:
+    """The float32 tensor with this number among a call's arguments, seen as an array of any strides."""
+    kind = types.Array(types.float32, dimensions.literal_value, "A")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first = HEADER + SLOT * number.literal_value
+
+        def word(offset: int) -> Any:
+            return builder.load(_word(builder, arguments[0], ir.Constant(ir.IntType(64), first + offset)))
+
+        array = context.make_array(kind)(context, builder)
+        data = builder.inttoptr(word(0), context.get_data_type(types.float32).as_pointer())
+        shape = [word(1 + i) for i in range(kind.ndim)]
+        strides = [word(1 + DIMENSIONS + i) for i in range(kind.ndim)]
+        itemsize = context.get_constant(types.intp, 4)
+        populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
+        return array._getvalue()
+
+    return kind(call, number, dimensions), emit
 
 
 @intrinsic
