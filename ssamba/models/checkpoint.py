@@ -33,12 +33,13 @@ class AudioSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What a classifier says: the names of its classes, the label of the data that they come from, and its loss."""
+    """What a classifier says: the names of its classes and the label of the data that they come from; loss and head."""
 
     labels: tuple[str, ...]
     label: str
     loss: str
     pooling: str
+    head_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def load_model(path: str | Path, scan_backend: str = "auto") -> SavedModel:
     model: MaskedPatchModel | AudioClassifier
     if described := config.get("classifier"):
         settings = ClassifierSettings(**{**described, "labels": tuple(described["labels"])})
-        model = AudioClassifier(encoder, len(settings.labels), settings.pooling)
+        model = AudioClassifier(encoder, len(settings.labels), settings.pooling, settings.head_norm)
     else:
         model = MaskedPatchModel(encoder)
     _load_strictly(model, read_weights(path), path)
