@@ -87,8 +87,8 @@ class ModelConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("model.encoder", self.encoder, ENCODERS)
-        if self.encoder in MODEL_SIZES:
-            yield from _one_of(f"model.size of {self.encoder}", self.size, MODEL_SIZES[self.encoder])
+        for complaint in _one_of("model.size", self.size, MODEL_SIZES.get(self.encoder, (self.size,))):
+            yield f"{complaint} for encoder {self.encoder}"
         yield from _one_of("model.residual", self.residual, ("doubling", "plain"))
         yield from _one_of("model.scan_layout", self.scan_layout, SCAN_LAYOUTS)
         yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
