@@ -47,7 +47,8 @@ from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import cluster_mask
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.models.ssamba import BidirectionalMixer, SsambaLayer, SsambaStack
+from ssamba.models.mixer import BidirectionalMixer
+from ssamba.models.ssamba import SsambaLayer, SsambaStack
 from ssamba.progress import progress_bar
 from ssamba.training.runs import hardware
 

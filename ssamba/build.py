@@ -102,8 +102,7 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
     """The recipe's encoder, from its pretrained weights if it names some."""
     model, audio = recipe.model, recipe.audio
     options = dict(SIZES[model.encoder][model.size])
-    if "residual" in options:
-        options["residual"] = model.residual
+    options |= {name: getattr(model, name) for name in ("residual", "scan_layout") if name in options}
     encoder = AudioEncoder(
         model.encoder, options, audio.num_mel_bins, audio.max_length, model.fshape, model.tshape,
         model.frequency_stride or model.fshape, model.time_stride or model.tshape, model.scan_backend,
@@ -206,7 +205,7 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     audio = build_audio(recipe, shards)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
-    model = AudioClassifier(build_encoder(recipe), len(labels.names), task.pooling)
+    model = AudioClassifier(build_encoder(recipe), len(labels.names), task.pooling, task.head_norm)
     module = FineTuning(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
         augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder, seed=recipe.seed,
@@ -223,7 +222,7 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
         test=_paths(shards.test), labels=labels, train_keys=keys,
         num_workers=recipe.data.num_workers,
     )  # fmt: skip
-    classifier = ClassifierSettings(tuple(labels.names), task.label, task.loss, task.pooling)
+    classifier = ClassifierSettings(tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm)
     return Finetuner(module, data, audio, classifier, shards)
 
 

@@ -16,9 +16,14 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf's own re
 from ssamba.errors import UserError
 from ssamba.files import write_text
 
-ENCODERS = ("ssamba", "ssast")
 SCAN_BACKENDS = ("auto", "reference", "torch-chunked", "cpu", "triton", "mamba-ssm")
-MODEL_SIZES = ("nano", "tiny", "small", "base")
+MODEL_SIZES = {
+    "ssamba": ("nano", "tiny", "small", "base"),
+    "ssast": ("nano", "tiny", "small", "base"),
+    "aum": ("nano", "tiny", "small", "base", "large"),
+}
+ENCODERS = tuple(MODEL_SIZES)
+SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> Iterator[str]:
@@ -60,9 +65,9 @@ class ModelConfig:
     """The encoder and its patches."""
 
     encoder: str = "ssamba"
-    """ssamba | ssast: the one word that switches the network."""
+    """ssamba | ssast | aum: the one word that switches the network."""
     size: str = "tiny"
-    """nano | tiny | small | base."""
+    """nano | tiny | small | base, and large of aum."""
     fshape: int = 16
     """Mel bins of a patch."""
     tshape: int = 16
@@ -73,15 +78,19 @@ class ModelConfig:
     """Frames from one patch to the next; null: tshape."""
     residual: str = "doubling"
     """doubling | plain, of ssamba: the original's residual, or the stack as the paper draws it."""
+    scan_layout: str = "fo_bi"
+    """fo_fo | fo_bi | bi_bi, of aum: directions of the convolution and of the scan (fo: forward, bi: both)."""
     scan_backend: str = "auto"
-    """auto | reference | torch-chunked | cpu | triton | mamba-ssm, of ssamba: what computes the scan."""
+    """auto | reference | torch-chunked | cpu | triton | mamba-ssm, of ssamba and aum: what computes the scan."""
     pretrained: str | None = None
     """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("model.encoder", self.encoder, ENCODERS)
-        yield from _one_of("model.size", self.size, MODEL_SIZES)
+        for complaint in _one_of("model.size", self.size, MODEL_SIZES.get(self.encoder, (self.size,))):
+            yield f"{complaint} for encoder {self.encoder}"
         yield from _one_of("model.residual", self.residual, ("doubling", "plain"))
+        yield from _one_of("model.scan_layout", self.scan_layout, SCAN_LAYOUTS)
         yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
             yield from _within(f"model.{name}", getattr(self, name), 1)
@@ -153,6 +162,8 @@ class TaskConfig:
     """cross_entropy (one label a clip) | bce (several)."""
     pooling: str = "mean"
     """mean of the patch tokens | class token."""
+    head_norm: bool = True
+    """A LayerNorm before the head's linear layer, as in SSAST; AuM has none."""
     freeze_encoder: bool = False
     """Train the head alone."""
 

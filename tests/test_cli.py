@@ -354,7 +354,7 @@ def test_shards_that_are_not_there(words: list[str], tmp_path: Path, refused: Ca
 # Evaluation
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 def test_evaluating_a_classifier_gives_the_scores_of_its_run(
     encoder: str, finetuned: Runs, copy_of: Callable[[Path], Path], capsys: Capture
 ) -> None:

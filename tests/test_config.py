@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from ssamba.config import SCAN_BACKENDS, FinetuneRecipe, PretrainRecipe, load_recipe, save_recipe
+from ssamba.config import (
+    MODEL_SIZES,
+    SCAN_BACKENDS,
+    SCAN_LAYOUTS,
+    FinetuneRecipe,
+    PretrainRecipe,
+    load_recipe,
+    save_recipe,
+)
 from ssamba.errors import UserError
 
 PRETRAIN: dict[str, Any] = {"task_type": "pretrain", "run_dir": "run", "data": {"train": "shards/train"}}
@@ -100,8 +108,10 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("data.train=null", "data.train (command line) is None"),
         ("data.label_fraction=0", "data.label_fraction is 0.0; expected more than 0 and at most 1"),
         ("data.num_workers=-1", "data.num_workers is -1; expected at least 0"),
-        ("model.encoder=conformer", "'conformer'; expected one of ssamba, ssast"),
-        ("model.size=huge", "'huge'; expected one of nano, tiny, small, base"),
+        ("model.encoder=conformer", "'conformer'; expected one of ssamba, ssast, aum"),
+        ("model.size=huge", "'huge'; expected one of nano, tiny, small, base for encoder ssamba"),
+        ("model.size=large", "'large'; expected one of nano, tiny, small, base for encoder ssamba"),
+        ("model.scan_layout=bi", "model.scan_layout is 'bi'; expected one of fo_fo, fo_bi, bi_bi"),
         ("model.residual=no", "model.residual is 'False'; expected one of doubling, plain"),
         ("model.scan_backend=gpu", "'gpu'; expected one of auto, reference, torch-chunked"),
         ("model.frequency_stride=0", "model.frequency_stride is 0; expected at least 1"),
@@ -112,6 +122,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("trainer.devices=0", "trainer.devices is 0; expected at least 1"),
         ("task.pooling=max", "'max'; expected one of mean, class"),
         ("task.freeze_encoder=maybe", "'maybe' is not a valid bool"),
+        ("task.head_norm=maybe", "'maybe' is not a valid bool"),
         ("augmentation.time_shift=-2", "augmentation.time_shift is -2; expected at least 0"),
         ("wandb.mode=maybe", "'maybe'; expected one of off, online, offline"),
         ("seed=-1", "seed is -1; expected at least 0"),
@@ -223,3 +234,16 @@ def test_the_schema_names_the_scans_backends() -> None:
     from ssamba.ops import BACKENDS
 
     assert set(SCAN_BACKENDS) == set(BACKENDS)
+
+
+def test_the_schema_names_the_encoders_sizes_and_layouts() -> None:
+    from ssamba.models import aum, encoder
+
+    assert {name: tuple(sizes) for name, sizes in encoder.SIZES.items()} == MODEL_SIZES
+    assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS
+
+
+@pytest.mark.parametrize(("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base")])
+def test_an_encoders_own_sizes_are_taken(tmp_path: Path, encoder: str, size: str) -> None:
+    model = load_recipe(write(tmp_path, PRETRAIN), [f"model.encoder={encoder}", f"model.size={size}"]).model
+    assert (model.encoder, model.size) == (encoder, size)

@@ -16,7 +16,7 @@ from ssamba.hub import SsambaModel
 from ssamba.models.checkpoint import load_model
 
 Runs = Callable[[str], Path]
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 each_kind = pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
 RATE = 16000
 
@@ -92,16 +92,15 @@ def test_each_clip_is_encoded_as_it_would_be_alone(run: Path) -> None:
 def test_layers_are_numbered_from_the_patches_to_the_output(run: Path) -> None:
     model = SsambaModel.from_pretrained(run)
     count = model.num_hidden_states
-    assert count == {"ssamba": 3 + 1, "ssast": 4 + 1}[model.network.encoder.arguments["encoder"]]
+    assert count == {"ssamba": 3 + 1, "ssast": 4 + 1, "aum": 6 + 1}[model.network.encoder.arguments["encoder"]]
     features = model.feature_extractor(noise(1.0))
     with torch.inference_mode():
         found = model(*features, layers=range(count)).hidden_states
         again = model(*features, layers=[-1, 0]).hidden_states
-        embedded = model.network.encoder._embed(features.input_values, None)
+        embedded = model.network.encoder._split(model.network.encoder._embed(features.input_values, None)).tokens
     assert len(found) == count
     assert torch.equal(again[0], found[-1]) and torch.equal(again[1], found[0])
-    leading = model.network.encoder.stack.num_class_tokens
-    torch.testing.assert_close(found[0][0].flatten(0, 1), embedded[0, leading:])
+    torch.testing.assert_close(found[0][0].flatten(0, 1), embedded[0])
     for one, other in zip(found, found[1:], strict=False):
         assert (one - other).abs().max() > 1e-3
     for wrong in (count, -count - 1):

@@ -6,14 +6,21 @@ import pytest
 import torch
 
 from ssamba.build import build_encoder
-from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
-from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 KINDS = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
 each_recipe = pytest.mark.parametrize(
     "path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES))
 )
+
+PRETRAINED = [path for path in sorted((RECIPES / "finetune").glob("*.yaml")) if load_recipe(path).model.pretrained]
+# The classes and frames of AuM's base models from scratch, and their millions of parameters.
+PUBLISHED = [
+    ("aum_audioset", 527, 1024, 92.1), ("aum_as20k", 527, 1024, 92.1), ("aum_vggsound", 309, 1024, 91.9),
+    ("aum_voxceleb", 1251, 1024, 92.7), ("aum_speech_commands_v2", 35, 128, 91.4), ("aum_epic_sounds", 44, 1024, 91.7),
+]  # fmt: skip
 
 
 def test_there_are_recipes_of_both_kinds() -> None:
@@ -29,7 +36,7 @@ def test_it_is_of_its_folders_kind(path: Path) -> None:
     assert not any(Path(source).is_absolute() for source in recipe.data.train)
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 @each_recipe
 def test_one_word_changes_its_encoder(path: Path, encoder: str) -> None:
     recipe = load_recipe(path, ["model.pretrained=null", f"model.encoder={encoder}"])
@@ -48,7 +55,21 @@ def test_one_word_changes_its_encoder(path: Path, encoder: str) -> None:
     assert model.encoder is built
 
 
-@pytest.mark.parametrize("path", sorted((RECIPES / "finetune").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(("name", "classes", "frames", "millions"), PUBLISHED)
+def test_aum_from_scratch_is_what_its_authors_publish(name: str, classes: int, frames: int, millions: float) -> None:
+    recipe = load_recipe(RECIPES / "finetune" / f"{name}.yaml")
+    assert isinstance(recipe, FinetuneRecipe) and recipe.model.pretrained is None
+    assert (recipe.model.encoder, recipe.audio.max_length) == ("aum", frames)
+    with torch.device("meta"):
+        encoder = build_encoder(recipe)
+        model = AudioClassifier(encoder, classes, recipe.task.pooling, recipe.task.head_norm)
+    assert encoder.arguments["options"]["scan_layout"] == "fo_bi"
+    # Theirs have no mask token.
+    assert round((parameter_count(model) - encoder.hidden_size) / 1e6, 1) == millions
+    assert (recipe.task.loss == "bce") == (classes == 527)
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.name)
 def test_weights_to_start_from_are_those_of_a_pretraining_recipe(path: Path) -> None:
     recipe = load_recipe(path)
     makers = [load_recipe(made) for made in (RECIPES / "pretrain").glob("*.yaml")]

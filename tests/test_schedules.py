@@ -16,7 +16,7 @@ def model(encoder: str, kind: str) -> torch.nn.Module:
 
 
 each_model = pytest.mark.parametrize(
-    ("encoder", "kind"), [(e, k) for e in ("ssamba", "ssast") for k in ("pretraining", "classifier")]
+    ("encoder", "kind"), [(e, k) for e in ("ssamba", "ssast", "aum") for k in ("pretraining", "classifier")]
 )
 
 

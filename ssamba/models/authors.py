@@ -1,4 +1,4 @@
-"""State dicts as the authors of SSAMBA and SSAST publish them, renamed to this package's modules.
+"""State dicts as the authors of SSAMBA, SSAST and AuM publish them, renamed to this package's modules.
 
 Shapes: D width, E inner width, N state size, F and P grid sizes in frequency and time, K pixels of a patch, C classes.
 """
@@ -16,18 +16,21 @@ from ssamba.models.encoder import SIZES, AudioEncoder
 # Classifiers of the image models that the originals are built on: in every checkpoint, never called.
 UNUSED = ("v.head.weight", "v.head.bias", "v.head_dist.weight", "v.head_dist.bias")
 
-_HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
+_MASKED_PATCH_HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
+_HEADS = {"ssamba": _MASKED_PATCH_HEADS, "ssast": _MASKED_PATCH_HEADS, "aum": {"head.1": "head"}}
 _SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
 
+_MIXER_RENAMES = (
+    (r"^norm\.", "norm_f."),
+    (r"\.(ahead|back)\.conv\.", r".\1.conv1d."),
+    (r"\.back\.A_log$", ".A_b_log"),
+    (r"\.back\.(\w+)", r".\1_b"),
+    (r"\.ahead\.", "."),
+)
 # (ours, theirs): in turn, on the names of `AudioEncoder`'s tensors below "stack."; "back" becomes a suffix "_b".
 _RENAMES = {
-    "ssamba": (
-        (r"^norm\.", "norm_f."),
-        (r"\.(ahead|back)\.conv\.", r".\1.conv1d."),
-        (r"\.back\.A_log$", ".A_b_log"),
-        (r"\.back\.(\w+)", r".\1_b"),
-        (r"\.ahead\.", "."),
-    ),
+    "ssamba": _MIXER_RENAMES,
+    "aum": _MIXER_RENAMES,
     "ssast": (
         (r"^layers\.", "blocks."),
         (r"\.(qkv|proj)\.", r".attn.\1."),
@@ -38,29 +41,31 @@ _RENAMES = {
 
 class FromAuthors(NamedTuple):
     """arguments: of `AudioEncoder`; encoder: its state dict; heads: tensors named as in `MaskedPatchModel` or
-    `AudioClassifier`, so that {"encoder." + name: encoder's tensors} and heads together are that model's state dict."""
+    `AudioClassifier`, so that {"encoder." + name: encoder's tensors} and heads together are that model's state dict;
+    head_norm: of such a classifier."""
 
     arguments: dict[str, Any]
     encoder: dict[str, Tensor]
     heads: dict[str, Tensor]
+    head_norm: bool
 
 
 def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int = 128,
                  max_length: int | None = None, frequency_stride: int | None = None,
                  time_stride: int | None = None) -> FromAuthors:  # fmt: skip
-    """Translate a pretraining or fine-tuned checkpoint of SSAMBA or SSAST.
+    """Translate a pretraining or fine-tuned checkpoint of SSAMBA or SSAST, or a classifier of AuM, of any scan layout.
 
     The family, its sizes and the patch are read off the tensors, and the size of the clips off a pretraining
-    checkpoint. Every tensor is used, or is one of `UNUSED`. A fine-tuned checkpoint has no mask token: ours is zero.
+    checkpoint. Every tensor is used, or is one of `UNUSED`. A classifier has no mask token: ours is zero.
 
     Args:
         state: tensors by the authors' names, with or without "module." in front (v.pos_embed (1, 1 or 2 + F * P, D),
             v.patch_embed.proj.weight (D, 1, fshape, tshape), v.layers.0.mixer.A_b_log (E, N), mlp_head.1.weight (C, D),
-            cpredlayer.2.weight (K, D), ...).
+            cpredlayer.2.weight (K, D), ...; AuM: pos_embed.pos_embed (1, 1 + F * P, D), head.weight (C, D), ...).
         num_attention_heads: of an SSAST model, whose tensors do not tell it.
-        num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; the strides are the patch's own sides if
-            None. Pretraining is always without overlap.
-        max_length: frames of a fine-tuned model's clips; if None the fewest that fill its positional grid.
+        num_mel_bins, frequency_stride, time_stride: of a classifier; the strides are the patch's own sides if None.
+            Pretraining is always without overlap.
+        max_length: frames of a classifier's clips; if None the fewest that fill its positional grid.
 
     Raises:
         UserError: another model's checkpoint, a tensor that is missing, unknown or of the wrong shape, or arguments
@@ -68,24 +73,30 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     """
     rest = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if "v.layers.0.mixer.A_b_log" in rest:
-        family, stem, leading = "ssamba", "v.layers", ["v.cls_token"]
+        family, stem, leading = "ssamba", "v.layers.", ["v.cls_token"]
     elif "v.blocks.0.attn.qkv.weight" in rest:
-        family, stem, leading = "ssast", "v.blocks", ["v.cls_token", "v.dist_token"]
+        family, stem, leading = "ssast", "v.blocks.", ["v.cls_token", "v.dist_token"]
+    elif "layers.0.mixer.A_log" in rest:
+        family, stem, leading = "aum", "layers.", ["cls_token"]
     else:
         raise UserError(
-            "the checkpoint is neither SSAMBA's (v.layers.0.mixer.A_b_log) nor SSAST's (v.blocks.0.attn.qkv.weight); "
-            f"it holds {', '.join(sorted(state)[:5]) or 'nothing'}"
+            "the checkpoint is neither SSAMBA's (v.layers.0.mixer.A_b_log) nor SSAST's (v.blocks.0.attn.qkv.weight) "
+            f"nor AuM's (layers.0.mixer.A_log); it holds {', '.join(sorted(state)[:5]) or 'nothing'}"
         )
-    layers = len({name.split(".")[2] for name in rest if name.startswith(stem + ".")})
-    kernel = _take(rest, "v.patch_embed.proj.weight")
+    layers = len({name.removeprefix(stem).split(".")[0] for name in rest if name.startswith(stem)})
+    projection, grid = (_authors_name(name, family) for name in ("projection.weight", "positions"))
+    kernel = _take(rest, projection)
     if kernel.ndim != 4 or kernel.shape[1] != 1:
-        raise UserError(f"v.patch_embed.proj.weight has shape {tuple(kernel.shape)}; expected (D, 1, fshape, tshape)")
+        raise UserError(f"{projection} has shape {tuple(kernel.shape)}; expected (D, 1, fshape, tshape)")
     width, _, fshape, tshape = kernel.shape
     options = {**SIZES[family]["base"], "hidden_size": width, "num_hidden_layers": layers}
-    if family == "ssamba":
-        inner, states = (_look(rest, "v.layers.0.mixer.A_log").shape[at] for at in (0, -1))
-        conv_kernel = _look(rest, "v.layers.0.mixer.conv1d.weight").shape[-1]
+    if family in ("ssamba", "aum"):
+        inner, states = (_look(rest, stem + "0.mixer.A_log").shape[at] for at in (0, -1))
+        conv_kernel = _look(rest, stem + "0.mixer.conv1d.weight").shape[-1]
         options |= {"expand": inner // width, "state_size": states, "conv_kernel": conv_kernel}
+        if family == "aum":
+            convolves_back, scans_back = (any(end in name for name in rest) for end in (".conv1d_b.", ".A_b_log"))
+            options["scan_layout"] = "bi_bi" if convolves_back else "fo_bi" if scans_back else "fo_fo"
     elif num_attention_heads is None:
         raise UserError(
             "num_attention_heads is not given; an SSAST checkpoint does not tell it (tiny 3, small 6, base 12)"
@@ -98,7 +109,7 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         num_mel_bins, max_length = (int(_take(rest, name)) for name in _SIZE_OF_INPUT)
         frequency_stride, time_stride = fshape, tshape
     frequency_stride, time_stride = frequency_stride or fshape, time_stride or tshape
-    positions = _take(rest, "v.pos_embed").squeeze(0)
+    positions = _take(rest, grid).squeeze(0)
     tokens = len(positions) - len(leading)
     rows = (num_mel_bins - fshape) // frequency_stride + 1
     if max_length is None:
@@ -106,7 +117,7 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     columns = (max_length - tshape) // time_stride + 1
     if min(rows, columns) < 1 or rows * columns != tokens:
         raise UserError(
-            f"v.pos_embed has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of {tshape} x "
+            f"{grid} has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of {tshape} x "
             f"{fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
         )
 
@@ -132,13 +143,14 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
             )
     heads = {
         name.replace(theirs, ours, 1): rest.pop(name)
-        for ours, theirs in _HEADS.items() for name in sorted(rest) if name.startswith(theirs + ".")
+        for ours, theirs in _HEADS[family].items() for name in sorted(rest) if name.startswith(theirs + ".")
     }  # fmt: skip
     if unknown := sorted(rest.keys() - set(UNUSED)):
         raise UserError(f"the {family} checkpoint has tensors of no known use: {', '.join(unknown)}")
     return FromAuthors(
-        arguments, {name: _copy(encoder[name]) for name in wanted}, {n: _copy(t) for n, t in heads.items()}
-    )
+        arguments, {name: _copy(encoder[name]) for name in wanted}, {n: _copy(t) for n, t in heads.items()},
+        head_norm=family != "aum",
+    )  # fmt: skip
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -166,10 +178,11 @@ def _shapes(arguments: Mapping[str, Any]) -> dict[str, torch.Size]:
 
 
 def _authors_name(name: str, family: str) -> str:
-    """The authors' name of a tensor of `AudioEncoder`: "stack.norm.bias" is "v.norm_f.bias" in SSAMBA."""
+    """The authors' name of a tensor of `AudioEncoder`: "stack.norm.weight" is "v.norm_f.weight" in SSAMBA."""
+    top, positions = ("", "pos_embed.pos_embed") if family == "aum" else ("v.", "v.pos_embed")
     special = {
-        "projection.weight": "v.patch_embed.proj.weight", "projection.bias": "v.patch_embed.proj.bias",
-        "class_tokens": "v.cls_token", "class_positions": "v.pos_embed", "positions": "v.pos_embed",
+        "projection.weight": f"{top}patch_embed.proj.weight", "projection.bias": f"{top}patch_embed.proj.bias",
+        "class_tokens": f"{top}cls_token", "class_positions": positions, "positions": positions,
         "mask_token": "mask_embed",
     }  # fmt: skip
     if name in special:
@@ -177,4 +190,4 @@ def _authors_name(name: str, family: str) -> str:
     name = name.removeprefix("stack.")
     for ours, theirs in _RENAMES[family]:
         name = re.sub(ours, theirs, name)
-    return "v." + name
+    return top + name

@@ -37,12 +37,13 @@ class AudioSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What a classifier says: the names of its classes, the label of the data that they come from, and its loss."""
+    """What a classifier says: the names of its classes and the label of the data that they come from; loss and head."""
 
     labels: tuple[str, ...]
     label: str
     loss: str
     pooling: str
+    head_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
             "label": classifier.label,
             "problem_type": _PROBLEMS[classifier.loss],
             "pooling": classifier.pooling,
+            "head_norm": classifier.head_norm,
             "id2label": dict(enumerate(classifier.labels)),
             "label2id": {name: number for number, name in enumerate(classifier.labels)},
         }
@@ -145,7 +147,7 @@ def load_model(path: str | Path, scan_backend: str = "auto") -> SavedModel:
     model: MaskedPatchModel | AudioClassifier
     if "id2label" in config:
         settings = _classifier_settings(config, path)
-        model = AudioClassifier(encoder, len(settings.labels), settings.pooling)
+        model = AudioClassifier(encoder, len(settings.labels), settings.pooling, settings.head_norm)
     else:
         model = MaskedPatchModel(encoder)
     _load_strictly(model, read_weights(path), path)
@@ -158,7 +160,7 @@ def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> Classif
         names = {int(number): name for number, name in config["id2label"].items()}
         loss = {problem: loss for loss, problem in _PROBLEMS.items()}[config["problem_type"]]
         labels = tuple(names[number] for number in range(len(names)))
-        return ClassifierSettings(labels, config["label"], loss, config["pooling"])
+        return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"])
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(
             f"config.json in {path} does not describe a classifier: {error!r}; expected id2label (numbers from 0), "

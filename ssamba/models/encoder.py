@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssamba.models.aum import AumStack
 from ssamba.models.patches import PatchShape, fit_positions
 from ssamba.models.ssamba import SsambaStack
 from ssamba.models.ssast import SsastStack
 
-STACKS: dict[str, Any] = {"ssamba": SsambaStack, "ssast": SsastStack}
+STACKS: dict[str, Any] = {"ssamba": SsambaStack, "ssast": SsastStack, "aum": AumStack}
 
 _SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
 _SSAST = {"layer_norm_eps": 1e-6}
+_AUM = {"state_size": 16, "expand": 2, "conv_kernel": 4, "scan_layout": "fo_bi", "rms_norm_eps": 1e-5}
 
-# The papers' sizes (SSAMBA table 1, SSAST section 3.1); "nano", of half a million parameters, is for CPUs and tests.
+# The papers' sizes (SSAMBA table 1, SSAST section 3.1, AuM's scripts); "nano", of half a million parameters, is for
+# CPUs and tests.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "ssamba": {
         "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_SSAMBA, "state_size": 8},
@@ -31,6 +34,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, **_SSAST},
         "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, **_SSAST},
         "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, **_SSAST},
+    },
+    "aum": {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_AUM, "state_size": 8},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 24, **_AUM},
+        "small": {"hidden_size": 384, "num_hidden_layers": 24, **_AUM},
+        "base": {"hidden_size": 768, "num_hidden_layers": 24, **_AUM},
+        "large": {"hidden_size": 1024, "num_hidden_layers": 48, **_AUM},
     },
 }
 
@@ -68,12 +78,12 @@ class AudioEncoder(nn.Module):
         self.hidden_size: int = width
         self.patch_shape = PatchShape(fshape, tshape, frequency_stride, time_stride)
         self.grid = self.patch_shape.grid(num_mel_bins, max_length)
-        extra = {"scan_backend": scan_backend} if encoder == "ssamba" else {}
+        extra = {"scan_backend": scan_backend} if STACKS[encoder].scans else {}
         self.projection = nn.Linear(fshape * tshape, width)
         self.stack = STACKS[encoder](**options, **extra)
-        leading = self.stack.num_class_tokens
-        self.class_tokens = nn.Parameter(torch.empty(leading, width))
-        self.class_positions = nn.Parameter(torch.empty(leading, width))
+        count = self.stack.num_class_tokens
+        self.class_tokens = nn.Parameter(torch.empty(count, width))
+        self.class_positions = nn.Parameter(torch.empty(count, width))
         self.positions = nn.Parameter(torch.empty(*self.grid, width))
         self.mask_token = nn.Parameter(torch.empty(width))
         for parameter in (self.class_tokens, self.class_positions, self.positions, self.mask_token):
@@ -100,9 +110,17 @@ class AudioEncoder(nn.Module):
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         x = x + fit_positions(self.positions, rows, columns).flatten(0, 1)
-        leading = (self.class_tokens + self.class_positions).expand(len(x), -1, -1)
-        return torch.cat([leading, x], dim=1)
+        return self._insert(x)
+
+    def _insert(self, x: Tensor) -> Tensor:
+        """Patch tokens (B, L, D) -> (B, L + class tokens, D), the class tokens where the stack wants them."""
+        extra = (self.class_tokens + self.class_positions).expand(len(x), -1, -1)
+        at = self.stack.class_token_index(x.shape[1])
+        return torch.cat([x[:, :at], extra, x[:, at:]] if at else [extra, x], dim=1)
 
     def _split(self, x: Tensor) -> Encoded:
-        leading = self.stack.num_class_tokens
-        return Encoded(x[:, leading:], x[:, :leading])
+        """The inverse of `_insert`."""
+        count = self.stack.num_class_tokens
+        at = self.stack.class_token_index(x.shape[1] - count)
+        tokens = torch.cat([x[:, :at], x[:, at + count :]], dim=1) if at else x[:, count:]
+        return Encoded(tokens, x[:, at : at + count])

@@ -41,9 +41,12 @@ class MaskedPatchModel(nn.Module):
 
 
 class AudioClassifier(nn.Module):
-    """An encoder, the mean of its patch or class tokens, LayerNorm and a linear layer (SSAST section 2.4)."""
+    """An encoder, the mean of its patch or class tokens, LayerNorm and a linear layer (SSAST section 2.4).
 
-    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str) -> None:
+    Without `head_norm` the linear layer stands alone, as in AuM (arXiv 2406.03344).
+    """
+
+    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, head_norm: bool = True) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
@@ -52,7 +55,8 @@ class AudioClassifier(nn.Module):
         linear = nn.Linear(encoder.hidden_size, num_labels)
         nn.init.zeros_(linear.bias)
         nn.init.trunc_normal_(linear.weight, std=0.02)
-        self.head = nn.Sequential(nn.LayerNorm(encoder.hidden_size), linear)
+        # The linear layer is head.1 either way.
+        self.head = nn.Sequential(nn.LayerNorm(encoder.hidden_size) if head_norm else nn.Identity(), linear)
 
     def pool(self, encoded: Encoded) -> Tensor:
         """A vector a clip, (B, D)."""

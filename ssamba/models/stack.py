@@ -20,6 +20,9 @@ class Stack(nn.Module):
     memory of one layer instead of all, for about a third more time.
     """
 
+    num_class_tokens: int
+    scans = False
+    """Whether it takes a `scan_backend`."""
     recompute = False
     layers: nn.ModuleList
 
@@ -33,6 +36,10 @@ class Stack(nn.Module):
         """Append x, where hidden states are asked for."""
         if hidden_states is not None:
             hidden_states.append(x)
+
+    def class_token_index(self, patches: int) -> int:
+        """How many of the patch tokens come before the class tokens."""
+        return 0
 
     def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:
         out: Tensor

@@ -27,9 +27,10 @@ from ssamba.models.patches import fit_positions
 SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "ssast": {**SIZES["ssast"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "aum": {**SIZES["aum"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
 AUDIO = AudioSettings(16000, -4.25, 4.5, "repeat")
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
 
 
 def make(encoder: str, *, seed: int = 0, bins: int = 32, frames: int = 48, patch: tuple[int, int] = (8, 8),
@@ -69,10 +70,10 @@ def test_a_pretrained_model_comes_back_bitwise(encoder: str, tmp_path: Path) -> 
 
 
 @each_encoder
-@pytest.mark.parametrize("pooling", ["mean", "class"])
-def test_a_classifier_comes_back_bitwise(encoder: str, pooling: str, tmp_path: Path) -> None:
-    settings = ClassifierSettings(("no", "yes", "später"), "word", "bce", pooling)
-    model = AudioClassifier(make(encoder), 3, pooling)
+@pytest.mark.parametrize(("pooling", "head_norm"), [("mean", True), ("class", True), ("class", False)])
+def test_a_classifier_comes_back_bitwise(encoder: str, pooling: str, head_norm: bool, tmp_path: Path) -> None:
+    settings = ClassifierSettings(("no", "yes", "später"), "word", "bce", pooling, head_norm)
+    model = AudioClassifier(make(encoder), 3, pooling, head_norm)
     save_model(tmp_path, model, AUDIO, settings)
     saved = load_model(tmp_path)
     assert isinstance(saved.model, AudioClassifier)
@@ -93,7 +94,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
         "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
         "residual": "plain", "layer_norm_eps": 1e-5,
         "num_mel_bins": 32, "max_length": 48, "fshape": 8, "tshape": 8, "frequency_stride": 8, "time_stride": 8,
-        "label": "word", "problem_type": "single_label_classification", "pooling": "mean",
+        "label": "word", "problem_type": "single_label_classification", "pooling": "mean", "head_norm": True,
         "id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1},
     }  # fmt: skip
     assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == {
@@ -106,7 +107,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@each_encoder
 def test_attention_heads_and_layers_are_named_as_in_transformers(encoder: str, tmp_path: Path) -> None:
     pretrained(tmp_path, encoder)
     config = read_config(tmp_path)
@@ -181,6 +182,12 @@ def test_weights_that_do_not_fit_are_told_with_both_sides(
         load_pretrained_encoder(other, tmp_path)
     assert has in str(caught.value) and wants in str(caught.value) and str(tmp_path) in str(caught.value)
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_scan_layouts_must_agree(tmp_path: Path) -> None:
+    pretrained(tmp_path, "aum")
+    with pytest.raises(UserError, match="has scan_layout fo_bi; the recipe asks for scan_layout bi_bi"):
+        load_pretrained_encoder(make("aum", scan_layout="bi_bi"), tmp_path)
 
 
 def test_attention_heads_must_agree_though_no_shape_tells(tmp_path: Path) -> None:

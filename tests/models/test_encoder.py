@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.models.mixer import BidirectionalMixer
 from ssamba.models.patches import PatchShape, fit_positions, gather_patches, masked_places
-from ssamba.models.ssamba import BidirectionalMixer, SsambaStack
+from ssamba.models.ssamba import SsambaStack
 
 SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4},
     "ssast": {**SIZES["ssast"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "aum": {**SIZES["aum"]["nano"], "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4},
 }
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
 
 
 def make_encoder(encoder: str, num_mel_bins: int = 32, max_length: int = 48, side: int = 8, stride: int = 8,
@@ -224,16 +226,24 @@ def test_a_wrong_residual_or_an_odd_number_of_paired_layers_is_an_error() -> Non
 def counted(encoder: str, options: dict[str, Any], patches: int, pixels: int) -> int:
     """The parameters of an encoder, added up by hand."""
     d, layers = options["hidden_size"], options["num_hidden_layers"]
-    if encoder == "ssamba":
+    norm, class_tokens = 2 * d, 1
+    if encoder == "ssast":
+        layer, class_tokens = 2 * norm + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * 4 * d + (4 * d + 1) * d, 2
+    else:
         e, n, r = options["expand"] * d, options["state_size"], math.ceil(d / 16)
         direction = e * (options["conv_kernel"] + 1) + e * (r + 2 * n) + (r + 1) * e + e * n + e
-        layer, leading = 2 * d + 2 * e * d + e * d + 2 * direction, 1
-    else:
-        layer, leading = 4 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * 4 * d + (4 * d + 1) * d, 2
-    return layers * layer + 2 * d + (pixels + 1) * d + 2 * leading * d + patches * d + d
+        directions = 2 * direction
+        if encoder == "aum":
+            norm = d
+            directions = {"fo_fo": direction, "fo_bi": direction + e * n, "bi_bi": directions}[options["scan_layout"]]
+        layer = norm + 2 * e * d + e * d + directions
+    return layers * layer + norm + (pixels + 1) * d + 2 * class_tokens * d + patches * d + d
 
 
-MILLIONS = {"ssamba": [0.51, 6.92, 25.35, 96.70], "ssast": [0.52, 5.49, 21.59, 85.65]}
+MILLIONS = {
+    "ssamba": [0.51, 6.92, 25.35, 96.70], "ssast": [0.52, 5.49, 21.59, 85.65],
+    "aum": [0.47, 6.34, 23.73, 91.70, 322.39],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -246,6 +256,33 @@ def test_every_size_has_the_parameters_of_its_description(encoder: str, size: st
         model = AudioEncoder(encoder, options, 128, 1024, 16, 16, 16, 16)
     assert parameter_count(model) == counted(encoder, options, patches=512, pixels=256)
     assert parameter_count(model) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize(("size", "published"), [("tiny", 6), ("small", 23), ("base", 89)])
+def test_ssast_in_its_authors_format_has_the_millions_that_they_publish(size: str, published: int) -> None:
+    with torch.device("meta"):
+        model = MaskedPatchModel(AudioEncoder("ssast", SIZES["ssast"][size], 128, 1024, 16, 16, 16, 16))
+        # What their checkpoints hold besides: two classifiers of ImageNet, never called.
+        unused = 2 * parameter_count(nn.Linear(model.encoder.hidden_size, 1000))
+    assert round((parameter_count(model) + unused) / 1e6) == published
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "classes", "frames", "published"),
+    [
+        ("base", "fo_bi", 527, 1024, 92.1), ("base", "fo_bi", 35, 128, 91.4), ("small", "bi_bi", 527, 1024, 25.5),
+        ("small", "bi_bi", 1251, 1024, 25.8), ("small", "bi_bi", 35, 128, 25.2), ("small", "bi_bi", 44, 1024, 25.4),
+    ],
+)  # fmt: skip
+def test_aums_classifiers_have_the_millions_that_its_authors_publish(
+    size: str, layout: str, classes: int, frames: int, published: float
+) -> None:
+    with torch.device("meta"):
+        options = {**SIZES["aum"][size], "scan_layout": layout}
+        model = AudioClassifier(AudioEncoder("aum", options, 128, frames, 16, 16, 16, 16), classes, "class", False)
+    assert parameter_count(model.encoder) == counted("aum", options, patches=frames // 2, pixels=256)
+    # Theirs have no mask token.
+    assert round((parameter_count(model) - model.encoder.hidden_size) / 1e6, 1) == published
 
 
 @each_encoder
@@ -271,14 +308,36 @@ def test_the_mask_token_stands_for_hidden_patches_only_and_keeps_their_positions
     with torch.no_grad():
         model(log_mel, mask)
         model(log_mel)
-    leading = model.stack.num_class_tokens
-    hidden, plain = (x[:, leading:] for x in embedded)
+    first, count = {"ssamba": (0, 1), "ssast": (0, 2), "aum": (12, 1)}[encoder]
+    hidden, plain = (torch.cat([x[:, :first], x[:, first + count :]], 1) for x in embedded)
     positions = model.positions.flatten(0, 1).unsqueeze(0)
     torch.testing.assert_close(hidden[mask], (model.mask_token + positions)[mask])
     assert torch.equal(hidden[~mask], plain[~mask])
     torch.testing.assert_close(plain, model.projection(model.patch_shape.cut(log_mel)) + positions)
-    assert torch.equal(embedded[0][:, :leading], embedded[1][:, :leading])
-    torch.testing.assert_close(embedded[0][0, :leading], model.class_tokens + model.class_positions)
+    for x in embedded:
+        assert torch.equal(x[0, first : first + count], model.class_tokens + model.class_positions)
+
+
+@pytest.mark.parametrize(("frames", "patches"), [(48, 24), (24, 12), (8, 4)])
+@each_encoder
+def test_tokens_come_out_of_the_stack_in_the_order_in_which_they_went_in(
+    encoder: str, frames: int, patches: int
+) -> None:
+    model = make_encoder(encoder)
+    numbers: list[Tensor] = []
+
+    def number(_: Any, inputs: Any, output: Tensor) -> Tensor:
+        """In place of each token its place, but where a class token is: that is -1."""
+        is_class = (inputs[0].unsqueeze(2) == model.class_tokens + model.class_positions).all(-1).any(-1)
+        place = (~is_class).cumsum(1) - 1
+        numbers.append(is_class)
+        return torch.where(is_class, -1, place).unsqueeze(-1).expand_as(output).float()
+
+    model.stack.register_forward_hook(number)
+    with torch.no_grad():
+        encoded = model(spectrogram(2, frames, 32))
+    assert encoded.tokens[:, :, 0].tolist() == [list(range(patches))] * 2
+    assert encoded.class_tokens.eq(-1).all() and encoded.class_tokens.shape[1] == int(numbers[0][0].sum())
 
 
 @each_encoder
@@ -374,6 +433,8 @@ def test_pretraining_gradients_reach_every_parameter(encoder: str) -> None:
         ("ssamba", "class", ["encoder.stack.layers.2.mixer.ahead.A_log", "encoder.stack.layers.3.mixer.back.A_log"]),
         ("ssast", "mean", []),
         ("ssast", "class", []),
+        ("aum", "mean", []),
+        ("aum", "class", []),
     ],
 )
 def test_classification_gradients_reach_every_parameter_but_the_mask_token(
@@ -413,8 +474,17 @@ def test_logits_are_a_layer_norm_and_a_linear_layer_on_the_pooled_tokens(encoder
             torch.testing.assert_close(model(log_mel), wanted)
 
 
+@each_encoder
+def test_without_the_heads_norm_logits_are_a_linear_layer_on_the_pooled_tokens(encoder: str) -> None:
+    model, log_mel = move(AudioClassifier(make_encoder(encoder), 5, "class", head_norm=False)), spectrogram(2, 48, 32)
+    assert {name for name, _ in model.head.named_parameters()} == {"1.weight", "1.bias"}
+    with torch.no_grad():
+        pooled = model.encoder(log_mel).class_tokens.mean(1)
+        torch.testing.assert_close(model(log_mel), pooled @ model.head[1].weight.T + model.head[1].bias)
+
+
 def test_wrong_names_are_errors_that_say_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"'lstm'; expected one of ssamba, ssast"):
+    with pytest.raises(ValueError, match=r"'lstm'; expected one of ssamba, ssast, aum"):
         AudioEncoder("lstm", SMALL["ssast"], 32, 48, 8, 8, 8, 8)
     with pytest.raises(ValueError, match=r"'max'; expected one of mean, class"):
         AudioClassifier(make_encoder("ssast"), 5, "max")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.errors import UserError
@@ -18,21 +19,35 @@ from ssamba.models.patches import fit_positions
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
 PATCHES = ("patch16", "frame")
+BACKENDS = ("reference", "torch-chunked", "cpu")
 # An encoder without a scan has nothing to choose between.
-MODELS = [("ssamba", "reference"), ("ssamba", "cpu"), ("ssast", "auto")]
+MODELS = [*(("ssamba", backend) for backend in BACKENDS), ("ssast", "auto")]
+LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
 HEADS = {"patch16": 4, "frame": 2}
 
 each_model = pytest.mark.parametrize(("family", "backend"), MODELS)
 each_patch = pytest.mark.parametrize("patch", PATCHES)
 each_family = pytest.mark.parametrize("family", ["ssamba", "ssast"])
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_source = pytest.mark.parametrize("source", ["frame_ssamba", "frame_ssast", *(f"aum_{name}" for name in LAYOUTS)])
 
 
 def checkpoint(patch: str, family: str, kind: str = "pretrain") -> dict[str, Tensor]:
     return torch.load(FIXTURES / f"{patch}_{family}.pth", weights_only=True)[kind]
 
 
+def checkpoint_of(source: str) -> dict[str, Tensor]:
+    """Of a name in `each_source`."""
+    held = torch.load(FIXTURES / f"{source}.pth", weights_only=True)
+    return held if source.startswith("aum") else held["pretrain"]
+
+
 def expected(patch: str, family: str, kind: str = "pretrain") -> dict[str, Any]:
-    with np.load(FIXTURES / f"{patch}_{family}_{kind}.npz") as file:
+    return expected_of(f"{patch}_{family}_{kind}")
+
+
+def expected_of(source: str) -> dict[str, Any]:
+    with np.load(FIXTURES / f"{source}.npz") as file:
         return dict(file)
 
 
@@ -76,15 +91,14 @@ def pretraining(patch: str, family: str, backend: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def their_norms(patch: str, family: str, gradients: dict[str, Tensor]) -> dict[str, float]:
+def their_norms(state: dict[str, Tensor], gradients: dict[str, Tensor], **arguments: Any) -> dict[str, float]:
     """Norms of our gradients by the authors' names: a checkpoint whose tensors hold their own numbers shows which
     elements of ours each of theirs became, however tensors are split, joined or reshaped."""
-    state = checkpoint(patch, family)
     numbered = {
         name: torch.full_like(tensor, number) if tensor.is_floating_point() else tensor
         for number, (name, tensor) in enumerate(state.items(), 1)
     }
-    source = from_authors(numbered, num_attention_heads=HEADS[patch])
+    source = from_authors(numbered, **arguments)
     origin = {f"encoder.{name}": tensor for name, tensor in source.encoder.items()} | source.heads
     assert origin.keys() == gradients.keys()
     squares = torch.zeros(len(state) + 1, dtype=torch.float64)
@@ -112,7 +126,8 @@ def test_pretraining_losses_and_accuracy_equal_the_originals(patch: str, family:
 @each_patch
 @each_model
 def test_gradient_norms_equal_the_originals(patch: str, family: str, backend: str) -> None:
-    ours = their_norms(patch, family, pretraining(patch, family, backend)["gradients"])
+    gradients = pretraining(patch, family, backend)["gradients"]
+    ours = their_norms(checkpoint(patch, family), gradients, num_attention_heads=HEADS[patch])
     theirs = expected(patch, family)
     wanted = dict(zip(theirs["grad_names"].tolist(), theirs["grad_norms"].tolist(), strict=True))
     assert wanted.keys() <= ours.keys()
@@ -158,18 +173,68 @@ def test_pretraining_positions_fitted_to_the_finetuned_grid_are_the_originals(
     torch.testing.assert_close(fitted, finetuned["positions"], rtol=1e-5, atol=1e-6)
 
 
-@each_family
-def test_translation_needs_no_module_prefix_and_shares_no_memory(family: str) -> None:
-    state = checkpoint("frame", family)
+@functools.cache
+def classification(layout: str, backend: str) -> dict[str, Any]:
+    """One forward and backward pass of our AuM on the fixture's input."""
+    source, theirs = from_authors(checkpoint_of(f"aum_{layout}")), expected_of(f"aum_{layout}")
+    encoder = AudioEncoder(**source.arguments, scan_backend=backend)
+    model = load(AudioClassifier(encoder, 20, "class", source.head_norm), source)
+    assert isinstance(model, AudioClassifier)
+    log_mel = torch.from_numpy(theirs["input"])
+    with torch.no_grad():
+        features = model.pool(model.encoder(log_mel))
+    logits = model(log_mel)
+    F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits)).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    unused = found.pop("encoder.mask_token")
+    assert unused is None
+    return {"features": features, "logits": logits, "gradients": {**found, "encoder.mask_token": torch.zeros(32)}}
+
+
+@each_layout
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("output", ["features", "logits"])
+def test_aums_outputs_equal_the_originals(layout: str, backend: str, output: str) -> None:
+    assert_close_to_scale(classification(layout, backend)[output], expected_of(f"aum_{layout}")[output])
+
+
+@each_layout
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_aums_gradient_norms_equal_the_originals(layout: str, backend: str) -> None:
+    ours = their_norms(checkpoint_of(f"aum_{layout}"), classification(layout, backend)["gradients"])
+    theirs = expected_of(f"aum_{layout}")
+    wanted = dict(zip(theirs["grad_names"].tolist(), theirs["grad_norms"].tolist(), strict=True))
+    assert ours == pytest.approx(wanted, rel=1e-3)
+
+
+@each_layout
+def test_aums_sizes_and_layout_are_read_off_its_tensors(layout: str) -> None:
+    source = from_authors(checkpoint_of(f"aum_{layout}"))
+    assert source.arguments == {
+        "encoder": "aum", "num_mel_bins": 128, "max_length": 128, "fshape": 16, "tshape": 16,
+        "frequency_stride": 16, "time_stride": 16,
+        "options": {
+            "hidden_size": 32, "num_hidden_layers": 3, "state_size": 16, "expand": 2, "conv_kernel": 4,
+            "scan_layout": layout, "rms_norm_eps": 1e-5,
+        },
+    }  # fmt: skip
+    assert sorted(source.heads) == ["head.1.bias", "head.1.weight"] and not source.head_norm
+    assert torch.equal(source.encoder["mask_token"], torch.zeros(32))
+
+
+@each_source
+def test_translation_needs_no_module_prefix_and_shares_no_memory(source: str) -> None:
+    state = checkpoint_of(source)
     bare = from_authors({name.removeprefix("module."): x.half() for name, x in state.items()}, num_attention_heads=2)
-    prefixed = translated("frame", family)
+    prefixed = from_authors(state, num_attention_heads=2)
     assert bare.arguments == prefixed.arguments
-    for name, tensor in prefixed.encoder.items():
+    before = {name: tensor.clone() for name, tensor in prefixed.encoder.items()}
+    for tensor in state.values():
+        tensor.zero_()
+    for name, tensor in before.items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(bare.encoder[name], tensor, rtol=1e-3, atol=1e-3)
-    source = from_authors(state, num_attention_heads=2)
-    state["module.v.pos_embed"].zero_()
-    assert source.encoder["positions"].abs().max() > 0
+        assert torch.equal(prefixed.encoder[name], tensor)
 
 
 def test_a_finetuned_checkpoint_gets_a_mask_token_of_zeros_and_the_shortest_clip_of_its_grid() -> None:
@@ -179,17 +244,17 @@ def test_a_finetuned_checkpoint_gets_a_mask_token_of_zeros_and_the_shortest_clip
     assert sorted(source.heads) == ["head.0.bias", "head.0.weight", "head.1.bias", "head.1.weight"]
 
 
-@each_family
-def test_an_unknown_tensor_is_an_error_that_names_it(family: str) -> None:
-    state = checkpoint("frame", family) | {"module.v.surprise": torch.zeros(3)}
+@each_source
+def test_an_unknown_tensor_is_an_error_that_names_it(source: str) -> None:
+    state = checkpoint_of(source) | {"module.v.surprise": torch.zeros(3)}
     with pytest.raises(UserError, match=r"v\.surprise"):
         from_authors(state, num_attention_heads=2)
 
 
-@each_family
-def test_every_tensor_but_the_known_unused_ones_is_needed_and_named_when_missing(family: str) -> None:
-    state = checkpoint("frame", family)
-    optional = ("v.head", "cpredlayer", "gpredlayer", "p_input_")
+@each_source
+def test_every_tensor_but_the_known_unused_ones_is_needed_and_named_when_missing(source: str) -> None:
+    state = checkpoint_of(source)
+    optional = ("v.head", "cpredlayer", "gpredlayer", "p_input_", "head.")
     for name in state:
         short = name.removeprefix("module.")
         if short.startswith(optional):
@@ -202,6 +267,9 @@ def test_every_tensor_but_the_known_unused_ones_is_needed_and_named_when_missing
 def test_a_tensor_of_the_wrong_shape_is_an_error_that_names_it() -> None:
     state = checkpoint("frame", "ssamba") | {"module.v.layers.1.mixer.D_b": torch.zeros(47)}
     with pytest.raises(UserError, match=r"v\.layers\.1\.mixer\.D_b.*\(47,\).*\(48,\)"):
+        from_authors(state)
+    state = checkpoint_of("aum_fo_bi") | {"module.layers.1.mixer.A_b_log": torch.zeros(64, 8)}
+    with pytest.raises(UserError, match=r"^layers\.1\.mixer\.A_b_log.*\(64, 8\).*\(64, 16\)"):
         from_authors(state)
 
 
@@ -217,7 +285,7 @@ def test_what_cannot_be_read_off_the_tensors_is_asked_for() -> None:
 
 
 def test_another_models_checkpoint_is_refused() -> None:
-    with pytest.raises(UserError, match=r"neither SSAMBA.*holds encoder\.weight"):
+    with pytest.raises(UserError, match=r"neither SSAMBA.*AuM.*holds encoder\.weight"):
         from_authors({"encoder.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="nothing"):
         from_authors({})

@@ -15,9 +15,10 @@ from torch import Tensor
 from ssamba.build import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
+from ssamba.models.checkpoint import load_model
 from ssamba.training.finetuning import Augmentation
 
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 Runs = Callable[[str], Path]
 
 
@@ -116,6 +117,22 @@ def test_pooling_is_the_recipes(pooling: str, recipes: dict[str, Path]) -> None:
     encoded = model.encoder(log_mel)
     pooled = (encoded.tokens if pooling == "mean" else encoded.class_tokens).mean(1)
     assert torch.equal(model(log_mel), model.head(pooled))
+
+
+@pytest.mark.parametrize("layout", ["fo_fo", "fo_bi", "bi_bi"])
+def test_aum_is_trained_from_scratch_with_a_head_of_one_linear_layer(
+    layout: str, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["model.encoder=aum", f"model.scan_layout={layout}", "task.pooling=class", "task.head_norm=false"]
+    logged = finetune(recipes, tmp_path / "run", *words)
+    assert [row["gradient_norm"] > 0 for row in logged if "gradient_norm" in row] == [True] * 4
+    assert {name for name in weights(tmp_path / "run") if name.startswith("head.")} == {"head.1.weight", "head.1.bias"}
+    saved = load_model(tmp_path / "run")
+    assert saved.model.encoder.arguments["options"]["scan_layout"] == layout
+    assert saved.classifier is not None and (saved.classifier.pooling, saved.classifier.head_norm) == ("class", False)
+    scores = json.loads((tmp_path / "run" / "run.json").read_text())["test"]
+    assert main(["evaluate", str(tmp_path / "run"), f"run_dir={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text()) == scores
 
 
 # Losses

@@ -17,7 +17,7 @@ from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.training.pretraining import Pretraining
 
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 Runs = Callable[[str], Path]
 
 
@@ -111,9 +111,10 @@ def test_a_few_clips_are_learned(recipes: dict[str, Path], tmp_path: Path) -> No
     assert sum(row["train/accuracy"] for row in logged[-5:]) / 5 > 2 / 12  # twice what chance hits of 12 patches
 
 
-def test_the_state_space_encoder_learns_as_well(recipes: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["ssamba", "aum"])
+def test_the_state_space_encoders_learn_as_well(encoder: str, recipes: dict[str, Path], tmp_path: Path) -> None:
     logged = pretrain(
-        recipes, tmp_path / "run", "model.encoder=ssamba", "trainer.max_steps=20", "data.batch_size=8",
+        recipes, tmp_path / "run", f"model.encoder={encoder}", "trainer.max_steps=20", "data.batch_size=8",
         "optimizer.learning_rate=2e-3", "data.validation=[]",
     )  # fmt: skip
     curve = [row["train/loss"] for row in logged]

@@ -20,7 +20,7 @@ from ssamba.data.index import find_shards
 from ssamba.errors import UserError
 from ssamba.training.runs import check_run, open_run
 
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 Runs = Callable[[str], Path]
 
 
