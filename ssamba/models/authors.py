@@ -1,10 +1,10 @@
-"""State dicts as the authors of SSAMBA and SSAST publish them, renamed to this package's modules.
+"""State dicts as the authors of SSAMBA and SSAST publish them: to this package's modules and back, by the same tables.
 
 Shapes: D width, E inner width, N state size, F and P grid sizes in frequency and time, K pixels of a patch, C classes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +12,19 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 
+_TOKENS = {"ssamba": ("v.cls_token",), "ssast": ("v.cls_token", "v.dist_token")}
 # Classifiers of the image models that the originals are built on: in every checkpoint, never called.
-UNUSED = ("v.head.weight", "v.head.bias", "v.head_dist.weight", "v.head_dist.bias")
+_IMAGE_CLASSIFIERS = {"ssamba": ("v.head",), "ssast": ("v.head", "v.head_dist")}
+_IMAGE_CLASSES = 1000
+_PREDICTED_PIXELS = 256  # of the originals' pretraining heads, whatever the patch
+UNUSED = tuple(f"{layer}.{kind}" for layer in _IMAGE_CLASSIFIERS["ssast"] for kind in ("weight", "bias"))
+
+# Options that the shapes of the tensors tell; the rest has its family's one value, which the originals' code fixes.
+# The number of attention heads is the caller's to know.
+_TOLD = {"hidden_size", "num_hidden_layers", "state_size", "expand", "conv_kernel", "num_attention_heads"}
+_ATTENTION_HEADS = {size["hidden_size"]: size["num_attention_heads"] for size in SIZES["ssast"].values()}
 
 _HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
 _SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
@@ -57,7 +67,7 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         state: tensors by the authors' names, with or without "module." in front (v.pos_embed (1, 1 or 2 + F * P, D),
             v.patch_embed.proj.weight (D, 1, fshape, tshape), v.layers.0.mixer.A_b_log (E, N), mlp_head.1.weight (C, D),
             cpredlayer.2.weight (K, D), ...).
-        num_attention_heads: of an SSAST model, whose tensors do not tell it.
+        num_attention_heads: of an SSAST model, whose tensors do not tell it; if None that of the size of its width.
         num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; the strides are the patch's own sides if
             None. Pretraining is always without overlap.
         max_length: frames of a fine-tuned model's clips; if None the fewest that fill its positional grid.
@@ -67,38 +77,40 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
             that do not fit the tensors.
     """
     rest = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if len(rest) < len(state):
+        raise UserError("the checkpoint has the same tensors twice, with and without module. in front")
     if "v.layers.0.mixer.A_b_log" in rest:
-        family, stem, leading = "ssamba", "v.layers", ["v.cls_token"]
+        family, stem = "ssamba", "v.layers"
     elif "v.blocks.0.attn.qkv.weight" in rest:
-        family, stem, leading = "ssast", "v.blocks", ["v.cls_token", "v.dist_token"]
+        family, stem = "ssast", "v.blocks"
     else:
         raise UserError(
             "the checkpoint is neither SSAMBA's (v.layers.0.mixer.A_b_log) nor SSAST's (v.blocks.0.attn.qkv.weight); "
-            f"it holds {', '.join(sorted(state)[:5]) or 'nothing'}"
+            f"it holds {some_of(state) or 'nothing'}"
         )
     layers = len({name.split(".")[2] for name in rest if name.startswith(stem + ".")})
-    kernel = _take(rest, "v.patch_embed.proj.weight")
-    if kernel.ndim != 4 or kernel.shape[1] != 1:
-        raise UserError(f"v.patch_embed.proj.weight has shape {tuple(kernel.shape)}; expected (D, 1, fshape, tshape)")
+    kernel = _take(rest, "v.patch_embed.proj.weight", "D", 1, "fshape", "tshape")
     width, _, fshape, tshape = kernel.shape
     options = {**SIZES[family]["base"], "hidden_size": width, "num_hidden_layers": layers}
     if family == "ssamba":
-        inner, states = (_look(rest, "v.layers.0.mixer.A_log").shape[at] for at in (0, -1))
-        conv_kernel = _look(rest, "v.layers.0.mixer.conv1d.weight").shape[-1]
+        inner, states = _look(rest, "v.layers.0.mixer.A_log", "E", "N").shape
+        conv_kernel = _look(rest, "v.layers.0.mixer.conv1d.weight", "E", 1, "taps").shape[2]
         options |= {"expand": inner // width, "state_size": states, "conv_kernel": conv_kernel}
-    elif num_attention_heads is None:
+    elif num_attention_heads is None and width not in _ATTENTION_HEADS:
         raise UserError(
-            "num_attention_heads is not given; an SSAST checkpoint does not tell it (tiny 3, small 6, base 12)"
+            f"num_attention_heads is not given, and an SSAST checkpoint of width {width} does not tell it (tiny, of "
+            f"{SIZES[family]['tiny']['hidden_size']}, has 3; small 6; base 12): give --num-attention-heads"
         )
     else:
-        options["num_attention_heads"] = num_attention_heads
+        options["num_attention_heads"] = num_attention_heads or _ATTENTION_HEADS[width]
 
-    pretraining = _SIZE_OF_INPUT[0] in rest
+    pretraining = not rest.keys().isdisjoint((*_SIZE_OF_INPUT, "mask_embed"))
     if pretraining:
-        num_mel_bins, max_length = (int(_take(rest, name)) for name in _SIZE_OF_INPUT)
+        num_mel_bins, max_length = (_size(rest, name) for name in _SIZE_OF_INPUT)
         frequency_stride, time_stride = fshape, tshape
     frequency_stride, time_stride = frequency_stride or fshape, time_stride or tshape
-    positions = _take(rest, "v.pos_embed").squeeze(0)
+    leading = _TOKENS[family]
+    positions = _take(rest, "v.pos_embed", 1, "tokens", width)[0]
     tokens = len(positions) - len(leading)
     rows = (num_mel_bins - fshape) // frequency_stride + 1
     if max_length is None:
@@ -108,70 +120,147 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         raise UserError(
             f"v.pos_embed has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of {tshape} x "
             f"{fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
+            + ("" if pretraining else ": give --max-length, --num-mel-bins, --time-stride or --frequency-stride")
         )
 
     arguments = {
         "encoder": family, "options": options, "num_mel_bins": num_mel_bins, "max_length": max_length,
         "fshape": fshape, "tshape": tshape, "frequency_stride": frequency_stride, "time_stride": time_stride,
     }  # fmt: skip
-    encoder = {
-        "projection.weight": kernel.flatten(1),
-        "class_tokens": torch.cat([_take(rest, name).flatten(0, -2) for name in leading]),
-        "class_positions": positions[: len(leading)],
-        "positions": positions[len(leading) :].reshape(rows, columns, -1),
-        "mask_token": _take(rest, "mask_embed").flatten() if pretraining else torch.zeros(width),
+    tensors = {
+        "encoder.projection.weight": kernel.flatten(1),
+        "encoder.class_tokens": torch.cat([_take(rest, name, 1, 1, width)[0] for name in leading]),
+        "encoder.class_positions": positions[: len(leading)],
+        "encoder.positions": positions[len(leading) :].reshape(rows, columns, -1),
     }
-    wanted = _shapes(arguments)
-    for name in wanted.keys() - encoder.keys():
-        encoder[name] = _take(rest, _authors_name(name, family))
-    for name, shape in wanted.items():
-        if encoder[name].shape != shape:
-            raise UserError(
-                f"{_authors_name(name, family)} (our {name}) has shape {tuple(encoder[name].shape)}; "
-                f"expected {tuple(shape)}"
-            )
-    heads = {
-        name.replace(theirs, ours, 1): rest.pop(name)
-        for ours, theirs in _HEADS.items() for name in sorted(rest) if name.startswith(theirs + ".")
-    }  # fmt: skip
-    if unknown := sorted(rest.keys() - set(UNUSED)):
-        raise UserError(f"the {family} checkpoint has tensors of no known use: {', '.join(unknown)}")
-    return FromAuthors(
-        arguments, {name: _copy(encoder[name]) for name in wanted}, {n: _copy(t) for n, t in heads.items()}
+    tensors["encoder.mask_token"] = (
+        _take(rest, "mask_embed", 1, 1, width).flatten() if pretraining else torch.zeros(width)
     )
+    classes = None if pretraining else len(_look(rest, "mlp_head.1.weight", "C", width))
+    for name, shape in _shapes(arguments, classes).items():
+        if name not in tensors:
+            tensors[name] = _take(rest, _authors_name(name, family), *shape)
+    if unknown := rest.keys() - set(UNUSED):
+        raise UserError(f"the {family} checkpoint has tensors of no known use: {some_of(unknown)}")
+    prefix = "encoder."
+    return FromAuthors(
+        arguments,
+        {name.removeprefix(prefix): _copy(x) for name, x in tensors.items() if name.startswith(prefix)},
+        {name: _copy(x) for name, x in tensors.items() if not name.startswith(prefix)},
+    )
+
+
+def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
+    """The inverse of `from_authors`: a state dict that the authors' scripts load strictly.
+
+    Every name has "module." in front, as `torch.nn.DataParallel` saves it; the tensors are copies, on the CPU, float32
+    (p_input_fdim and p_input_tdim: int64 of no dimension). The classifiers in `UNUSED` are zeros.
+
+    Raises:
+        UserError: what their format cannot say: a residual or an epsilon that their code does not have, pretraining
+            with overlapping patches or with others than 256 pixels, a head that is not LayerNorm and a linear layer.
+    """
+    arguments = model.encoder.arguments
+    family, options = arguments["encoder"], arguments["options"]
+    fshape, tshape = arguments["fshape"], arguments["tshape"]
+    usual = SIZES[family]["base"]
+    problems = [
+        f"{name} is {options[name]} (theirs is always {usual[name]})"
+        for name in sorted(usual.keys() - _TOLD) if options[name] != usual[name]
+    ]  # fmt: skip
+    pretraining = isinstance(model, MaskedPatchModel)
+    strides = arguments["frequency_stride"], arguments["time_stride"]
+    if pretraining and strides != (fshape, tshape):
+        problems.append(f"its strides are {strides[0]} and {strides[1]} (theirs pretrain without overlap)")
+    if pretraining and fshape * tshape != _PREDICTED_PIXELS:
+        problems.append(f"its patches have {fshape * tshape} pixels (theirs pretrain with {_PREDICTED_PIXELS} always)")
+    state = model.state_dict()
+    if not pretraining and "head.1.weight" not in state:
+        problems.append("its head has no LayerNorm")
+    if problems:
+        raise UserError(f"the model cannot be written in the format of {family}'s authors: {'; '.join(problems)}")
+
+    tensors: dict[str, Tensor] = {}
+    if pretraining:
+        sizes = (arguments["num_mel_bins"], arguments["max_length"])
+        tensors |= {name: torch.tensor(size) for name, size in zip(_SIZE_OF_INPUT, sizes, strict=True)}
+    for name, tensor in state.items():
+        theirs = _authors_name(name, family)
+        if name == "encoder.class_tokens":
+            tensors |= {token: _copy(row.reshape(1, 1, -1)) for token, row in zip(_TOKENS[family], tensor, strict=True)}
+        elif name == "encoder.positions":
+            both = torch.cat([state["encoder.class_positions"], tensor.flatten(0, 1)])
+            tensors[theirs] = _copy(both.unsqueeze(0))
+        elif name == "encoder.projection.weight":
+            tensors[theirs] = _copy(tensor.reshape(-1, 1, fshape, tshape))
+        elif name == "encoder.mask_token":
+            if pretraining:
+                tensors[theirs] = _copy(tensor.reshape(1, 1, -1))
+        elif name != "encoder.class_positions":
+            tensors[theirs] = _copy(tensor)
+    for layer in _IMAGE_CLASSIFIERS[family]:
+        tensors[f"{layer}.weight"] = torch.zeros(_IMAGE_CLASSES, options["hidden_size"])
+        tensors[f"{layer}.bias"] = torch.zeros(_IMAGE_CLASSES)
+    return {f"module.{name}": tensor.cpu() for name, tensor in tensors.items()}
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Names for a message: all if they are few, else the first and how many there are."""
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
 
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32, copy=True).contiguous()
 
 
-def _look(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _look(state: Mapping[str, Tensor], name: str, *shape: str | int) -> Tensor:
+    """state[name], of that shape, where a word stands for any size of at least 1; UserError if it is not."""
     if name not in state:
         raise UserError(f"the checkpoint has no tensor {name}")
+    sizes = state[name].shape
+    if len(sizes) != len(shape) or any(
+        size != wanted if isinstance(wanted, int) else size < 1 for size, wanted in zip(sizes, shape, strict=True)
+    ):
+        expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise UserError(f"{name} has shape {tuple(sizes)}; expected ({expected})")
     return state[name]
 
 
-def _take(state: dict[str, Tensor], name: str) -> Tensor:
-    tensor = _look(state, name)
+def _take(state: dict[str, Tensor], name: str, *shape: str | int) -> Tensor:
+    tensor = _look(state, name, *shape)
     del state[name]
     return tensor
 
 
-def _shapes(arguments: Mapping[str, Any]) -> dict[str, torch.Size]:
+def _size(state: dict[str, Tensor], name: str) -> int:
+    size = _take(state, name).item()
+    if not 1 <= size <= 1_000_000:
+        raise UserError(f"{name} is {size}; expected a number of mel bins or frames")
+    return int(size)
+
+
+def _shapes(arguments: Mapping[str, Any], classes: int | None) -> dict[str, torch.Size]:
+    """Of all tensors of a model: of a classifier, or with `classes` None of a pretraining model."""
     try:
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in AudioEncoder(**arguments).state_dict().items()}
+            encoder = AudioEncoder(**arguments)
+            model = MaskedPatchModel(encoder) if classes is None else AudioClassifier(encoder, classes, "mean")
     except ValueError as error:
         raise UserError(str(error)) from error
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _authors_name(name: str, family: str) -> str:
-    """The authors' name of a tensor of `AudioEncoder`: "stack.norm.bias" is "v.norm_f.bias" in SSAMBA."""
+    """The authors' name of a tensor of ours: "encoder.stack.norm.bias" is "v.norm_f.bias" in SSAMBA."""
     special = {
         "projection.weight": "v.patch_embed.proj.weight", "projection.bias": "v.patch_embed.proj.bias",
         "class_tokens": "v.cls_token", "class_positions": "v.pos_embed", "positions": "v.pos_embed",
         "mask_token": "mask_embed",
     }  # fmt: skip
+    part, _, name = name.partition(".")
+    if part in _HEADS:
+        return f"{_HEADS[part]}.{name}"
     if name in special:
         return special[name]
     name = name.removeprefix("stack.")
