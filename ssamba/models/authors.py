@@ -55,7 +55,7 @@ class FromAuthors(NamedTuple):
     heads: dict[str, Tensor]
 
 
-def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int = 128,
+def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int | None = None,
                  max_length: int | None = None, frequency_stride: int | None = None,
                  time_stride: int | None = None) -> FromAuthors:  # fmt: skip
     """Translate a pretraining or fine-tuned checkpoint of SSAMBA or SSAST.
@@ -68,8 +68,8 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
             v.patch_embed.proj.weight (D, 1, fshape, tshape), v.layers.0.mixer.A_b_log (E, N), mlp_head.1.weight (C, D),
             cpredlayer.2.weight (K, D), ...).
         num_attention_heads: of an SSAST model, whose tensors do not tell it; if None that of the size of its width.
-        num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; the strides are the patch's own sides if
-            None. Pretraining is always without overlap.
+        num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; if None 128 and the patch's own sides.
+            Pretraining is always without overlap.
         max_length: frames of a fine-tuned model's clips; if None the fewest that fill its positional grid.
 
     Raises:
@@ -108,6 +108,7 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     if pretraining:
         num_mel_bins, max_length = (_size(rest, name) for name in _SIZE_OF_INPUT)
         frequency_stride, time_stride = fshape, tshape
+    num_mel_bins = num_mel_bins or 128
     frequency_stride, time_stride = frequency_stride or fshape, time_stride or tshape
     leading = _TOKENS[family]
     positions = _take(rest, "v.pos_embed", 1, "tokens", width)[0]
