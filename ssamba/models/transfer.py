@@ -52,6 +52,8 @@ class Imported(NamedTuple):
     types: what the used ones were, other than float32."""
 
     model: MaskedPatchModel | AudioClassifier
+    audio: AudioSettings
+    classifier: ClassifierSettings | None
     used: int
     unused: tuple[str, ...]
     types: tuple[str, ...]
@@ -140,12 +142,13 @@ def import_checkpoint(checkpoint: Path, out: Path, audio: AudioSettings, told: M
                 save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out} cannot be written: {error}") from error
-    return Imported(model, len(state) - len(unused), tuple(unused), tuple(sorted(types - {"float32"})))
+    used, others = len(state) - len(unused), tuple(sorted(types - {"float32"}))
+    return Imported(model, audio, classifier, used, tuple(unused), others)
 
 
 def import_report(imported: Imported) -> str:
     """What was found, in lines."""
-    model, encoder = imported.model, imported.model.encoder
+    audio, encoder = imported.audio, imported.model.encoder
     arguments, options = encoder.arguments, encoder.arguments["options"]
     family = arguments["encoder"]
     size = next((name for name, sizes in SIZES[family].items() if sizes == options), None)
@@ -155,8 +158,9 @@ def import_report(imported: Imported) -> str:
         f"patch: {arguments['fshape']} mel bins x {arguments['tshape']} frames, strides "
         f"{arguments['frequency_stride']} and {arguments['time_stride']}",
         f"grid: {rows} x {columns} patches of {arguments['num_mel_bins']} mel bins x {arguments['max_length']} frames",
-        f"classes: {model.num_labels}" if isinstance(model, AudioClassifier) else "classes: none, a pretraining model",
-        f"parameters: {parameter_count(model):,}",
+        f"audio: {audio.sampling_rate} Hz, log-mel mean {audio.mean} and standard deviation {audio.std}",
+        f"classes: {_classes(imported.classifier)}",
+        f"parameters: {parameter_count(imported.model):,}",
         f"tensors: {imported.used} used, {len(imported.unused)} kept that nothing reads"
         + (f" ({', '.join(imported.unused)})" if imported.unused else ""),
     ]
@@ -174,8 +178,8 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
         UserError: `out` exists (a file is replaced with `overwrite`), no model in `path` or one of another family, or
             as `to_authors`.
     """
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; expected a new file")
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is {'a folder' if out.is_dir() else 'no plain file'}; expected a new file")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; expected a new file, or --overwrite to replace it")
     if not out.parent.is_dir():
@@ -194,6 +198,13 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
         beside.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error}") from error
     return Exported(tensors, tuple(sorted(zeros)))
+
+
+def _classes(settings: ClassifierSettings | None) -> str:
+    if settings is None:
+        return "none, a pretraining model"
+    names = ", ".join(settings.labels[:6]) + (", ..." if len(settings.labels) > 6 else "")
+    return f"{len(settings.labels)} ({settings.label}: {names}), {settings.loss}, {settings.pooling} pooling"
 
 
 def _unpickle(path: Path) -> Any:

@@ -5,7 +5,6 @@ a *_expected.npz of what the originals compute with it.
 """
 
 import argparse
-import json
 import os
 import pickle
 import zipfile
@@ -23,7 +22,7 @@ from ssamba.cli import main
 from ssamba.errors import UserError
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.models.authors import UNUSED, from_authors
-from ssamba.models.checkpoint import load_model, save_model
+from ssamba.models.checkpoint import SavedModel, load_model, read_config, save_model
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.transfer import AUDIOSET_LIBRISPEECH, read_checkpoint, read_label_names
@@ -74,6 +73,10 @@ def call(*given: object) -> None:
     assert main([str(word) for word in given]) == 0
 
 
+def statistics(saved: SavedModel) -> list[object]:
+    return ["--mean", saved.audio.mean, "--std", saved.audio.std]
+
+
 def plain_load(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)
 
@@ -122,11 +125,11 @@ def test_a_pretrained_model_of_ours_comes_back_from_the_authors_format(
     call("export", run, tmp_path / "theirs.pth", "--format", family)
     zeros = [f"module.{name}" for name in sorted(UNUSED) if family == "ssast" or "dist" not in name]
     assert f"zeros, which nothing reads: {', '.join(zeros)}\n" in capsys.readouterr().out
-    config = json.loads((run / "model" / "config.json").read_text())
-    call("import", tmp_path / "theirs.pth", tmp_path / "model", "--mean", config["mean"], "--std", config["std"])
+    saved = load_model(run)
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", *statistics(saved))
     assert f"family: {family}, nano\n" in capsys.readouterr().out
-    assert json.loads((tmp_path / "model" / "config.json").read_text()) == config
-    ours, back = load_model(run).model, load_model(tmp_path / "model").model
+    assert read_config(tmp_path / "model") == read_config(run)
+    ours, back = saved.model, load_model(tmp_path / "model").model
     assert_same_bits(dict(back.state_dict()), dict(ours.state_dict()))
     log_mel, mask = torch.randn(2, 64, 128), torch.arange(32).expand(2, -1) % 3 == 0
     with torch.inference_mode():
@@ -139,12 +142,12 @@ def test_a_classifier_of_ours_comes_back_from_the_authors_format(family: str, fi
     run = finetuned(family)
     call("export", run, tmp_path / "theirs.pth", "--format", family)
     assert "module.mask_embed" not in plain_load(tmp_path / "theirs.pth")
-    config = json.loads((run / "model" / "config.json").read_text())
-    (tmp_path / "names.txt").write_text("\n".join(config["classifier"]["labels"]) + "\n")
-    given = ["--mean", config["mean"], "--std", config["std"], "--labels", tmp_path / "names.txt", "--label", "sound"]
+    ours = load_model(run)
+    (tmp_path / "names.txt").write_text("\n".join(ours.classifier.labels) + "\n")
+    given = [*statistics(ours), "--labels", tmp_path / "names.txt", "--label", "sound"]
     call("import", tmp_path / "theirs.pth", tmp_path / "model", *given)
-    assert json.loads((tmp_path / "model" / "config.json").read_text()) == config
-    ours, back = load_model(run), load_model(tmp_path / "model")
+    assert read_config(tmp_path / "model") == read_config(run)
+    back = load_model(tmp_path / "model")
     assert (ours.audio, ours.classifier) == (back.audio, back.classifier)
     log_mel = torch.randn(3, 64, 128)
     with torch.inference_mode():
@@ -226,13 +229,13 @@ def test_what_is_read_off_a_checkpoint_and_what_is_assumed(small: Path, tmp_path
         "residual doubling, layer_norm_eps 1e-05",
         "patch: 128 mel bins x 2 frames, strides 128 and 2",
         "grid: 1 x 48 patches of 128 mel bins x 96 frames",
+        "audio: 16000 Hz, log-mel mean -4.2677393 and standard deviation 4.5689974",
         "classes: none, a pretraining model",
         f"parameters: {used:,}",
         "tensors: 53 used, 2 kept that nothing reads (v.head.weight, v.head.bias)",
         f"written to {tmp_path / 'deep' / 'model'}",
     ]
     folder = tmp_path / "deep" / "model"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "unused.safetensors"]
     saved = load_model(folder)
     assert isinstance(saved.model, MaskedPatchModel) and not saved.model.training
     assert (saved.audio.sampling_rate, saved.audio.mean, saved.audio.std) == (16000, -4.2677393, 4.5689974)
@@ -242,7 +245,7 @@ def test_what_is_read_off_a_checkpoint_and_what_is_assumed(small: Path, tmp_path
 
 def test_the_defaults_of_a_classifier_and_its_options(tuned: Path, tmp_path: Path, capsys: Capture) -> None:
     call("import", tuned, tmp_path / "model")
-    assert "\nclasses: 35\n" in capsys.readouterr().out
+    assert "\nclasses: 35 (label: 0, 1, 2, 3, 4, 5, ...), cross_entropy, mean pooling\n" in capsys.readouterr().out
     settings = load_model(tmp_path / "model").classifier
     assert settings and (settings.label, settings.loss, settings.pooling) == ("label", "cross_entropy", "mean")
     assert settings.labels == tuple(str(number) for number in range(35))
@@ -495,7 +498,7 @@ def test_an_existing_folder_is_left_alone(small: Path, tuned: Path, tmp_path: Pa
     state = {name: tensor for name, tensor in plain_load(tuned).items() if "v.head" not in name}
     torch.save(state, tuned)
     call("import", tuned, out, "--overwrite")
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+    assert not (out / "unused.safetensors").exists()
     assert load_model(out).classifier is not None
     # A checkpoint that cannot be imported costs nobody the model that is there.
     small.write_bytes(small.read_bytes()[:1000])
