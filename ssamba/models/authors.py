@@ -14,36 +14,59 @@ from ssamba.errors import UserError
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 
-_TOKENS = {"ssamba": ("v.cls_token",), "ssast": ("v.cls_token", "v.dist_token")}
-# Classifiers of the image models that the originals are built on: in every checkpoint, never called.
-_IMAGE_CLASSIFIERS = {"ssamba": ("v.head",), "ssast": ("v.head", "v.head_dist")}
-_IMAGE_CLASSES = 1000
+
+class _Family(NamedTuple):
+    """A family of models by its authors' names.
+
+    mark: a tensor that no other family has; top: what its network's names begin with; layers: what stands before a
+    layer's number; heads: ours and theirs; image_classifiers: of the image model that theirs is built on, in every
+    checkpoint and never called; renames (ours, theirs): in turn, on the names below "encoder.stack.".
+    """
+
+    title: str
+    mark: str
+    top: str
+    layers: str
+    tokens: tuple[str, ...]
+    positions: str
+    heads: Mapping[str, str]
+    image_classifiers: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...]
+
+
+_HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
+_FAMILIES = {
+    "ssamba": _Family(
+        "SSAMBA", "v.layers.0.mixer.A_b_log", "v.", "v.layers.", ("v.cls_token",), "v.pos_embed", _HEADS, ("v.head",),
+        (
+            (r"^norm\.", "norm_f."),
+            (r"\.(ahead|back)\.conv\.", r".\1.conv1d."),
+            (r"\.back\.A_log$", ".A_b_log"),
+            (r"\.back\.(\w+)", r".\1_b"),
+            (r"\.ahead\.", "."),
+        ),
+    ),
+    "ssast": _Family(
+        "SSAST", "v.blocks.0.attn.qkv.weight", "v.", "v.blocks.", ("v.cls_token", "v.dist_token"), "v.pos_embed",
+        _HEADS, ("v.head", "v.head_dist"),
+        (
+            (r"^layers\.", "blocks."),
+            (r"\.(qkv|proj)\.", r".attn.\1."),
+            (r"\.(fc1|fc2)\.", r".mlp.\1."),
+        ),
+    ),
+}  # fmt: skip
+
+_SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
 _PREDICTED_PIXELS = 256  # of the originals' pretraining heads, whatever the patch
-UNUSED = tuple(f"{layer}.{kind}" for layer in _IMAGE_CLASSIFIERS["ssast"] for kind in ("weight", "bias"))
+_IMAGE_CLASSES = 1000
+# Every tensor that is in checkpoints and that nothing reads.
+UNUSED = tuple(f"{layer}.{kind}" for layer in _FAMILIES["ssast"].image_classifiers for kind in ("weight", "bias"))
 
 # Options that the shapes of the tensors tell; the rest has its family's one value, which the originals' code fixes.
 # The number of attention heads is the caller's to know.
 _TOLD = {"hidden_size", "num_hidden_layers", "state_size", "expand", "conv_kernel", "num_attention_heads"}
 _ATTENTION_HEADS = {size["hidden_size"]: size["num_attention_heads"] for size in SIZES["ssast"].values()}
-
-_HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
-_SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
-
-# (ours, theirs): in turn, on the names of `AudioEncoder`'s tensors below "stack."; "back" becomes a suffix "_b".
-_RENAMES = {
-    "ssamba": (
-        (r"^norm\.", "norm_f."),
-        (r"\.(ahead|back)\.conv\.", r".\1.conv1d."),
-        (r"\.back\.A_log$", ".A_b_log"),
-        (r"\.back\.(\w+)", r".\1_b"),
-        (r"\.ahead\.", "."),
-    ),
-    "ssast": (
-        (r"^layers\.", "blocks."),
-        (r"\.(qkv|proj)\.", r".attn.\1."),
-        (r"\.(fc1|fc2)\.", r".mlp.\1."),
-    ),
-}
 
 
 class FromAuthors(NamedTuple):
@@ -79,22 +102,18 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     rest = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if len(rest) < len(state):
         raise UserError("the checkpoint has the same tensors twice, with and without module. in front")
-    if "v.layers.0.mixer.A_b_log" in rest:
-        family, stem = "ssamba", "v.layers"
-    elif "v.blocks.0.attn.qkv.weight" in rest:
-        family, stem = "ssast", "v.blocks"
-    else:
-        raise UserError(
-            "the checkpoint is neither SSAMBA's (v.layers.0.mixer.A_b_log) nor SSAST's (v.blocks.0.attn.qkv.weight); "
-            f"it holds {some_of(state) or 'nothing'}"
-        )
-    layers = len({name.split(".")[2] for name in rest if name.startswith(stem + ".")})
-    kernel = _take(rest, "v.patch_embed.proj.weight", "D", 1, "fshape", "tshape")
+    family = next((name for name, row in _FAMILIES.items() if row.mark in rest), None)
+    if family is None:
+        marks = " nor ".join(f"{row.title}'s ({row.mark})" for row in _FAMILIES.values())
+        raise UserError(f"the checkpoint is neither {marks}; it holds {some_of(state) or 'nothing'}")
+    names = _FAMILIES[family]
+    layers = len({name.removeprefix(names.layers).split(".")[0] for name in rest if name.startswith(names.layers)})
+    kernel = _take(rest, _authors_name("encoder.projection.weight", family), "D", 1, "fshape", "tshape")
     width, _, fshape, tshape = kernel.shape
     options = {**SIZES[family]["base"], "hidden_size": width, "num_hidden_layers": layers}
-    if family == "ssamba":
-        inner, states = _look(rest, "v.layers.0.mixer.A_log", "E", "N").shape
-        conv_kernel = _look(rest, "v.layers.0.mixer.conv1d.weight", "E", 1, "taps").shape[2]
+    if family != "ssast":
+        inner, states = _look(rest, f"{names.layers}0.mixer.A_log", "E", "N").shape
+        conv_kernel = _look(rest, f"{names.layers}0.mixer.conv1d.weight", "E", 1, "taps").shape[2]
         options |= {"expand": inner // width, "state_size": states, "conv_kernel": conv_kernel}
     elif num_attention_heads is None and width not in _ATTENTION_HEADS:
         raise UserError(
@@ -110,17 +129,17 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         frequency_stride, time_stride = fshape, tshape
     num_mel_bins = num_mel_bins or 128
     frequency_stride, time_stride = frequency_stride or fshape, time_stride or tshape
-    leading = _TOKENS[family]
-    positions = _take(rest, "v.pos_embed", 1, "tokens", width)[0]
-    tokens = len(positions) - len(leading)
+    leading = len(names.tokens)
+    positions = _take(rest, names.positions, 1, "tokens", width)[0]
+    tokens = len(positions) - leading
     rows = (num_mel_bins - fshape) // frequency_stride + 1
     if max_length is None:
         max_length = (tokens // max(1, rows) - 1) * time_stride + tshape
     columns = (max_length - tshape) // time_stride + 1
     if min(rows, columns) < 1 or rows * columns != tokens:
         raise UserError(
-            f"v.pos_embed has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of {tshape} x "
-            f"{fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
+            f"{names.positions} has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of "
+            f"{tshape} x {fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
             + ("" if pretraining else ": give --max-length, --num-mel-bins, --time-stride or --frequency-stride")
         )
 
@@ -130,14 +149,14 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     }  # fmt: skip
     tensors = {
         "encoder.projection.weight": kernel.flatten(1),
-        "encoder.class_tokens": torch.cat([_take(rest, name, 1, 1, width)[0] for name in leading]),
-        "encoder.class_positions": positions[: len(leading)],
-        "encoder.positions": positions[len(leading) :].reshape(rows, columns, -1),
+        "encoder.class_tokens": torch.cat([_take(rest, name, 1, 1, width)[0] for name in names.tokens]),
+        "encoder.class_positions": positions[:leading],
+        "encoder.positions": positions[leading:].reshape(rows, columns, -1),
     }
     tensors["encoder.mask_token"] = (
         _take(rest, "mask_embed", 1, 1, width).flatten() if pretraining else torch.zeros(width)
     )
-    classes = None if pretraining else len(_look(rest, "mlp_head.1.weight", "C", width))
+    classes = None if pretraining else len(_look(rest, _authors_name("head.1.weight", family), "C", width))
     for name, shape in _shapes(arguments, classes).items():
         if name not in tensors:
             tensors[name] = _take(rest, _authors_name(name, family), *shape)
@@ -164,7 +183,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     arguments = model.encoder.arguments
     family, options = arguments["encoder"], arguments["options"]
     fshape, tshape = arguments["fshape"], arguments["tshape"]
-    usual = SIZES[family]["base"]
+    names, usual = _FAMILIES[family], SIZES[family]["base"]
     problems = [
         f"{name} is {options[name]} (theirs is always {usual[name]})"
         for name in sorted(usual.keys() - _TOLD) if options[name] != usual[name]
@@ -176,7 +195,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     if pretraining and fshape * tshape != _PREDICTED_PIXELS:
         problems.append(f"its patches have {fshape * tshape} pixels (theirs pretrain with {_PREDICTED_PIXELS} always)")
     state = model.state_dict()
-    if not pretraining and "head.1.weight" not in state:
+    if not pretraining and "head.0.weight" not in state:
         problems.append("its head has no LayerNorm")
     if problems:
         raise UserError(f"the model cannot be written in the format of {family}'s authors: {'; '.join(problems)}")
@@ -186,10 +205,11 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
         sizes = (arguments["num_mel_bins"], arguments["max_length"])
         tensors |= {name: torch.tensor(size) for name, size in zip(_SIZE_OF_INPUT, sizes, strict=True)}
     for name, tensor in state.items():
-        theirs = _authors_name(name, family)
         if name == "encoder.class_tokens":
-            tensors |= {token: _copy(row.reshape(1, 1, -1)) for token, row in zip(_TOKENS[family], tensor, strict=True)}
-        elif name == "encoder.positions":
+            tensors |= {token: _copy(row.reshape(1, 1, -1)) for token, row in zip(names.tokens, tensor, strict=True)}
+            continue
+        theirs = _authors_name(name, family)
+        if name == "encoder.positions":
             both = torch.cat([state["encoder.class_positions"], tensor.flatten(0, 1)])
             tensors[theirs] = _copy(both.unsqueeze(0))
         elif name == "encoder.projection.weight":
@@ -199,7 +219,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
                 tensors[theirs] = _copy(tensor.reshape(1, 1, -1))
         elif name != "encoder.class_positions":
             tensors[theirs] = _copy(tensor)
-    for layer in _IMAGE_CLASSIFIERS[family]:
+    for layer in names.image_classifiers:
         tensors[f"{layer}.weight"] = torch.zeros(_IMAGE_CLASSES, options["hidden_size"])
         tensors[f"{layer}.bias"] = torch.zeros(_IMAGE_CLASSES)
     return {f"module.{name}": tensor.cpu() for name, tensor in tensors.items()}
@@ -254,17 +274,19 @@ def _shapes(arguments: Mapping[str, Any], classes: int | None) -> dict[str, torc
 
 def _authors_name(name: str, family: str) -> str:
     """The authors' name of a tensor of ours: "encoder.stack.norm.bias" is "v.norm_f.bias" in SSAMBA."""
+    names = _FAMILIES[family]
+    for ours, theirs in names.heads.items():
+        if name.startswith(f"{ours}."):
+            return theirs + name.removeprefix(ours)
     special = {
-        "projection.weight": "v.patch_embed.proj.weight", "projection.bias": "v.patch_embed.proj.bias",
-        "class_tokens": "v.cls_token", "class_positions": "v.pos_embed", "positions": "v.pos_embed",
-        "mask_token": "mask_embed",
+        "projection.weight": f"{names.top}patch_embed.proj.weight",
+        "projection.bias": f"{names.top}patch_embed.proj.bias",
+        "class_positions": names.positions, "positions": names.positions, "mask_token": "mask_embed",
     }  # fmt: skip
-    part, _, name = name.partition(".")
-    if part in _HEADS:
-        return f"{_HEADS[part]}.{name}"
+    name = name.removeprefix("encoder.")
     if name in special:
         return special[name]
     name = name.removeprefix("stack.")
-    for ours, theirs in _RENAMES[family]:
+    for ours, theirs in names.renames:
         name = re.sub(ours, theirs, name)
-    return "v." + name
+    return names.top + name
