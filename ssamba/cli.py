@@ -2,13 +2,14 @@
 
 import argparse
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssamba.config import AudioConfig, FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.config import ENCODERS, AudioConfig, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.errors import UserError
 
 # torch and Lightning take seconds to import: the commands import what they need, so that --help and a mistake in a
@@ -143,6 +144,44 @@ def bench_scan(arguments: argparse.Namespace) -> None:
         print(f"written to {out}")
 
 
+def import_checkpoint(arguments: argparse.Namespace) -> None:
+    """Make a model folder of a checkpoint in the format of SSAMBA's, SSAST's or AuM's authors."""
+    given = vars(arguments)
+    counts = ("num_attention_heads", "num_mel_bins", "max_length", "frequency_stride", "time_stride")
+    for name, least in (*((count, 1) for count in counts), ("sampling_rate", 1000)):
+        if given[name] is not None and given[name] < least:
+            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; expected at least {least}")
+    if (arguments.mean is None) != (arguments.std is None):
+        raise UserError("--mean and --std: give both or neither")
+    if arguments.std is not None and not (0 < arguments.std < math.inf and math.isfinite(arguments.mean)):
+        raise UserError(f"--mean and --std are {arguments.mean} and {arguments.std}; expected numbers, std more than 0")
+    import dataclasses
+
+    from ssamba.models import transfer
+
+    stated = {name: given[name] for name in ("sampling_rate", "mean", "std", "short") if given[name] is not None}
+    audio = dataclasses.replace(transfer.AUDIOSET_LIBRISPEECH, **stated)
+    labels = transfer.read_label_names(arguments.labels) if arguments.labels else None
+    options = transfer.ClassifierOptions(labels, arguments.label, arguments.loss, arguments.pooling)
+    told = {name: given[name] for name in counts}
+    imported = transfer.import_checkpoint(
+        arguments.checkpoint, arguments.out, audio, told, options, arguments.overwrite
+    )
+    print(transfer.import_report(imported))
+    print(f"written to {arguments.out}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a model as a checkpoint that the originals' scripts load."""
+    from ssamba.models.transfer import export_model
+
+    exported = export_model(arguments.model, arguments.out, arguments.format, arguments.overwrite)
+    print(f"tensors: {len(exported.tensors)}")
+    if exported.zeros:
+        print(f"zeros, which nothing reads: {', '.join(exported.zeros)}")
+    print(f"written to {arguments.out}")
+
+
 def _finish(folder: Path, record: dict[str, Any], trainer: Any, seconds: float, skipped: Any,
             scores: dict[str, Any]) -> None:  # fmt: skip
     from ssamba.evaluation.pictures import draw_curves
@@ -190,6 +229,37 @@ def _parser() -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=action.__doc__, description=action.__doc__)
         sub.add_argument("shards", nargs="+", metavar="SHARDS", help="a split's folder or a pattern of shards in one")
         sub.set_defaults(call=action)
+    sub = commands.add_parser("import", help=import_checkpoint.__doc__, description=import_checkpoint.__doc__)
+    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth of torch.save, or a .safetensors")
+    sub.add_argument("out", type=Path, metavar="OUT", help="a new folder for the model")
+    for name, default in (
+        ("num-attention-heads", "of SSAST; default: by the width, 192: 3, 384: 6, 768: 12"),
+        ("num-mel-bins", "of a fine-tuned model; default: 128"),
+        ("max-length", "frames of a fine-tuned model's clips; default: the fewest that fill its positions"),
+        ("frequency-stride", "of a fine-tuned model's patches; default: their mel bins"),
+        ("time-stride", "of a fine-tuned model's patches; default: their frames"),
+        ("sampling-rate", "Hz; default: 16000"),
+    ):
+        sub.add_argument(f"--{name}", type=int, metavar="N", help=default)
+    sub.add_argument("--mean", type=float, metavar="X", help="of the log-mel values; default: -4.2677393")
+    sub.add_argument("--std", type=float, metavar="X", help="as --mean; default: 4.5689974 (AudioSet and LibriSpeech)")
+    short = "what a recording shorter than the clip becomes: padded with zeros, repeated, or kept short; default: pad"
+    sub.add_argument("--short", choices=("pad", "repeat", "keep"), help=short)
+    names = "class names, one a line, or AudioSet's class_labels_indices.csv; default: 0, 1, ..."
+    sub.add_argument("--labels", type=Path, metavar="FILE", help=names)
+    sub.add_argument("--label", metavar="NAME", help="what the classes are in shards; default: label")
+    sub.add_argument("--loss", choices=("cross_entropy", "bce"), help="default: cross_entropy")
+    sub.add_argument(
+        "--pooling", choices=("mean", "class"), help="of patch tokens or class tokens; default: mean, of AuM: class"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
+    sub.set_defaults(call=import_checkpoint)
+    sub = commands.add_parser("export", help=export.__doc__, description=export.__doc__)
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a run folder or its model/ folder")
+    sub.add_argument("out", type=Path, metavar="OUT", help="a new file, such as model.pth")
+    sub.add_argument("--format", required=True, choices=ENCODERS, help="whose checkpoint it becomes")
+    sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a file")
+    sub.set_defaults(call=export)
     bench = commands.add_parser("bench", help="Measure speed on this machine.")
     actions = bench.add_subparsers(required=True, metavar="scan")
     sub = actions.add_parser("scan", help=bench_scan.__doc__, description=bench_scan.__doc__)

@@ -1,5 +1,6 @@
 """A corpus of synthetic recordings, recipes small enough for seconds, and runs that several tests read."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -117,6 +118,32 @@ def finetuned(
         return runs[encoder]
 
     return run
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "a folder"
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call the command: it exits with 2, one message and no traceback on stderr, nothing on stdout, nothing written."""
+
+    def call(*words: object) -> str:
+        before = _digests(tmp_path)
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and "Traceback" not in said.err
+        # Before it there may be the bars of what was read until the mistake was found.
+        bars, _, message = said.err.rpartition("ssamba: ")
+        assert message and "ssamba: " not in bars and (not bars or bars.endswith("\n"))
+        assert _digests(tmp_path) == before
+        return message
+
+    return call
 
 
 @pytest.fixture

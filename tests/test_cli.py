@@ -35,32 +35,14 @@ def digests(folder: Path) -> dict[str, str]:
     return folders | {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.fixture
-def refused(tmp_path: Path, capsys: Capture) -> Callable[..., str]:
-    """Call the command: it exits with 2, one message and no traceback on stderr, nothing on stdout, nothing written."""
-
-    def call(*words: object) -> str:
-        before = digests(tmp_path)
-        capsys.readouterr()
-        assert main([str(word) for word in words]) == 2
-        said = capsys.readouterr()
-        assert said.out == "" and "Traceback" not in said.err
-        # Before it there may be the bars of what was read until the mistake was found.
-        bars, _, message = said.err.rpartition("ssamba: ")
-        assert message and "ssamba: " not in bars and (not bars or bars.endswith("\n"))
-        assert digests(tmp_path) == before
-        return message
-
-    return call
-
-
 # Help
 
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "finetune", "evaluate", "stats", "shards", "shards info", "shards verify", "bench", "bench scan"],
-)
+    ["", "pretrain", "finetune", "evaluate", "stats", "shards", "shards info", "shards verify", "import", "export",
+     "bench", "bench scan"],
+)  # fmt: skip
 def test_help(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])
@@ -68,7 +50,8 @@ def test_help(command: str, capsys: Capture) -> None:
     said = capsys.readouterr()
     assert said.out.startswith(f"usage: ssamba {command}") and not said.err
     if not command:
-        assert all(command in said.out for command in ("pretrain", "finetune", "evaluate", "stats", "shards", "bench"))
+        commands = ("pretrain", "finetune", "evaluate", "stats", "shards", "import", "export", "bench")
+        assert all(command in said.out for command in commands)
 
 
 def test_version(capsys: Capture) -> None:
@@ -81,7 +64,9 @@ def test_version(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     "words",
     [[], ["train"], ["shards"], ["pretrain"], ["stats", "somewhere", "--limit", "many"],
-     ["pretrain", "recipe.yaml", "--quickly"], ["stats"]],
+     ["pretrain", "recipe.yaml", "--quickly"], ["stats"], ["import", "file.pth"],
+     ["import", "file.pth", "model", "--loss", "none"], ["export", "model", "file.pth"],
+     ["export", "model", "file.pth", "--format", "other"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_command_line_that_is_none_exits_with_2_and_the_usage(words: list[str], capsys: Capture) -> None:

@@ -1,10 +1,10 @@
-"""State dicts as the authors of SSAMBA, SSAST and AuM publish them, renamed to this package's modules.
+"""State dicts as the authors of SSAMBA, SSAST and AuM publish them: to our modules and back, by the same tables.
 
 Shapes: D width, E inner width, N state size, F and P grid sizes in frequency and time, K pixels of a patch, C classes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,31 +12,71 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 
-# Classifiers of the image models that the originals are built on: in every checkpoint, never called.
-UNUSED = ("v.head.weight", "v.head.bias", "v.head_dist.weight", "v.head_dist.bias")
 
-_MASKED_PATCH_HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
-_HEADS = {"ssamba": _MASKED_PATCH_HEADS, "ssast": _MASKED_PATCH_HEADS, "aum": {"head.1": "head"}}
-_SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
+class _Family(NamedTuple):
+    """A family of models by its authors' names.
 
-_MIXER_RENAMES = (
+    mark: a tensor that no other family has; top: what its network's names begin with; layers: what stands before a
+    layer's number; heads: ours and theirs; head_norm: of `AudioClassifier`; image_classifiers: of the image model that
+    theirs is built on, in every checkpoint and never called; renames (ours, theirs): in turn, on the names below
+    "encoder.stack.".
+    """
+
+    title: str
+    mark: str
+    top: str
+    layers: str
+    tokens: tuple[str, ...]
+    positions: str
+    heads: Mapping[str, str]
+    head_norm: bool
+    image_classifiers: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...]
+
+
+_HEADS = {"contrastive_head": "cpredlayer", "reconstruction_head": "gpredlayer", "head": "mlp_head"}
+_MIXER = (
     (r"^norm\.", "norm_f."),
     (r"\.(ahead|back)\.conv\.", r".\1.conv1d."),
     (r"\.back\.A_log$", ".A_b_log"),
     (r"\.back\.(\w+)", r".\1_b"),
     (r"\.ahead\.", "."),
 )
-# (ours, theirs): in turn, on the names of `AudioEncoder`'s tensors below "stack."; "back" becomes a suffix "_b".
-_RENAMES = {
-    "ssamba": _MIXER_RENAMES,
-    "aum": _MIXER_RENAMES,
-    "ssast": (
-        (r"^layers\.", "blocks."),
-        (r"\.(qkv|proj)\.", r".attn.\1."),
-        (r"\.(fc1|fc2)\.", r".mlp.\1."),
+_FAMILIES = {
+    "ssamba": _Family(
+        "SSAMBA", "v.layers.0.mixer.A_b_log", "v.", "v.layers.", ("v.cls_token",), "v.pos_embed",
+        _HEADS, True, ("v.head",), _MIXER,
     ),
-}
+    "ssast": _Family(
+        "SSAST", "v.blocks.0.attn.qkv.weight", "v.", "v.blocks.", ("v.cls_token", "v.dist_token"), "v.pos_embed",
+        _HEADS, True, ("v.head", "v.head_dist"),
+        (
+            (r"^layers\.", "blocks."),
+            (r"\.(qkv|proj)\.", r".attn.\1."),
+            (r"\.(fc1|fc2)\.", r".mlp.\1."),
+        ),
+    ),
+    # A classifier, with a linear layer alone on its class token.
+    "aum": _Family(
+        "AuM", "layers.0.mixer.A_log", "", "layers.", ("cls_token",), "pos_embed.pos_embed",
+        {"head.1": "head"}, False, (), _MIXER,
+    ),
+}  # fmt: skip
+
+_SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
+_PREDICTED_PIXELS = 256  # of the originals' pretraining heads, whatever the patch
+_IMAGE_CLASSES = 1000
+# Every tensor that is in checkpoints and that nothing reads.
+UNUSED = tuple(f"{layer}.{kind}" for layer in _FAMILIES["ssast"].image_classifiers for kind in ("weight", "bias"))
+
+# Options that the shapes of the tensors tell; the rest has its family's one value, which the originals' code fixes.
+# The number of attention heads is the caller's to know.
+_TOLD = {
+    "hidden_size", "num_hidden_layers", "state_size", "expand", "conv_kernel", "scan_layout", "num_attention_heads",
+}  # fmt: skip
+_ATTENTION_HEADS = {size["hidden_size"]: size["num_attention_heads"] for size in SIZES["ssast"].values()}
 
 
 class FromAuthors(NamedTuple):
@@ -50,144 +90,224 @@ class FromAuthors(NamedTuple):
     head_norm: bool
 
 
-def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int = 128,
+def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int | None = None,
                  max_length: int | None = None, frequency_stride: int | None = None,
                  time_stride: int | None = None) -> FromAuthors:  # fmt: skip
     """Translate a pretraining or fine-tuned checkpoint of SSAMBA or SSAST, or a classifier of AuM, of any scan layout.
 
     The family, its sizes and the patch are read off the tensors, and the size of the clips off a pretraining
-    checkpoint. Every tensor is used, or is one of `UNUSED`. A classifier has no mask token: ours is zero.
+    checkpoint. Every tensor is used, or is one of `UNUSED`. A fine-tuned checkpoint has no mask token: ours is zero.
 
     Args:
         state: tensors by the authors' names, with or without "module." in front (v.pos_embed (1, 1 or 2 + F * P, D),
             v.patch_embed.proj.weight (D, 1, fshape, tshape), v.layers.0.mixer.A_b_log (E, N), mlp_head.1.weight (C, D),
             cpredlayer.2.weight (K, D), ...; AuM: pos_embed.pos_embed (1, 1 + F * P, D), head.weight (C, D), ...).
-        num_attention_heads: of an SSAST model, whose tensors do not tell it.
-        num_mel_bins, frequency_stride, time_stride: of a classifier; the strides are the patch's own sides if None.
+        num_attention_heads: of an SSAST model, whose tensors do not tell it; if None that of the size of its width.
+        num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; if None 128 and the patch's own sides.
             Pretraining is always without overlap.
-        max_length: frames of a classifier's clips; if None the fewest that fill its positional grid.
+        max_length: frames of a fine-tuned model's clips; if None the fewest that fill its positional grid.
 
     Raises:
         UserError: another model's checkpoint, a tensor that is missing, unknown or of the wrong shape, or arguments
             that do not fit the tensors.
     """
     rest = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if "v.layers.0.mixer.A_b_log" in rest:
-        family, stem, leading = "ssamba", "v.layers.", ["v.cls_token"]
-    elif "v.blocks.0.attn.qkv.weight" in rest:
-        family, stem, leading = "ssast", "v.blocks.", ["v.cls_token", "v.dist_token"]
-    elif "layers.0.mixer.A_log" in rest:
-        family, stem, leading = "aum", "layers.", ["cls_token"]
-    else:
-        raise UserError(
-            "the checkpoint is neither SSAMBA's (v.layers.0.mixer.A_b_log) nor SSAST's (v.blocks.0.attn.qkv.weight) "
-            f"nor AuM's (layers.0.mixer.A_log); it holds {', '.join(sorted(state)[:5]) or 'nothing'}"
-        )
-    layers = len({name.removeprefix(stem).split(".")[0] for name in rest if name.startswith(stem)})
-    projection, grid = (_authors_name(name, family) for name in ("projection.weight", "positions"))
-    kernel = _take(rest, projection)
-    if kernel.ndim != 4 or kernel.shape[1] != 1:
-        raise UserError(f"{projection} has shape {tuple(kernel.shape)}; expected (D, 1, fshape, tshape)")
+    if len(rest) < len(state):
+        raise UserError("the checkpoint has the same tensors twice, with and without module. in front")
+    family = next((name for name, row in _FAMILIES.items() if row.mark in rest), None)
+    if family is None:
+        marks = " nor ".join(f"{row.title}'s ({row.mark})" for row in _FAMILIES.values())
+        raise UserError(f"the checkpoint is neither {marks}; it holds {some_of(state) or 'nothing'}")
+    names = _FAMILIES[family]
+    layers = len({name.removeprefix(names.layers).split(".")[0] for name in rest if name.startswith(names.layers)})
+    kernel = _take(rest, _authors_name("encoder.projection.weight", family), "D", 1, "fshape", "tshape")
     width, _, fshape, tshape = kernel.shape
     options = {**SIZES[family]["base"], "hidden_size": width, "num_hidden_layers": layers}
-    if family in ("ssamba", "aum"):
-        inner, states = (_look(rest, stem + "0.mixer.A_log").shape[at] for at in (0, -1))
-        conv_kernel = _look(rest, stem + "0.mixer.conv1d.weight").shape[-1]
+    if family != "ssast":
+        inner, states = _look(rest, f"{names.layers}0.mixer.A_log", "E", "N").shape
+        conv_kernel = _look(rest, f"{names.layers}0.mixer.conv1d.weight", "E", 1, "taps").shape[2]
         options |= {"expand": inner // width, "state_size": states, "conv_kernel": conv_kernel}
         if family == "aum":
             convolves_back, scans_back = (any(end in name for name in rest) for end in (".conv1d_b.", ".A_b_log"))
             options["scan_layout"] = "bi_bi" if convolves_back else "fo_bi" if scans_back else "fo_fo"
-    elif num_attention_heads is None:
+    elif num_attention_heads is None and width not in _ATTENTION_HEADS:
         raise UserError(
-            "num_attention_heads is not given; an SSAST checkpoint does not tell it (tiny 3, small 6, base 12)"
+            f"num_attention_heads is not given, and an SSAST checkpoint of width {width} does not tell it (tiny, of "
+            f"{SIZES[family]['tiny']['hidden_size']}, has 3; small 6; base 12): give --num-attention-heads"
         )
     else:
-        options["num_attention_heads"] = num_attention_heads
+        options["num_attention_heads"] = num_attention_heads or _ATTENTION_HEADS[width]
 
-    pretraining = _SIZE_OF_INPUT[0] in rest
+    pretraining = not rest.keys().isdisjoint((*_SIZE_OF_INPUT, "mask_embed"))
     if pretraining:
-        num_mel_bins, max_length = (int(_take(rest, name)) for name in _SIZE_OF_INPUT)
+        num_mel_bins, max_length = (_size(rest, name) for name in _SIZE_OF_INPUT)
         frequency_stride, time_stride = fshape, tshape
+    num_mel_bins = num_mel_bins or 128
     frequency_stride, time_stride = frequency_stride or fshape, time_stride or tshape
-    positions = _take(rest, grid).squeeze(0)
-    tokens = len(positions) - len(leading)
+    leading = len(names.tokens)
+    positions = _take(rest, names.positions, 1, "tokens", width)[0]
+    tokens = len(positions) - leading
     rows = (num_mel_bins - fshape) // frequency_stride + 1
     if max_length is None:
         max_length = (tokens // max(1, rows) - 1) * time_stride + tshape
     columns = (max_length - tshape) // time_stride + 1
     if min(rows, columns) < 1 or rows * columns != tokens:
         raise UserError(
-            f"{grid} has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of {tshape} x "
-            f"{fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
+            f"{names.positions} has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of "
+            f"{tshape} x {fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
+            + ("" if pretraining else ": give --max-length, --num-mel-bins, --time-stride or --frequency-stride")
         )
 
     arguments = {
         "encoder": family, "options": options, "num_mel_bins": num_mel_bins, "max_length": max_length,
         "fshape": fshape, "tshape": tshape, "frequency_stride": frequency_stride, "time_stride": time_stride,
     }  # fmt: skip
-    encoder = {
-        "projection.weight": kernel.flatten(1),
-        "class_tokens": torch.cat([_take(rest, name).flatten(0, -2) for name in leading]),
-        "class_positions": positions[: len(leading)],
-        "positions": positions[len(leading) :].reshape(rows, columns, -1),
-        "mask_token": _take(rest, "mask_embed").flatten() if pretraining else torch.zeros(width),
+    tensors = {
+        "encoder.projection.weight": kernel.flatten(1),
+        "encoder.class_tokens": torch.cat([_take(rest, name, 1, 1, width)[0] for name in names.tokens]),
+        "encoder.class_positions": positions[:leading],
+        "encoder.positions": positions[leading:].reshape(rows, columns, -1),
     }
-    wanted = _shapes(arguments)
-    for name in wanted.keys() - encoder.keys():
-        encoder[name] = _take(rest, _authors_name(name, family))
-    for name, shape in wanted.items():
-        if encoder[name].shape != shape:
-            raise UserError(
-                f"{_authors_name(name, family)} (our {name}) has shape {tuple(encoder[name].shape)}; "
-                f"expected {tuple(shape)}"
-            )
-    heads = {
-        name.replace(theirs, ours, 1): rest.pop(name)
-        for ours, theirs in _HEADS[family].items() for name in sorted(rest) if name.startswith(theirs + ".")
-    }  # fmt: skip
-    if unknown := sorted(rest.keys() - set(UNUSED)):
-        raise UserError(f"the {family} checkpoint has tensors of no known use: {', '.join(unknown)}")
+    tensors["encoder.mask_token"] = (
+        _take(rest, "mask_embed", 1, 1, width).flatten() if pretraining else torch.zeros(width)
+    )
+    classes = None if pretraining else len(_look(rest, _authors_name("head.1.weight", family), "C", width))
+    for name, shape in _shapes(arguments, classes, names.head_norm).items():
+        if name not in tensors:
+            tensors[name] = _take(rest, _authors_name(name, family), *shape)
+    if unknown := rest.keys() - set(UNUSED):
+        raise UserError(f"the {family} checkpoint has tensors of no known use: {some_of(unknown)}")
+    prefix = "encoder."
     return FromAuthors(
-        arguments, {name: _copy(encoder[name]) for name in wanted}, {n: _copy(t) for n, t in heads.items()},
-        head_norm=family != "aum",
-    )  # fmt: skip
+        arguments,
+        {name.removeprefix(prefix): _copy(x) for name, x in tensors.items() if name.startswith(prefix)},
+        {name: _copy(x) for name, x in tensors.items() if not name.startswith(prefix)},
+        names.head_norm,
+    )
+
+
+def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
+    """The inverse of `from_authors`: a state dict that the authors' scripts load strictly.
+
+    Every name has "module." in front, as `torch.nn.DataParallel` saves it; the tensors are copies, on the CPU, float32
+    (p_input_fdim and p_input_tdim: int64 of no dimension). The classifiers in `UNUSED` are zeros.
+
+    Raises:
+        UserError: what their format cannot say: a residual or an epsilon that their code does not have, pretraining
+            with overlapping patches or with others than 256 pixels, a LayerNorm in the head that theirs lacks or the
+            other way about, a pretraining model of AuM.
+    """
+    arguments = model.encoder.arguments
+    family, options = arguments["encoder"], arguments["options"]
+    fshape, tshape = arguments["fshape"], arguments["tshape"]
+    names, usual = _FAMILIES[family], SIZES[family]["base"]
+    problems = [
+        f"{name} is {options[name]} (theirs is always {usual[name]})"
+        for name in sorted(usual.keys() - _TOLD) if options[name] != usual[name]
+    ]  # fmt: skip
+    pretraining = isinstance(model, MaskedPatchModel)
+    strides = arguments["frequency_stride"], arguments["time_stride"]
+    if pretraining and strides != (fshape, tshape):
+        problems.append(f"its strides are {strides[0]} and {strides[1]} (theirs pretrain without overlap)")
+    if pretraining and fshape * tshape != _PREDICTED_PIXELS:
+        problems.append(f"its patches have {fshape * tshape} pixels (theirs pretrain with {_PREDICTED_PIXELS} always)")
+    state = model.state_dict()
+    if pretraining and "contrastive_head" not in names.heads:
+        problems.append("it is a pretraining model (theirs are all classifiers)")
+    if not pretraining and ("head.0.weight" in state) != names.head_norm:
+        problems.append(f"its head has {'no' if names.head_norm else 'a'} LayerNorm")
+    if problems:
+        raise UserError(f"the model cannot be written in the format of {family}'s authors: {'; '.join(problems)}")
+
+    tensors: dict[str, Tensor] = {}
+    if pretraining:
+        sizes = (arguments["num_mel_bins"], arguments["max_length"])
+        tensors |= {name: torch.tensor(size) for name, size in zip(_SIZE_OF_INPUT, sizes, strict=True)}
+    for name, tensor in state.items():
+        if name == "encoder.class_tokens":
+            tensors |= {token: _copy(row.reshape(1, 1, -1)) for token, row in zip(names.tokens, tensor, strict=True)}
+            continue
+        theirs = _authors_name(name, family)
+        if name == "encoder.positions":
+            both = torch.cat([state["encoder.class_positions"], tensor.flatten(0, 1)])
+            tensors[theirs] = _copy(both.unsqueeze(0))
+        elif name == "encoder.projection.weight":
+            tensors[theirs] = _copy(tensor.reshape(-1, 1, fshape, tshape))
+        elif name == "encoder.mask_token":
+            if pretraining:
+                tensors[theirs] = _copy(tensor.reshape(1, 1, -1))
+        elif name != "encoder.class_positions":
+            tensors[theirs] = _copy(tensor)
+    for layer in names.image_classifiers:
+        tensors[f"{layer}.weight"] = torch.zeros(_IMAGE_CLASSES, options["hidden_size"])
+        tensors[f"{layer}.bias"] = torch.zeros(_IMAGE_CLASSES)
+    return {f"module.{name}": tensor.cpu() for name, tensor in tensors.items()}
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Names for a message: all if they are few, else the first and how many there are."""
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
 
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32, copy=True).contiguous()
 
 
-def _look(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _look(state: Mapping[str, Tensor], name: str, *shape: str | int) -> Tensor:
+    """state[name], of that shape, where a word stands for any size of at least 1; UserError if it is not."""
     if name not in state:
         raise UserError(f"the checkpoint has no tensor {name}")
+    sizes = state[name].shape
+    if len(sizes) != len(shape) or any(
+        size != wanted if isinstance(wanted, int) else size < 1 for size, wanted in zip(sizes, shape, strict=True)
+    ):
+        expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise UserError(f"{name} has shape {tuple(sizes)}; expected ({expected})")
     return state[name]
 
 
-def _take(state: dict[str, Tensor], name: str) -> Tensor:
-    tensor = _look(state, name)
+def _take(state: dict[str, Tensor], name: str, *shape: str | int) -> Tensor:
+    tensor = _look(state, name, *shape)
     del state[name]
     return tensor
 
 
-def _shapes(arguments: Mapping[str, Any]) -> dict[str, torch.Size]:
+def _size(state: dict[str, Tensor], name: str) -> int:
+    size = _take(state, name).item()
+    if not 1 <= size <= 1_000_000:
+        raise UserError(f"{name} is {size}; expected a number of mel bins or frames")
+    return int(size)
+
+
+def _shapes(arguments: Mapping[str, Any], classes: int | None, head_norm: bool) -> dict[str, torch.Size]:
+    """Of all tensors of a model: of a classifier, or with `classes` None of a pretraining model."""
     try:
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in AudioEncoder(**arguments).state_dict().items()}
+            encoder = AudioEncoder(**arguments)
+            model = (
+                MaskedPatchModel(encoder) if classes is None else AudioClassifier(encoder, classes, "mean", head_norm)
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _authors_name(name: str, family: str) -> str:
-    """The authors' name of a tensor of `AudioEncoder`: "stack.norm.weight" is "v.norm_f.weight" in SSAMBA."""
-    top, positions = ("", "pos_embed.pos_embed") if family == "aum" else ("v.", "v.pos_embed")
+    """The authors' name of a tensor of ours: "encoder.stack.norm.bias" is "v.norm_f.bias" in SSAMBA."""
+    names = _FAMILIES[family]
+    for ours, theirs in names.heads.items():
+        if name.startswith(f"{ours}."):
+            return theirs + name.removeprefix(ours)
     special = {
-        "projection.weight": f"{top}patch_embed.proj.weight", "projection.bias": f"{top}patch_embed.proj.bias",
-        "class_tokens": f"{top}cls_token", "class_positions": positions, "positions": positions,
-        "mask_token": "mask_embed",
+        "projection.weight": f"{names.top}patch_embed.proj.weight",
+        "projection.bias": f"{names.top}patch_embed.proj.bias",
+        "class_positions": names.positions, "positions": names.positions, "mask_token": "mask_embed",
     }  # fmt: skip
+    name = name.removeprefix("encoder.")
     if name in special:
         return special[name]
     name = name.removeprefix("stack.")
-    for ours, theirs in _RENAMES[family]:
+    for ours, theirs in names.renames:
         name = re.sub(ours, theirs, name)
-    return top + name
+    return names.top + name

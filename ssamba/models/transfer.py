@@ -1,0 +1,296 @@
+"""Checkpoint files of the originals' authors into model folders, and model folders into such files.
+
+Nothing in a checkpoint is executed: files are read by torch.load(weights_only=True) or safetensors.
+"""
+
+import csv
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssamba.errors import UserError
+from ssamba.files import whole_folder
+from ssamba.models.authors import UNUSED, FromAuthors, from_authors, some_of, to_authors
+from ssamba.models.checkpoint import (
+    AudioSettings,
+    ClassifierSettings,
+    load_model,
+    model_folder,
+    read_config,
+    save_model,
+)
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+
+# Of the log-mel values of AudioSet and LibriSpeech, on which the originals were pretrained: both repositories' scripts.
+AUDIOSET_LIBRISPEECH = AudioSettings(16000, -4.2677393, 4.5689974, "pad")
+
+# Where other trainers put the state dict in what they save.
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_UNUSED_FILE = "unused.safetensors"
+
+
+class ClassifierOptions(NamedTuple):
+    """`ClassifierSettings` as far as they are given; None: "0", "1", ..., "label", "cross_entropy" and
+    "mean" (AuM: "class")."""
+
+    labels: tuple[str, ...] | None = None
+    label: str | None = None
+    loss: str | None = None
+    pooling: str | None = None
+
+
+class Imported(NamedTuple):
+    """An imported checkpoint. used: how many of its tensors the model has; unused: the names of those kept beside it;
+    types: what the used ones were, other than float32."""
+
+    model: MaskedPatchModel | AudioClassifier
+    audio: AudioSettings
+    classifier: ClassifierSettings | None
+    used: int
+    unused: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+class Exported(NamedTuple):
+    """What was written: the state dict, and which of its tensors are zeros because nothing reads them."""
+
+    tensors: dict[str, Tensor]
+    zeros: tuple[str, ...]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, by their names in it; on the CPU, of any type.
+
+    The file is torch.save's, or safetensors' if its name ends in .safetensors. The state dict may stand under
+    "state_dict", "model" or "model_state_dict" among other things, and under "model." as in a LightningModule.
+
+    Raises:
+        UserError: no such file, a damaged one, one that would execute code, or something else than plain tensors in it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; expected a checkpoint file")
+    held = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    if isinstance(held, Mapping):
+        held = next((held[key] for key in _WRAPPERS if isinstance(held.get(key), Mapping)), held)
+    if not isinstance(held, Mapping):
+        raise UserError(f"{path} holds a {type(held).__name__}; expected a state dict, of names and tensors")
+    if odd := [str(name) for name, value in held.items() if not (isinstance(name, str) and _is_plain(value))]:
+        raise UserError(f"{path} holds what is no plain tensor: {some_of(odd)}; expected a state dict alone")
+    prefix = "model."
+    if all(name.startswith(prefix) for name in held):
+        return {name.removeprefix(prefix): tensor for name, tensor in held.items()}
+    return dict(held)
+
+
+def read_label_names(path: Path) -> tuple[str, ...]:
+    """Class names in order: one a line, or AudioSet's class_labels_indices.csv (index,mid,display_name)."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; expected a text file of class names") from error
+    if lines and lines[0] == "index,mid,display_name":
+        rows = list(csv.DictReader(lines))
+        if [row["index"] for row in rows] != [str(number) for number in range(len(rows))]:
+            raise UserError(f"{path} does not number its classes 0, 1, 2, ...")
+        lines = [row["display_name"] or "" for row in rows]
+    if not lines or "" in lines or len(set(lines)) < len(lines):
+        raise UserError(f"{path} has no class names, or an empty one, or one twice")
+    return tuple(lines)
+
+
+def import_checkpoint(checkpoint: Path, out: Path, audio: AudioSettings, told: Mapping[str, int | None],
+                      options: ClassifierOptions, overwrite: bool = False) -> Imported:  # fmt: skip
+    """Make a model folder of a checkpoint in its authors' format: model.safetensors, config.json and, if the checkpoint
+    has tensors that its own code never reads, unused.safetensors with these.
+
+    Args:
+        checkpoint: as `read_checkpoint`; tensors of another type than float32 become float32.
+        out: a new folder.
+        audio: what the spectrograms are.
+        told: arguments of `from_authors`, None where not given.
+        options: of a classifier.
+        overwrite: replace `out` if it is a model folder.
+
+    Raises:
+        UserError: `out` exists, a checkpoint that cannot be read or is another model's, or arguments that contradict
+            it. Nothing is written then.
+    """
+    _check_folder(out, overwrite)
+    state = read_checkpoint(checkpoint)
+    try:
+        source = from_authors(state, **told)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    _check_told(source, told)
+    model, classifier = _build(source, options)
+    short = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    unused = {name: short[name].clone(memory_format=torch.contiguous_format) for name in UNUSED if name in short}
+    types = {str(x.dtype).removeprefix("torch.") for name, x in short.items() if name not in unused and x.ndim}
+    try:
+        with whole_folder(out) as folder:
+            save_model(folder, model, audio, classifier)
+            if unused:
+                save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
+    used, others = len(state) - len(unused), tuple(sorted(types - {"float32"}))
+    return Imported(model, audio, classifier, used, tuple(unused), others)
+
+
+def import_report(imported: Imported) -> str:
+    """What was found, in lines."""
+    audio, encoder = imported.audio, imported.model.encoder
+    arguments, options = encoder.arguments, encoder.arguments["options"]
+    family = arguments["encoder"]
+    size = next((name for name, sizes in SIZES[family].items() if sizes == options), None)
+    rows, columns = encoder.grid
+    lines = [
+        f"family: {family}, " + (size or ", ".join(f"{name} {value}" for name, value in options.items())),
+        f"patch: {arguments['fshape']} mel bins x {arguments['tshape']} frames, strides "
+        f"{arguments['frequency_stride']} and {arguments['time_stride']}",
+        f"grid: {rows} x {columns} patches of {arguments['num_mel_bins']} mel bins x {arguments['max_length']} frames",
+        f"audio: {audio.sampling_rate} Hz, log-mel mean {audio.mean} and standard deviation {audio.std}",
+        f"classes: {_classes(imported.classifier)}",
+        f"parameters: {parameter_count(imported.model):,}",
+        f"tensors: {imported.used} used, {len(imported.unused)} kept that nothing reads"
+        + (f" ({', '.join(imported.unused)})" if imported.unused else ""),
+    ]
+    if imported.types:
+        lines.append(f"types: {', '.join(imported.types)} became float32, which an export writes")
+    return "\n".join(lines)
+
+
+def export_model(path: Path, out: Path, family: str, overwrite: bool = False) -> Exported:
+    """Write a model or run folder as a checkpoint in the format of `family`'s authors, by torch.save.
+
+    Tensors that nothing reads are the imported ones, or zeros in a model that was trained here.
+
+    Raises:
+        UserError: `out` exists (a file is replaced with `overwrite`), no model in `path` or one of another family, or
+            as `to_authors`.
+    """
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is {'a folder' if out.is_dir() else 'no plain file'}; expected a new file")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists; expected a new file, or --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
+    held = read_config(path)["model_type"]
+    if held != family:
+        raise UserError(f"{path} holds a model of {held}; expected one of {family} for --format {family}")
+    kept = _read_unused(path)
+    tensors = to_authors(load_model(path).model) | kept
+    zeros = {f"module.{name}" for name in UNUSED} & tensors.keys() - kept.keys()
+    beside = out.with_name(f"{out.name}.tmp")
+    try:
+        torch.save(tensors, beside)
+        os.replace(beside, out)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written: {error}") from error
+    return Exported(tensors, tuple(sorted(zeros)))
+
+
+def _classes(settings: ClassifierSettings | None) -> str:
+    if settings is None:
+        return "none, a pretraining model"
+    names = ", ".join(settings.labels[:6]) + (", ..." if len(settings.labels) > 6 else "")
+    return f"{len(settings.labels)} ({settings.label}: {names}), {settings.loss}, {settings.pooling} pooling"
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses about a file that is none of its own
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{path} was not read: to read it means to call {asked[1]}, which could do anything; expected tensors "
+                "alone. Whoever trusts it can load it elsewhere and torch.save its state_dict()"
+            ) from error
+        raise UserError(f"{path} is damaged, or no checkpoint; expected a file written by torch.save") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _is_plain(value: object) -> bool:
+    """Numbers in memory, one after another: not sparse, quantized or complex."""
+    return (
+        isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        and not value.is_quantized and not value.is_complex()
+    )  # fmt: skip
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """Whether a model folder may be made in `out`."""
+    if not out.name or out.name == "..":
+        raise UserError(f"{out} is no name for a new folder")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists; expected a new folder, or --overwrite to replace the model in it")
+    names = [path.name for path in out.iterdir()] if out.is_dir() and not out.is_symlink() else []
+    if not {"model.safetensors", "config.json"} <= set(names) or not all(
+        name.endswith((".safetensors", ".json")) or name == "README.md" for name in names
+    ):
+        raise UserError(f"{out} is no model folder, or holds more than a model; --overwrite does not remove it")
+
+
+def _check_told(source: FromAuthors, told: Mapping[str, int | None]) -> None:
+    """Whether what the caller says of the checkpoint is what it says of itself."""
+    found = {**source.arguments, **source.arguments["options"]}
+    for name, value in told.items():
+        if value is not None and found.get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            own = f"the checkpoint has {found[name]}" if name in found else f"{found['encoder']} has none"
+            raise UserError(f"{option} is {value}; {own}")
+
+
+def _build(
+    source: FromAuthors, options: ClassifierOptions
+) -> tuple[MaskedPatchModel | AudioClassifier, ClassifierSettings | None]:
+    """The model with its weights, and what it says if it is a classifier."""
+    encoder = AudioEncoder(**source.arguments)
+    model: MaskedPatchModel | AudioClassifier
+    settings = None
+    if "head.1.weight" in source.heads:
+        classes = len(source.heads["head.1.weight"])
+        names = options.labels or tuple(map(str, range(classes)))
+        if len(names) != classes:
+            raise UserError(f"--labels has {len(names)} names; the checkpoint's classifier has {classes} classes")
+        pooling = options.pooling or ("class" if source.arguments["encoder"] == "aum" else "mean")
+        settings = ClassifierSettings(
+            names, options.label or "label", options.loss or "cross_entropy", pooling, source.head_norm
+        )
+        model = AudioClassifier(encoder, classes, settings.pooling, settings.head_norm)
+    elif given := [f"--{name}" for name, value in options._asdict().items() if value is not None]:
+        raise UserError(f"{', '.join(given)} is said of a classifier; the checkpoint is a pretraining model's")
+    else:
+        model = MaskedPatchModel(encoder)
+    model.load_state_dict({f"encoder.{name}": tensor for name, tensor in source.encoder.items()} | source.heads)
+    return model.eval(), settings
+
+
+def _read_unused(path: Path) -> dict[str, Tensor]:
+    """The tensors kept beside an imported model, by the authors' names."""
+    file = model_folder(path) / _UNUSED_FILE
+    kept = _read_safetensors(file) if file.is_file() else {}
+    if unknown := kept.keys() - set(UNUSED):
+        raise UserError(f"{file} holds {some_of(unknown)}; expected none but {', '.join(UNUSED)}")
+    return {f"module.{name}": tensor for name, tensor in kept.items()}

@@ -1,0 +1,629 @@
+"""`ssamba import` and `ssamba export`: checkpoints through files, what comes back, and what is refused.
+
+With the environment variable SSAMBA_PARITY naming a folder, every {patch16,frame}/*.pth in it is tried as well, beside
+a *_expected.npz of what the originals compute with it.
+"""
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssamba.cli import main
+from ssamba.errors import UserError
+from ssamba.losses import info_nce, reconstruction_mse
+from ssamba.models.authors import UNUSED, from_authors
+from ssamba.models.checkpoint import ClassifierSettings, SavedModel, load_model, read_config, save_model
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.transfer import AUDIOSET_LIBRISPEECH, read_checkpoint, read_label_names
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
+KINDS = ("pretrain", "finetuned_shorter", "finetuned_longer")
+STRIDES = {("patch16", "finetuned_shorter"): (10, 10), ("frame", "finetuned_shorter"): (128, 1)}
+Capture = pytest.CaptureFixture[str]
+Runs = Callable[[str], Path]
+Refused = Callable[..., str]
+
+each_family = pytest.mark.parametrize("family", ["ssamba", "ssast"])
+each_checkpoint = pytest.mark.parametrize(
+    ("patch", "family", "kind"),
+    [(patch, family, kind) for patch in ("patch16", "frame") for family in ("ssamba", "ssast") for kind in KINDS],
+)
+
+
+def words(patch: str, family: str, kind: str) -> list[str]:
+    """What has to be said of a fixture besides its tensors."""
+    said = ["--num-attention-heads", {"patch16": "4", "frame": "2"}[patch]] if family == "ssast" else []
+    if (patch, kind) in STRIDES:
+        frequency, time = STRIDES[patch, kind]
+        said += ["--frequency-stride", str(frequency), "--time-stride", str(time)]
+    return said
+
+
+def checkpoint(patch: str, family: str, kind: str) -> dict[str, Tensor]:
+    """A fixture, its unused classifiers (zeros there) drawn, and with values that only bits tell apart."""
+    state = torch.load(FIXTURES / f"{patch}_{family}.pth", weights_only=True)[kind]
+    generator = torch.Generator().manual_seed(0)
+    for name in state:
+        if name.removeprefix("module.") in UNUSED:
+            state[name] = torch.randn(state[name].shape, generator=generator)
+    bias = state["module.v.patch_embed.proj.bias"].clone()
+    bias[:2] = torch.tensor([-0.0, float("nan")])
+    return {**state, "module.v.patch_embed.proj.bias": bias}
+
+
+def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(*(x.flatten().contiguous().view(torch.uint8) for x in (ours[name], tensor)))
+
+
+def call(*given: object) -> None:
+    assert main([str(word) for word in given]) == 0
+
+
+def statistics(saved: SavedModel) -> list[object]:
+    return ["--mean", saved.audio.mean, "--std", saved.audio.std, "--short", saved.audio.short]
+
+
+def plain_load(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A pretraining checkpoint of SSAMBA in a file."""
+    torch.save(checkpoint("frame", "ssamba", "pretrain"), tmp_path / "small.pth")
+    return tmp_path / "small.pth"
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Path:
+    """A classifier of SSAMBA of 35 classes in a file."""
+    torch.save(checkpoint("frame", "ssamba", "finetuned_longer"), tmp_path / "tuned.pth")
+    return tmp_path / "tuned.pth"
+
+
+# There and back
+
+
+@each_checkpoint
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_import_and_export_give_back_every_tensor_bit_for_bit(
+    prefix: str, patch: str, family: str, kind: str, tmp_path: Path, capsys: Capture
+) -> None:
+    theirs = checkpoint(patch, family, kind)
+    given = {prefix + name.removeprefix("module."): tensor for name, tensor in theirs.items()}
+    torch.save(given, tmp_path / "theirs.pth")
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", *words(patch, family, kind))
+    said = capsys.readouterr().out
+    call("export", tmp_path / "model", tmp_path / "ours.pth", "--format", family)
+    assert_same_bits(plain_load(tmp_path / "ours.pth"), theirs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "ours.pth", "theirs.pth"]
+    unused = 4 if family == "ssast" else 2
+    assert f"tensors: {len(theirs) - unused} used, {unused} kept that nothing reads (v.head.weight" in said
+    assert capsys.readouterr().out == f"tensors: {len(theirs)}\nwritten to {tmp_path / 'ours.pth'}\n"
+
+
+@each_family
+def test_a_pretrained_model_of_ours_comes_back_from_the_authors_format(
+    family: str, pretrained: Runs, tmp_path: Path, capsys: Capture
+) -> None:
+    run = pretrained(family)
+    capsys.readouterr()
+    call("export", run, tmp_path / "theirs.pth", "--format", family)
+    zeros = [f"module.{name}" for name in sorted(UNUSED) if family == "ssast" or "dist" not in name]
+    assert f"zeros, which nothing reads: {', '.join(zeros)}\n" in capsys.readouterr().out
+    saved = load_model(run)
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", *statistics(saved))
+    assert f"family: {family}, nano\n" in capsys.readouterr().out
+    assert read_config(tmp_path / "model") == read_config(run)
+    ours, back = saved.model, load_model(tmp_path / "model").model
+    assert_same_bits(dict(back.state_dict()), dict(ours.state_dict()))
+    log_mel, mask = torch.randn(2, 64, 128), torch.arange(32).expand(2, -1) % 3 == 0
+    with torch.inference_mode():
+        for one, other in zip(ours(log_mel, mask), back(log_mel, mask), strict=True):
+            assert torch.equal(one, other)
+
+
+@each_family
+def test_a_classifier_of_ours_comes_back_from_the_authors_format(family: str, finetuned: Runs, tmp_path: Path) -> None:
+    run = finetuned(family)
+    call("export", run, tmp_path / "theirs.pth", "--format", family)
+    assert "module.mask_embed" not in plain_load(tmp_path / "theirs.pth")
+    ours = load_model(run)
+    (tmp_path / "names.txt").write_text("\n".join(ours.classifier.labels) + "\n")
+    given = [*statistics(ours), "--labels", tmp_path / "names.txt", "--label", "sound"]
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", *given)
+    assert read_config(tmp_path / "model") == read_config(run)
+    back = load_model(tmp_path / "model")
+    assert (ours.audio, ours.classifier) == (back.audio, back.classifier)
+    log_mel = torch.randn(3, 64, 128)
+    with torch.inference_mode():
+        assert torch.equal(ours.model(log_mel), back.model(log_mel))
+
+
+# What the originals compute
+
+PAIRS = sorted(FIXTURES.glob("[!a]*.npz"))
+LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
+if FOLDER := os.environ.get("SSAMBA_PARITY"):
+    FURTHER = [path for patch in ("patch16", "frame", "aum") for path in sorted(Path(FOLDER, patch).glob("*.pth"))]
+    FURTHER = FURTHER or [Path(FOLDER, "patch16", "ssamba_pretrain.pth")]  # which fails, for it is not there
+else:
+    reason = "SSAMBA_PARITY names no folder of checkpoints and of what the originals compute with them"
+    FURTHER = [pytest.param(Path(), marks=pytest.mark.skip(reason))]
+
+
+def assert_close(ours: Tensor, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def check_outputs(folder: Path, expected: dict[str, Any]) -> None:
+    """An imported model gives what the originals gave."""
+    saved = load_model(folder)
+    log_mel = torch.from_numpy(expected["input"])
+    with torch.inference_mode():
+        if isinstance(saved.model, AudioClassifier):
+            if "logits" in expected:  # AuM's
+                assert_close(saved.model(log_mel), expected["logits"])
+                return
+            for pooling, name in (("mean", "logits_avgtok"), ("class", "logits_cls")):
+                saved.model.pooling = pooling
+                assert_close(saved.model(log_mel), expected[name])
+            return
+        index = torch.from_numpy(expected["mask_index"])
+        mask = torch.zeros(len(index), saved.model.encoder.grid[0] * saved.model.encoder.grid[1], dtype=torch.bool)
+        prediction = saved.model(log_mel, mask.scatter_(1, index, True))
+        rank = index.argsort(1).argsort(1).unsqueeze(-1).expand_as(prediction.contrastive)
+        assert_close(prediction.contrastive.gather(1, rank), expected["contrastive_prediction"])
+        assert_close(prediction.reconstruction.gather(1, rank), expected["reconstruction"])
+        nce = info_nce(prediction.contrastive, prediction.target).loss.item()
+        assert nce == pytest.approx(float(expected["nce"]), rel=1e-5)
+        mse = reconstruction_mse(prediction.reconstruction, prediction.target).item()
+        assert mse == pytest.approx(float(expected["mse"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda path: path.stem)
+def test_an_imported_checkpoint_gives_the_originals_outputs(pair: Path, tmp_path: Path) -> None:
+    patch, family, kind = pair.stem.split("_", 2)
+    state = torch.load(FIXTURES / f"{patch}_{family}.pth", weights_only=True)[kind]
+    torch.save(state, tmp_path / "theirs.pth")
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", *words(patch, family, kind))
+    with np.load(pair) as expected:
+        check_outputs(tmp_path / "model", dict(expected))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_aum_comes_back_bit_for_bit_and_gives_the_originals_outputs(
+    prefix: str, layout: str, tmp_path: Path, capsys: Capture
+) -> None:
+    theirs = torch.load(FIXTURES / f"aum_{layout}.pth", weights_only=True)
+    given = {prefix + name.removeprefix("module."): tensor for name, tensor in theirs.items()}
+    torch.save(given, tmp_path / "theirs.pth")
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", "--loss", "bce")
+    said = capsys.readouterr().out
+    assert (
+        "family: aum, " in said and f"scan_layout {layout}" in said and f"tensors: {len(theirs)} used, 0 kept" in said
+    )
+    assert "classes: 20 (label: 0, 1, 2, 3, 4, 5, ...), bce, class pooling" in said
+    with np.load(FIXTURES / f"aum_{layout}.npz") as expected:
+        check_outputs(tmp_path / "model", dict(expected))
+    call("export", tmp_path / "model", tmp_path / "ours.pth", "--format", "aum")
+    assert_same_bits(plain_load(tmp_path / "ours.pth"), theirs)
+
+
+def test_a_classifier_of_aum_made_here_comes_back(tmp_path: Path) -> None:
+    encoder = AudioEncoder("aum", SIZES["aum"]["nano"], 128, 96, 16, 16, 16, 16)
+    model = AudioClassifier(encoder, 3, "class", head_norm=False).eval()
+    settings = ClassifierSettings(("0", "1", "2"), "label", "cross_entropy", "class", False)
+    save_model(tmp_path / "ours", model, AUDIOSET_LIBRISPEECH, settings)
+    call("export", tmp_path / "ours", tmp_path / "theirs.pth", "--format", "aum")
+    call("import", tmp_path / "theirs.pth", tmp_path / "back")
+    for name in ("config.json", "preprocessor_config.json"):
+        assert (tmp_path / "back" / name).read_text() == (tmp_path / "ours" / name).read_text()
+    back = load_model(tmp_path / "back")
+    log_mel = torch.randn(2, 96, 128)
+    with torch.inference_mode():
+        assert torch.equal(back.model(log_mel), model(log_mel))
+
+
+def test_what_aums_authors_cannot_load(tmp_path: Path, refused: Refused) -> None:
+    encoder = AudioEncoder("aum", SIZES["aum"]["nano"], 128, 96, 16, 16, 16, 16)
+    save_model(tmp_path / "pretrained", MaskedPatchModel(encoder), AUDIOSET_LIBRISPEECH)
+    said = refused("export", tmp_path / "pretrained", tmp_path / "out.pth", "--format", "aum")
+    assert "it is a pretraining model (theirs are all classifiers)" in said
+    settings = ClassifierSettings(("0", "1", "2"), "label", "bce", "class", True)
+    save_model(tmp_path / "normed", AudioClassifier(encoder, 3, "class"), AUDIOSET_LIBRISPEECH, settings)
+    assert "its head has a LayerNorm" in refused("export", tmp_path / "normed", tmp_path / "out.pth", "--format", "aum")
+
+
+@pytest.mark.parametrize("path", FURTHER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_further_checkpoints_come_back_and_give_the_originals_outputs(path: Path, tmp_path: Path) -> None:
+    family, kind = path.stem.split("_", 1)
+    with np.load(path.with_name(f"{path.stem}_expected.npz")) as file:
+        expected = dict(file)
+    given: list[object] = ["--num-attention-heads", expected["num_heads"]] if family == "ssast" else []
+    if "fstride" in expected:
+        given += ["--frequency-stride", expected["fstride"], "--time-stride", expected["tstride"]]
+        given += ["--max-length", expected["input"].shape[1]]
+    call("import", path, tmp_path / "model", *given)
+    check_outputs(tmp_path / "model", expected)
+    call("export", tmp_path / "model", tmp_path / "ours.pth", "--format", family)
+    assert_same_bits(plain_load(tmp_path / "ours.pth"), plain_load(path))
+
+
+# What an import writes and says
+
+
+def test_what_is_read_off_a_checkpoint_and_what_is_assumed(small: Path, tmp_path: Path, capsys: Capture) -> None:
+    theirs = plain_load(small)
+    used = sum(tensor.numel() for name, tensor in theirs.items() if tensor.ndim and "v.head" not in name)
+    call("import", small, tmp_path / "deep" / "model")
+    assert capsys.readouterr().out.splitlines() == [
+        "family: ssamba, hidden_size 24, num_hidden_layers 2, state_size 16, expand 2, conv_kernel 4, "
+        "residual doubling, layer_norm_eps 1e-05",
+        "patch: 128 mel bins x 2 frames, strides 128 and 2",
+        "grid: 1 x 48 patches of 128 mel bins x 96 frames",
+        "audio: 16000 Hz, log-mel mean -4.2677393 and standard deviation 4.5689974",
+        "classes: none, a pretraining model",
+        f"parameters: {used:,}",
+        "tensors: 53 used, 2 kept that nothing reads (v.head.weight, v.head.bias)",
+        f"written to {tmp_path / 'deep' / 'model'}",
+    ]
+    folder = tmp_path / "deep" / "model"
+    saved = load_model(folder)
+    assert isinstance(saved.model, MaskedPatchModel) and not saved.model.training
+    assert (saved.audio.sampling_rate, saved.audio.mean, saved.audio.std) == (16000, -4.2677393, 4.5689974)
+    kept = load_file(folder / "unused.safetensors")
+    assert_same_bits(kept, {name: theirs[f"module.{name}"] for name in ("v.head.weight", "v.head.bias")})
+
+
+def test_the_defaults_of_a_classifier_and_its_options(tuned: Path, tmp_path: Path, capsys: Capture) -> None:
+    call("import", tuned, tmp_path / "model")
+    assert "\nclasses: 35 (label: 0, 1, 2, 3, 4, 5, ...), cross_entropy, mean pooling\n" in capsys.readouterr().out
+    settings = load_model(tmp_path / "model").classifier
+    assert settings and (settings.label, settings.loss, settings.pooling) == ("label", "cross_entropy", "mean")
+    assert settings.labels == tuple(str(number) for number in range(35))
+    names = [f"word {number}, spoken" for number in range(35)]
+    rows = [f'{number},/m/{number:03},"{name}"' for number, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\r\n".join(["index,mid,display_name", *rows]) + "\r\n")
+    given = ["--labels", tmp_path / "labels.csv", "--label", "word", "--loss", "bce", "--pooling", "class",
+             "--sampling-rate", "8000", "--mean", "-6.8", "--std", "5.5", "--max-length", "353"]  # fmt: skip
+    call("import", tuned, tmp_path / "other", *given)
+    saved = load_model(tmp_path / "other")
+    assert saved.classifier and (saved.audio.sampling_rate, saved.audio.mean, saved.audio.std) == (8000, -6.8, 5.5)
+    assert saved.classifier.labels == tuple(names)
+    assert (saved.classifier.label, saved.classifier.loss, saved.classifier.pooling) == ("word", "bce", "class")
+    assert saved.model.encoder.arguments["max_length"] == 353 and saved.model.encoder.grid == (1, 176)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("ja\nnein\n", ("ja", "nein")), ("\ufeffon\r\n off \r\n\r\n", ("on", "off")),
+     ("index,mid,display_name\n0,/m/1,\"A, B\"\n1,/m/2,C\n", ("A, B", "C"))],
+)  # fmt: skip
+def test_label_names(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "names").write_text(text, encoding="utf-8")
+    assert read_label_names(tmp_path / "names") == names
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(b"", "no class names"), (b"a\nb\na\n", "one twice"), (b"\xff\xfe\x00", "cannot be read"),
+     (b"index,mid,display_name\n", "no class names"), (b"index,mid,display_name\n0,/m/0,a\n2,/m/2,b\n", "number its"),
+     (b"index,mid,display_name\n0,/m/0,a\n1,/m/1\n", "an empty one"), (b"index,mid,display_name\nx,y,z", "number its")],
+)  # fmt: skip
+def test_label_names_that_are_none(text: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "names").write_bytes(text)
+    with pytest.raises(UserError, match=said):
+        read_label_names(tmp_path / "names")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_label_names(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_become_float32_and_the_import_says_so(dtype: torch.dtype, tmp_path: Path, capsys: Capture) -> None:
+    theirs = {
+        name: tensor.to(dtype) if tensor.ndim else tensor
+        for name, tensor in checkpoint("frame", "ssast", "pretrain").items()
+    }
+    torch.save(theirs, tmp_path / "theirs.pth")
+    call("import", tmp_path / "theirs.pth", tmp_path / "model", "--num-attention-heads", "2")
+    word = str(dtype).removeprefix("torch.")
+    assert f"\ntypes: {word} became float32, which an export writes\n" in capsys.readouterr().out
+    call("export", tmp_path / "model", tmp_path / "ours.pth", "--format", "ssast")
+    wanted = {
+        name: tensor.float() if tensor.ndim and name.removeprefix("module.") not in UNUSED else tensor
+        for name, tensor in theirs.items()
+    }
+    assert_same_bits(plain_load(tmp_path / "ours.pth"), wanted)
+
+
+def test_a_checkpoint_without_the_unused_tensors_is_exported_with_zeros(small: Path, tmp_path: Path) -> None:
+    rest = {name: tensor for name, tensor in plain_load(small).items() if "v.head" not in name}
+    torch.save(rest, small)
+    call("import", small, tmp_path / "model")
+    assert not (tmp_path / "model" / "unused.safetensors").exists()
+    call("export", tmp_path / "model", tmp_path / "ours.pth", "--format", "ssamba")
+    zeros = {"module.v.head.weight": torch.zeros(1000, 24), "module.v.head.bias": torch.zeros(1000)}
+    assert_same_bits(plain_load(tmp_path / "ours.pth"), rest | zeros)
+
+
+# Files
+
+
+def wrapped(state: dict[str, Tensor], how: str) -> Any:
+    if how == "lightning":
+        return {
+            "epoch": 3, "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+            "optimizer_states": [{"lr": 0.1}], "pytorch-lightning_version": "2.6.0",
+        }  # fmt: skip
+    return {how: state, "epoch": 3, "args": "--lr 0.1"}
+
+
+@pytest.mark.parametrize("how", ["state_dict", "model", "model_state_dict", "lightning"])
+def test_the_usual_wrappers_are_opened(how: str, small: Path, tmp_path: Path) -> None:
+    theirs = plain_load(small)
+    torch.save(wrapped(theirs, how), tmp_path / "wrapped.pth")
+    assert_same_bits(read_checkpoint(tmp_path / "wrapped.pth"), theirs)
+
+
+def test_safetensors_and_the_old_format_of_torch_are_read(small: Path, tmp_path: Path) -> None:
+    theirs = {name: tensor.clone() for name, tensor in plain_load(small).items()}
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    assert_same_bits(read_checkpoint(tmp_path / "theirs.safetensors"), theirs)
+    torch.save(theirs, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_same_bits(read_checkpoint(tmp_path / "old.pth"), theirs)
+
+
+class Payload:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_executed(new: bool, tmp_path: Path, refused: Refused) -> None:
+    state = checkpoint("frame", "ssamba", "pretrain")
+    file, proof = tmp_path / "evil.pth", tmp_path / "executed"
+    torch.save({**state, "extra": Payload(proof)}, file, _use_new_zipfile_serialization=new)
+    message = refused("import", file, tmp_path / "model")
+    assert f"{file} was not read: to read it means to call {os.mkdir.__module__}.mkdir" in message
+    assert not proof.exists()
+    # The file is what it claims to be.
+    torch.load(file, weights_only=False)
+    assert proof.exists()
+
+
+def test_a_pickled_namespace_is_named(tmp_path: Path, refused: Refused) -> None:
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
+    assert "to call argparse.Namespace" in refused("import", tmp_path / "file.pth", tmp_path / "model")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "old.pth", "safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 7, 100, 0.3, 0.6, 0.99])
+def test_a_truncated_checkpoint(suffix: str, keep: float, small: Path, tmp_path: Path, refused: Refused) -> None:
+    file = tmp_path / f"cut.{suffix}"
+    if suffix == "safetensors":
+        save_file({name: tensor.clone() for name, tensor in plain_load(small).items()}, file)
+    else:
+        torch.save(plain_load(small), file, _use_new_zipfile_serialization=suffix == "pth")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    assert f"{file} is damaged" in refused("import", file, tmp_path / "model")
+
+
+def empty_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "a")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("hello\n" * 50),
+        lambda path: path.write_text('{"a": 1}'),
+        lambda path: path.write_bytes(bytes(1000)),
+        lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+        empty_zip,
+    ],
+)
+def test_a_file_that_is_no_checkpoint(write: Callable[[Path], None], tmp_path: Path, refused: Refused) -> None:
+    write(tmp_path / "file.pth")
+    message = refused("import", tmp_path / "file.pth", tmp_path / "model")
+    assert f"{tmp_path / 'file.pth'} is damaged, or no checkpoint; expected a file written by torch.save" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([torch.zeros(3)], "holds a list; expected a state dict"),
+        (torch.zeros(3), "holds a Tensor; expected a state dict"),
+        ({}, "nor SSAST's (v.blocks.0.attn.qkv.weight) nor AuM's (layers.0.mixer.A_log); it holds nothing"),
+        ({"encoder.weight": torch.zeros(3)}, "it holds encoder.weight"),
+        ({f"w{n}": torch.zeros(1) for n in range(300)}, "w0, w1, w10, w100, w101, w102, w103, w104, ... (300 in all)"),
+        ({"a": torch.zeros(3), "epoch": 3, "note": "x"}, "no plain tensor: epoch, note; expected a state dict alone"),
+        ({"state_dict": {"a": torch.zeros(3), "b": [1]}}, "no plain tensor: b;"),
+        ({"state_dict": 3}, "no plain tensor: state_dict;"),
+        ({7: torch.zeros(3)}, "no plain tensor: 7;"),
+        ({"a": torch.eye(3).to_sparse()}, "no plain tensor: a;"),
+        ({"a": torch.ones(3, dtype=torch.complex64)}, "no plain tensor: a;"),
+        ({"a": torch.empty(3, device="meta")}, "no plain tensor: a;"),
+    ],
+)
+def test_a_file_of_something_else(content: Any, said: str, tmp_path: Path, refused: Refused) -> None:
+    torch.save(content, tmp_path / "file.pth")
+    message = refused("import", tmp_path / "file.pth", tmp_path / "model")
+    assert message.startswith(str(tmp_path / "file.pth")) and said in message and len(message) < 600
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, refused: Refused) -> None:
+    assert "nothing.pth is not there; expected" in refused("import", tmp_path / "nothing.pth", tmp_path / "model")
+    assert f"{tmp_path} is a folder; expected" in refused("import", tmp_path, tmp_path / "model")
+
+
+def test_what_is_missing_is_named(small: Path, tmp_path: Path, refused: Refused) -> None:
+    state = plain_load(small)
+    del state["module.v.layers.1.mixer.x_proj_b.weight"]
+    torch.save(state, small)
+    message = refused("import", small, tmp_path / "model")
+    assert message == f"{small}: the checkpoint has no tensor v.layers.1.mixer.x_proj_b.weight\n"
+
+
+# Contradictions
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--std", "0", "--mean", "1"], "--mean and --std are 1.0 and 0.0; expected numbers, std more than 0"),
+        (["--std", "nan", "--mean", "1"], "are 1.0 and nan"),
+        (["--std", "1", "--mean", "inf"], "are inf and 1.0"),
+        (["--mean", "1"], "give both or neither"),
+        (["--max-length", "0"], "--max-length is 0; expected at least 1"),
+        (["--sampling-rate", "16"], "--sampling-rate is 16; expected at least 1000"),
+        (["--num-mel-bins", "64"], "--num-mel-bins is 64; the checkpoint has 128"),
+        (["--time-stride", "1"], "--time-stride is 1; the checkpoint has 2"),
+        (["--num-attention-heads", "3"], "--num-attention-heads is 3; ssamba has none"),
+        (["--label", "word", "--loss", "bce"], "--label, --loss is said of a classifier"),
+        (["--labels", "nowhere.txt"], "nowhere.txt cannot be read"),
+    ],
+)
+def test_options_that_contradict_a_pretraining_checkpoint(
+    given: list[str], said: str, small: Path, tmp_path: Path, refused: Refused
+) -> None:
+    assert said in refused("import", small, tmp_path / "model", *given)
+
+
+def test_options_that_only_repeat_the_checkpoint_are_fine(small: Path, tmp_path: Path) -> None:
+    call("import", small, tmp_path / "model", "--num-mel-bins", "128", "--max-length", "96", "--time-stride", "2")
+
+
+def test_another_number_of_classes_than_the_classifiers(tuned: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "names.txt").write_text("yes\nno\n")
+    message = refused("import", tuned, tmp_path / "model", "--labels", tmp_path / "names.txt")
+    assert message == "--labels has 2 names; the checkpoint's classifier has 35 classes\n"
+
+
+def test_a_grid_that_does_not_fit_says_which_options_to_give(tmp_path: Path, refused: Refused) -> None:
+    torch.save(checkpoint("patch16", "ssast", "finetuned_shorter"), tmp_path / "file.pth")
+    given = ["import", tmp_path / "file.pth", tmp_path / "model"]
+    assert "give --num-attention-heads" in refused(*given)
+    message = refused(*given, "--num-attention-heads", "4")
+    assert "108 patches" in message and "--time-stride or --frequency-stride" in message
+
+
+# Where it is written
+
+
+def test_an_existing_folder_is_left_alone(small: Path, tuned: Path, tmp_path: Path, refused: Refused) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    call("import", small, out)  # an empty folder holds nothing to lose
+    assert f"{out} exists; expected a new folder, or --overwrite" in refused("import", tuned, out)
+    (out / "notes.txt").write_text("years of work")
+    assert "is no model folder, or holds more than a model" in refused("import", tuned, out, "--overwrite")
+    (out / "notes.txt").unlink()
+    assert (out / "unused.safetensors").exists()
+    state = {name: tensor for name, tensor in plain_load(tuned).items() if "v.head" not in name}
+    torch.save(state, tuned)
+    call("import", tuned, out, "--overwrite")
+    assert not (out / "unused.safetensors").exists()
+    assert load_model(out).classifier is not None
+    # A checkpoint that cannot be imported costs nobody the model that is there.
+    small.write_bytes(small.read_bytes()[:1000])
+    assert "is damaged" in refused("import", small, out, "--overwrite")
+
+
+@pytest.mark.parametrize("name", ["file", "run", "link"])
+def test_what_is_no_model_folder_is_not_replaced(name: str, small: Path, tmp_path: Path, refused: Refused) -> None:
+    call("import", small, tmp_path / "run" / "model")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "model")
+    assert "exists" in refused("import", small, tmp_path / name)
+    assert "--overwrite does not remove it" in refused("import", small, tmp_path / name, "--overwrite")
+
+
+def test_a_place_that_cannot_be_written_to(small: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "file").write_text("a file")
+    assert "cannot be written" in refused("import", small, tmp_path / "file" / "model")
+    call("import", small, tmp_path / "model")
+    assert "there is no folder" in refused(
+        "export", tmp_path / "model", tmp_path / "no" / "x.pth", "--format", "ssamba"
+    )
+    assert "is no name" in refused("import", small, ".")
+
+
+def test_a_folder_is_complete_or_not_there(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ssamba.models.transfer.save_file", full)
+    assert "No space left on device" in refused("import", small, tmp_path / "model")
+    monkeypatch.undo()
+    call("import", small, tmp_path / "model")
+    monkeypatch.setattr("torch.save", full)
+    assert "No space left" in refused("export", tmp_path / "model", tmp_path / "x.pth", "--format", "ssamba")
+
+
+# Exports that cannot be
+
+
+def test_an_export_of_another_family(small: Path, tmp_path: Path, refused: Refused) -> None:
+    call("import", small, tmp_path / "model")
+    message = refused("export", tmp_path / "model", tmp_path / "out.pth", "--format", "ssast")
+    assert message == f"{tmp_path / 'model'} holds a model of ssamba; expected one of ssast for --format ssast\n"
+
+
+def test_an_export_over_something(small: Path, tmp_path: Path, refused: Refused) -> None:
+    call("import", small, tmp_path / "model")
+    given = ["export", tmp_path / "model", tmp_path / "out.pth", "--format", "ssamba"]
+    (tmp_path / "out.pth").write_text("precious")
+    assert "out.pth exists; expected a new file, or --overwrite to replace it" in refused(*given)
+    call(*given, "--overwrite")
+    assert_same_bits(plain_load(tmp_path / "out.pth"), plain_load(small))
+    given[2] = tmp_path / "model"
+    assert "model is a folder; expected a new file" in refused(*given, "--overwrite")
+
+
+def test_an_export_of_no_model(tmp_path: Path, refused: Refused) -> None:
+    assert "holds no model" in refused("export", tmp_path / "nothing", tmp_path / "out.pth", "--format", "ssamba")
+
+
+def test_an_export_of_what_the_authors_cannot_load(tmp_path: Path, refused: Refused) -> None:
+    arguments = from_authors(checkpoint("frame", "ssamba", "pretrain")).arguments
+    arguments["options"]["residual"] = "plain"
+    save_model(tmp_path / "model", MaskedPatchModel(AudioEncoder(**arguments)), AUDIOSET_LIBRISPEECH)
+    message = refused("export", tmp_path / "model", tmp_path / "out.pth", "--format", "ssamba")
+    assert "residual is plain (theirs is always doubling)" in message
+
+
+def test_kept_tensors_that_are_damaged_or_others(small: Path, tmp_path: Path, refused: Refused) -> None:
+    call("import", small, tmp_path / "model")
+    kept = tmp_path / "model" / "unused.safetensors"
+    given = ["export", tmp_path / "model", tmp_path / "out.pth", "--format", "ssamba"]
+    save_file({"v.cls_token": torch.zeros(1, 1, 24)}, kept)
+    assert f"{kept} holds v.cls_token; expected none but v.head.weight" in refused(*given)
+    kept.write_bytes(kept.read_bytes()[:-10])
+    assert f"{kept} is damaged" in refused(*given)
