@@ -34,7 +34,9 @@ class Run:
     def group(self) -> tuple[str, str, str, str]:
         """(task, encoder, start, labels): runs that differ in their seed alone have the same."""
         chosen = self.recipe.model
-        model = f"{chosen.encoder} {chosen.size} {chosen.fshape}x{chosen.tshape}"
+        plain = chosen.encoder == "ssamba" and chosen.residual == "plain"
+        variant = f" {chosen.scan_layout}" if chosen.encoder == "aum" else " plain" if plain else ""
+        model = f"{chosen.encoder}{variant} {chosen.size} {chosen.fshape}x{chosen.tshape}"
         if isinstance(self.recipe, FinetuneRecipe):
             start = "pretrained" if self.recipe.model.pretrained else "from scratch"
             return self.recipe.task.label, model, start, f"{self.recipe.data.label_fraction:.0%}"

@@ -42,6 +42,13 @@ def test_runs_of_other_lengths_are_not_averaged(recipes: dict[str, Path]) -> Non
     assert [(row[steps], row[score]) for row in table([long, short])] == [("4,000", "0.750"), ("10", "0.500")]
 
 
+def test_variants_of_an_encoder_are_not_averaged(recipes: dict[str, Path]) -> None:
+    words = ([], ["model.residual=plain"], ["model.encoder=aum"], ["model.encoder=aum", "model.scan_layout=fo_fo"])
+    rows = table([finetuned_run(recipes, 0.5, 7, *overrides) for overrides in words])
+    names = ["ssamba nano 16x16", "ssamba plain nano 16x16", "aum fo_bi nano 16x16", "aum fo_fo nano 16x16"]
+    assert [row[1] for row in rows] == names
+
+
 def test_several_labels_are_scored_by_map(recipes: dict[str, Path]) -> None:
     run = finetuned_run(recipes, 0.0, 1, "task.loss=bce", "task.label=tags", mean_ap=0.625)
     assert run.score == 0.625

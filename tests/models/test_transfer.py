@@ -156,7 +156,7 @@ def test_a_classifier_of_ours_comes_back_from_the_authors_format(family: str, fi
 
 # What the originals compute
 
-PAIRS = sorted(FIXTURES.glob("[!a]*.npz"))
+PAIRS = [path for patch in ("patch16", "frame") for path in sorted(FIXTURES.glob(f"{patch}_*.npz"))]
 LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
 if FOLDER := os.environ.get("SSAMBA_PARITY"):
     FURTHER = [path for patch in ("patch16", "frame", "aum") for path in sorted(Path(FOLDER, patch).glob("*.pth"))]
@@ -458,7 +458,8 @@ def test_a_file_that_is_no_checkpoint(write: Callable[[Path], None], tmp_path: P
     [
         ([torch.zeros(3)], "holds a list; expected a state dict"),
         (torch.zeros(3), "holds a Tensor; expected a state dict"),
-        ({}, "nor SSAST's (v.blocks.0.attn.qkv.weight) nor AuM's (layers.0.mixer.A_log); it holds nothing"),
+        ({}, "neither SSAMBA's (v.layers.0.mixer.A_b_log) nor SSAST's (v.blocks.0.attn.qkv.weight)"),
+        ({}, "; it holds nothing"),
         ({"encoder.weight": torch.zeros(3)}, "it holds encoder.weight"),
         ({f"w{n}": torch.zeros(1) for n in range(300)}, "w0, w1, w10, w100, w101, w102, w103, w104, ... (300 in all)"),
         ({"a": torch.zeros(3), "epoch": 3, "note": "x"}, "no plain tensor: epoch, note; expected a state dict alone"),
