@@ -59,7 +59,20 @@ def refused(tmp_path: Path, capsys: Capture) -> Callable[..., str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "finetune", "evaluate", "stats", "shards", "shards info", "shards verify", "bench", "bench scan"],
+    [
+        "",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "predict",
+        "embed",
+        "stats",
+        "shards",
+        "shards info",
+        "shards verify",
+        "bench",
+        "bench scan",
+    ],
 )
 def test_help(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -68,7 +81,10 @@ def test_help(command: str, capsys: Capture) -> None:
     said = capsys.readouterr()
     assert said.out.startswith(f"usage: ssamba {command}") and not said.err
     if not command:
-        assert all(command in said.out for command in ("pretrain", "finetune", "evaluate", "stats", "shards", "bench"))
+        assert all(
+            command in said.out
+            for command in ("pretrain", "finetune", "evaluate", "predict", "embed", "stats", "shards", "bench")
+        )
 
 
 def test_version(capsys: Capture) -> None:

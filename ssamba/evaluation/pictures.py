@@ -134,7 +134,7 @@ def draw_timeline(path: Path, spectrogram: Tensor, probabilities: Tensor, second
     edges = [scale * step for step in range(steps + 1)]
     lines = [below.stairs(probabilities[:, place].cpu().numpy(), edges, baseline=None, linewidth=1.5)
              for place in highest]  # fmt: skip
-    below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(0, 1.02))
+    below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(-0.02, 1.02))
     below.grid(alpha=0.3)
     legend = figure.legend(lines, [labels[place] for place in highest], loc="outside right center")
     for text in legend.get_texts():

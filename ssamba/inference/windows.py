@@ -167,7 +167,7 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window | Ended]:
     spectrograms, chances = features.input_values.cpu(), None
     if out.logits is not None and model.classifier is not None:
         chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(1)).cpu()
-    pooled, hidden = ([], []) if job.layer is None else (out.pooled[0].cpu(), out.hidden_states[0].cpu())
+    state = None if job.layer is None else (out.pooled[0].cpu(), out.hidden_states[0].transpose(1, 2).cpu())
     found: list[Window | Ended] = []
     for row, piece in enumerate(pieces):
         start, end = piece.start / rate, (piece.start + piece.samples.size) / rate
@@ -177,11 +177,10 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window | Ended]:
             found.append(Ended(piece.path, end, f"its samples, up to {largest:g}, are too large for a spectrogram"))
             continue
         seconds = start + _column_seconds(model, len(spectrogram), int(out.columns[row]))
-        found.append(Window(
-            piece.path, start, end, piece.step / rate, spectrogram, None if chances is None else chances[row],
-            pooled[row] if job.layer is not None else None,
-            hidden[row].transpose(0, 1)[: len(seconds)] if job.layer is not None else None, seconds.clamp(max=end),
-        ))  # fmt: skip
+        pooled, tokens = (None, None) if state is None else (state[0][row], state[1][row, : len(seconds)])
+        found.append(Window(piece.path, start, end, piece.step / rate, spectrogram,
+                            None if chances is None else chances[row], pooled, tokens,
+                            seconds.clamp(max=end)))  # fmt: skip
     return found
 
 
