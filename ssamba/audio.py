@@ -22,7 +22,7 @@ FRAME_MS = 25.0
 HOP_MS = 10.0
 _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
-_BLOCK = 1 << 16  # samples of each channel that are decoded at a time
+_BLOCK = 1 << 15  # samples of each channel that are decoded at a time
 _FLOOR = float(torch.finfo(torch.float32).eps)
 
 Waveform = npt.NDArray[np.float32]
@@ -92,7 +92,7 @@ def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_seconds: floa
     except soundfile.LibsndfileError as error:
         # Its whole text would name an open file by its address, another one each time.
         raise BadAudio(f"it cannot be decoded: {error.error_string}") from error
-    except (OSError, TypeError) as error:  # TypeError: its name ends in .raw
+    except (OSError, TypeError, UnicodeError) as error:  # its name ends in .raw, or is no UTF-8
         raise BadAudio(f"it cannot be decoded: {error}") from error
 
 

@@ -14,7 +14,9 @@ def progress_bar(total: int | None, unit: str, desc: str, *, disable: bool = Fal
 
 
 def print_above(text: str, file: TextIO) -> None:
-    """Print a line while a bar stands below; the bar is drawn again only where that is seen."""
+    """Print a line while a bar stands below; the bar is drawn again only where that is seen. What is no text in
+    the name of a file is escaped."""
+    text = text.encode(errors="backslashreplace").decode()
     if file is sys.stderr or sys.stderr.isatty():
         tqdm.write(text, file=file)
     else:

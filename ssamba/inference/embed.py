@@ -156,9 +156,7 @@ def _write_parquet(path: Path, rows: Rows) -> None:
             vectors = pa.array(block.ravel())
             for size in reversed(rows.shape):
                 vectors = pa.FixedSizeListArray.from_arrays(vectors, size)
-            # A name that is no UTF-8 is written with escapes.
-            names = [rows.names[place].encode(errors="backslashreplace").decode()
-                     for place in rows.columns["recording"][part]]  # fmt: skip
+            names = [rows.names[place] for place in rows.columns["recording"][part]]
             values = [pa.array(names), *(pa.array(np.array(rows.columns[name][part])) for name in others)]
             writer.write_table(pa.Table.from_arrays([*values, vectors], schema=writer.schema))
             done += len(block)

@@ -81,7 +81,7 @@ def _output(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
     else:
-        with written_beside(out) as beside, beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with written_beside(out) as beside, beside.open("w", encoding="utf-8") as file:
             yield file
 
 

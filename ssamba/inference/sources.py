@@ -29,7 +29,7 @@ def find_recordings(places: Sequence[str]) -> list[str]:
     Raises:
         UserError: something that does not exist or holds no such file.
     """
-    found: list[str] = []
+    found: dict[str, str] = {}
     for place in places:
         matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
         if not matches:
@@ -38,8 +38,9 @@ def find_recordings(places: Sequence[str]) -> list[str]:
         named = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
         if not named:
             raise UserError(f"{place} holds no recording; expected files that end in .{', .'.join(sorted(_ENDINGS))}")
-        found += named
-    return list(dict.fromkeys(found))
+        for path in named:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
 
 
 def _inside(folder: str) -> list[str]:

@@ -209,6 +209,6 @@ def watched(paths: Sequence[str], job: Job, desc: str) -> Iterator[Window | Ende
 def _header_seconds(path: str) -> float:
     try:
         info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError, TypeError):
+    except (soundfile.LibsndfileError, OSError, TypeError, UnicodeError):
         return 0.0  # told when it is read
     return info.duration if info.duration < _LONGEST else 0.0

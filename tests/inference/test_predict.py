@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def test_a_table_lines_up(classifier: Path, make_sound: MakeSound, call: Call, t
     assert first.index(" s  ") == second.index(" s  ") and len(first) == len(second)
     words = second.split(" s  ")[1].split()
     assert {words[0], words[2]} < {"cat", "dog", "rain", "wind"} and 1 >= float(words[1]) >= float(words[3]) >= 0
+
+
+def test_a_name_that_is_no_text(classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path) -> None:
+    """libsndfile is not given such a name, but it is told."""
+    path = make_sound("a.wav", 1)
+    path.rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    status, out, err = call("predict", classifier, tmp_path, "--format", "jsonl")
+    assert status == 1 and "cannot be decoded" in json.loads(out)["error"] and r"caf\udce9.wav: it cannot" in err
 
 
 def test_answers_into_a_file(classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path) -> None:

@@ -90,6 +90,17 @@ def test_any_length_bins_and_stride(seconds: int, bins: int, stride: int, make_m
     assert len(found[0].tokens) == (columns if seconds == 60 else -(-(100 * seconds - 2) // stride))
 
 
+def test_a_window_may_be_longer_than_the_clip(make_model: MakeModel, make_sound: MakeSound) -> None:
+    model = SsambaModel.from_pretrained(make_model(bins=64, stride=10))
+    path = make_sound("sound.wav", 60)
+    (window,) = predict_file(model, path, 60, layer=0)
+    with torch.no_grad():
+        out = model(*model.feature_extractor(path), layers=[0])
+    assert out.logits is not None
+    close(window.probabilities, out.logits[0].softmax(0))
+    close(window.pooled, out.pooled[0][0])
+
+
 def test_a_model_for_several_labels_gives_each_its_own_probability(
     make_model: MakeModel, make_sound: MakeSound
 ) -> None:
