@@ -242,10 +242,10 @@ def _parser() -> argparse.ArgumentParser:
 
 _WINDOWS = """
 windows:
-  To the model each window is a recording of its own. A recording no longer than a window is one window. A longer one
-  has windows of --window seconds every --hop seconds and, if the last does not end with it, one more that does: every
-  sample is heard. In the mean over a recording each window counts for the seconds from the start of the one before
-  it, so the one that was added counts for what it adds.
+  A recording no longer than a window is one window. A longer one has windows of --window seconds every --hop seconds
+  and, if the last does not end with it, one more that does: every sample is heard. In the mean over a recording each
+  window counts for the seconds from the start of the one before it, so the one that was added counts for what it
+  adds. To the model each window is a recording of its own, filled up to its clip where training did that.
 
 exit status:
   0; 1 if a recording failed, which is named on stderr while the others go on; 2 for a mistake, before any work."""

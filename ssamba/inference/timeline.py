@@ -26,10 +26,12 @@ class Timelines:
     classes.
 
     Raises:
-        UserError: one of these files exists and is not to be overwritten.
+        UserError: `folder` is a file, or one of these files exists and is not to be overwritten.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[str], overwrite: bool) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; expected a folder for timelines, or a name for a new one")
         whole = [os.path.abspath(path) for path in paths]
         common = os.path.commonpath([os.path.dirname(path) for path in whole])
         self.places = {path: folder / os.path.relpath(place, common) for path, place in zip(paths, whole, strict=True)}

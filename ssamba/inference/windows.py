@@ -24,13 +24,13 @@ _LONGEST = 1e6  # seconds that a header is believed; where it gives no length, l
 
 
 class Window(NamedTuple):
-    """One window of a recording, float32 on the CPU.
+    """One window of a recording; tensors are float32, on the CPU.
 
     start, end: in seconds. step: seconds from the start of the window before it, for the first one the hop: what the
     window counts for in a mean over the recording. spectrogram: (T, M), normalised, the frames that are its own.
-    probabilities: (C,), None without a classifier. pooled: (D,) and tokens: (P, F, D), the hidden state of the layer
-    asked for, None without one; the tokens are columns of patches in the order of time, and columns without a frame of
-    the recording, where a short one was filled up, are left out. column_seconds: (P, 2), where each starts and ends.
+    probabilities: (C,), None without a classifier. pooled (D,) and tokens (P, F, D): the hidden state of the layer
+    asked for, None without one. Tokens are columns of patches in the order of time; those without a frame of the
+    recording, where a short one was filled up, are left out. column_seconds: float64 (P, 2), start and end of each.
     """
 
     path: str

@@ -15,7 +15,7 @@ import torch
 from ssamba import SsambaModel
 from ssamba.cli import main
 from ssamba.data.writer import Recording
-from ssamba.inference import Window, predict_file
+from ssamba.inference import Window, predict_file, windows
 from ssamba.inference.predict import predictions
 from ssamba.inference.windows import Ended
 
@@ -249,6 +249,31 @@ def test_timelines(classifier: Path, mixed: Path, call: Call, tmp_path: Path) ->
     status, out, err = call(*words)
     assert (status, out) == (2, "") and f"{folder / 'c.wav.csv'} exists; --overwrite replaces the timelines" in err
     assert call(*words, "--overwrite")[0] == 1 and (folder / "c.wav.csv").read_bytes() == before
+
+
+def test_what_is_interrupted_leaves_nothing(classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    path = make_sound("long.wav", 12)
+    infer, calls = windows._infer, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return infer(*arguments)
+
+    monkeypatch.setattr(windows, "_infer", interrupted)
+    words = [classifier, path, "--window", 4, "--batch-size", 1]
+    assert call("predict", *words, "--out", tmp_path / "x.txt", "--timeline", tmp_path / "timeline")[0] == 130
+    calls.clear()
+    assert call("embed", *words, "--out", tmp_path / "x.npz")[0] == 130
+    assert sorted(one.name for one in tmp_path.rglob("*")) == ["long.wav", "timeline"]
+
+
+def test_a_folder_for_timelines_is_no_file(classifier: Path, make_sound: MakeSound, call: Call) -> None:
+    path = make_sound("a.wav", 1)
+    status, _, err = call("predict", classifier, path, "--timeline", path)
+    assert status == 2 and f"{path} is a file; expected a folder" in err
 
 
 def test_recordings_of_one_name_have_timelines_of_their_own(
