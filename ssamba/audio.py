@@ -4,7 +4,9 @@ Shapes: B batch, S samples, T frames, M mel bins.
 """
 
 import io
+import math
 import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +22,7 @@ FRAME_MS = 25.0
 HOP_MS = 10.0
 _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
+_BLOCK = 1 << 15  # samples of each channel that are decoded at a time
 _FLOOR = float(torch.finfo(torch.float32).eps)
 
 Waveform = npt.NDArray[np.float32]
@@ -36,25 +39,61 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate:
     Raises:
         BadAudio: unreadable, empty, longer than max_seconds, or with samples that are not finite.
     """
+    blocks = list(stream_audio(source, sampling_rate, max_seconds))
+    if not blocks:  # as can be what is left of very few samples
+        raise BadAudio("it holds no samples")
+    return np.concatenate(blocks)
+
+
+def stream_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate: int,
+                 max_seconds: float = math.inf) -> Iterator[Waveform]:  # fmt: skip
+    """The same recording block by block: float32 (S,), none of them empty. Joined they are what `read_audio` gives.
+
+    No more than a block is in memory, and nothing depends on the length that the header gives.
+
+    Raises:
+        BadAudio: as `read_audio` does, an empty recording aside, when the block in question is asked for.
+    """
+    resampler = None
+    for rate, mono in _decode(source, max_seconds):
+        if rate != sampling_rate:
+            resampler = resampler or soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
+            mono = resampler.resample_chunk(mono)
+        if mono.size:
+            yield mono
+    rest = resampler.resample_chunk(np.empty(0, np.float32), last=True) if resampler else None
+    if rest is not None and rest.size:
+        yield rest
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """A file read from front to back. soundfile seeks after each block of a file that can be sought in, and that fails
+    at the end of a FLAC whose header gives no length, as one that came through a pipe, or a wrong one."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
+    """A recording's sampling rate and its next samples, mixed to mono."""
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with _Forward(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames > max_seconds * file.samplerate:
                 seconds = file.frames / file.samplerate
                 raise BadAudio(f"its header says {seconds:.0f} s; at most {max_seconds:g} s are read")
-            rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
+            read = 0
+            while (samples := file.read(_BLOCK, dtype="float32", always_2d=True)).size:
+                mono = np.ascontiguousarray(samples[:, 0]) if samples.shape[1] == 1 else samples.mean(axis=1)
+                if not (finite := np.isfinite(mono)).all():
+                    first = (read + int(finite.argmin())) / file.samplerate
+                    raise BadAudio(f"it holds samples that are not finite, the first at {first:.3f} s")
+                read += len(samples)
+                yield file.samplerate, mono
     except soundfile.LibsndfileError as error:
         # Its whole text would name an open file by its address, another one each time.
         raise BadAudio(f"it cannot be decoded: {error.error_string}") from error
-    except (OSError, TypeError) as error:  # TypeError: its name ends in .raw
+    except (OSError, TypeError, UnicodeError) as error:  # its name ends in .raw, or is no UTF-8
         raise BadAudio(f"it cannot be decoded: {error}") from error
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise BadAudio("it holds samples that are not finite")
-    if rate != sampling_rate:
-        mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
-    if mono.size == 0:  # as can be what is left of very few samples
-        raise BadAudio("it holds no samples")
-    return np.ascontiguousarray(mono, dtype=np.float32)
 
 
 def frames_in(samples: int, sampling_rate: int) -> int:

@@ -83,6 +83,39 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _print_scores(scores, out)
 
 
+def predict(arguments: argparse.Namespace) -> int:
+    """Name what is heard in recordings, by a fine-tuned model: files of any length and format, folders, patterns."""
+    from ssamba.inference.predict import predict_recordings
+
+    failed = predict_recordings(
+        arguments.model, arguments.files, form=arguments.format, top=arguments.top, out=arguments.out,
+        batch_size=arguments.batch_size, device=arguments.device, window_seconds=arguments.window,
+        hop_seconds=arguments.hop, timeline=arguments.timeline, overwrite=arguments.overwrite,
+    )  # fmt: skip
+    if arguments.out:
+        print(f"written to {arguments.out}", file=sys.stderr)
+    return _failures(failed)
+
+
+def embed(arguments: argparse.Namespace) -> int:
+    """Write the vectors that a layer of a model has for recordings, with or without a classifier on it."""
+    from ssamba.inference.embed import embed_recordings
+
+    failed, said = embed_recordings(
+        arguments.model, arguments.files, arguments.out, layer=arguments.layer, tokens=arguments.tokens,
+        batch_size=arguments.batch_size, device=arguments.device, window_seconds=arguments.window,
+        hop_seconds=arguments.hop, overwrite=arguments.overwrite,
+    )  # fmt: skip
+    print(said)
+    return _failures(failed)
+
+
+def _failures(failed: int) -> int:
+    if failed:
+        print(f"ssamba: {failed} recordings failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def stats(arguments: argparse.Namespace) -> None:
     """Measure the mean and standard deviation of the log-mel values of shards, for audio.mean and audio.std."""
     sources, bins = arguments.sources, arguments.num_mel_bins
@@ -217,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it: trainer.max_steps=1000")
         sub.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
         sub.set_defaults(call=command)
+    _add_inference(commands)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
     either = "folders of splits or patterns of shards; or a recipe (and key=value), for its data.train"
     sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE", help=either)
@@ -276,6 +310,54 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_WINDOWS = """
+windows:
+  A recording no longer than a window is one window. A longer one has windows of --window seconds every --hop seconds
+  and, if the last does not end with it, one more that does: every sample is heard. In the mean over a recording each
+  window counts for the seconds from the start of the one before it, so the one that was added counts for what it
+  adds. To the model each window is a recording of its own, filled up to its clip where training did that.
+
+exit status:
+  0; 1 if a recording failed, which is named on stderr while the others go on; 2 for a mistake, before any work."""
+_JSON_LINES = """JSON lines:
+  {"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "error"}.
+"""
+_ROWS = """rows:
+  A vector (D) for each recording, the mean over its windows; with --window or --hop a vector for each window; with
+  --tokens the vectors (F, D) of each column of patches of each window: columns in the order of time, F from low to
+  high mel bins; columns without sound, where a short recording was filled up, are left out. Windows that overlap
+  each have theirs.
+  .npz: names and, for each row, recording (its place in names), window (its number; not for whole recordings), start
+  and end in seconds, embeddings (float32). .parquet: name, window, start, end, embedding.
+"""
+
+
+def _add_inference(commands: Any) -> None:
+    for command, epilog in ((predict, _JSON_LINES), (embed, _ROWS)):
+        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__,
+                                  epilog=epilog + _WINDOWS,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub.add_argument("model", metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
+        sub.add_argument("files", nargs="+", metavar="FILES", help="recordings, folders of them, patterns ('**' too)")
+        sub.add_argument("--window", type=float, metavar="SECONDS", help="default: the model's clip")
+        sub.add_argument("--hop", type=float, metavar="SECONDS", help="at most the window, which is the default")
+        sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows; default: %(default)s")
+        sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
+        sub.add_argument("--overwrite", action="store_true", help="replace what is there")
+        sub.set_defaults(call=command)
+        if command is embed:
+            sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
+            sub.add_argument("--layer", type=int, default=-1, metavar="N",
+                             help="0: the patches, 1: after the first layer, ...; default: -1, the output")  # fmt: skip
+            sub.add_argument("--tokens", action="store_true", help="every patch's vector")
+            continue
+        sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")
+        sub.add_argument("--top", type=int, default=3, metavar="K", help="labels a recording; default: %(default)s")
+        sub.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to stdout")
+        sub.add_argument("--timeline", type=Path, metavar="FOLDER",
+                         help="a CSV (a line a window, all classes) and a picture for each recording")  # fmt: skip
+
+
 def _version() -> str:
     from importlib import metadata
 
@@ -283,7 +365,7 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; 0, or 2 after the message of a mistake that the user can mend."""
+    """Run a command line; 0 or the command's own status, or 2 after the message of a mistake that the user can mend."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ssamba").setLevel(logging.INFO)
     parser = _parser()
@@ -294,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
-        arguments.call(arguments)
+        status: int | None = arguments.call(arguments)
     except UserError as error:
         # A loader's worker wraps its error in its own traceback; the message is what follows the type's last mention.
         print(f"ssamba: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
@@ -302,4 +384,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ssamba: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0

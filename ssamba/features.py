@@ -50,6 +50,21 @@ class FeatureExtractor(nn.Module):
         """Hz of the waveforms that are taken when no other is named."""
         return self.audio.sampling_rate
 
+    @property
+    def min_samples(self) -> int:
+        """The fewest samples, at the model's rate, that a recording must have."""
+        return samples_for(self.min_length, self.sampling_rate)
+
+    @property
+    def clip_samples(self) -> int:
+        """The samples of the model's clip, max_length frames of them."""
+        return samples_for(self.max_length, self.sampling_rate)
+
+    def too_short(self, samples: int) -> str:
+        """What to say of a recording of fewer than `min_samples`."""
+        rate = self.sampling_rate
+        return f"it has {samples / rate:.3f} s; the model needs {self.min_samples / rate:.3f} s"
+
     def forward(self, audio: Audio | Sequence[Audio], sampling_rate: int | None = None) -> Features:
         """Extract features.
 
@@ -80,15 +95,14 @@ class FeatureExtractor(nn.Module):
                 raise BadAudio(f"waveform {name} has shape {samples.shape}; expected finite samples (S,)")
             if sampling_rate not in (None, rate) and samples.size:
                 samples = soxr.resample(samples, sampling_rate, rate, quality="HQ")
-        if frames_in(samples.size, rate) < self.min_length:
-            least = samples_for(self.min_length, rate) / rate
-            raise BadAudio(f"{name}: it has {samples.size / rate:.3f} s; the model needs {least:.3f} s")
+        if samples.size < self.min_samples:
+            raise BadAudio(f"{name}: {self.too_short(samples.size)}")
         return np.ascontiguousarray(samples)
 
     def extract(self, waveforms: Sequence[Waveform]) -> Features:
         """Waveforms (S,) of at least one frame each, at the model's rate -> `Features`, on this module's device."""
         rate, short = self.sampling_rate, self.audio.short
-        clip = samples_for(self.max_length, rate)
+        clip = self.clip_samples
         if short == "repeat":
             waveforms = [np.resize(one, max(one.size, clip)) for one in waveforms]
         sizes = [one.size for one in waveforms]

@@ -8,12 +8,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ssamba.errors import UserError
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` at the end; removed if that is not reached."""
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_out(path: Path, overwrite: bool) -> None:
+    """UserError if a file cannot be written there: no folder, or it exists and is not to be replaced."""
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected the name of a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; --overwrite replaces it")
+
 
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        beside.write_text(text)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         Raises:
             UserError: a layer that there is not.
         """
-        wanted = [self._layer(layer) for layer in layers]
+        wanted = [self.layer_number(layer) for layer in layers]
         patch, (batch, frames, bins) = self.network.encoder.patch_shape, input_values.shape
         own = torch.full((batch,), frames) if lengths is None else lengths.cpu()
         columns = torch.tensor([patch.grid(bins, int(length))[1] for length in own])
@@ -109,7 +109,8 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
     def _pool(self, encoded: Encoded) -> Tensor:
         return self.network.pool(encoded) if isinstance(self.network, AudioClassifier) else encoded.tokens.mean(1)
 
-    def _layer(self, layer: int) -> int:
+    def layer_number(self, layer: int) -> int:
+        """A layer counted from 0 on; UserError for one that there is not."""
         count = self.num_hidden_states
         if not -count <= layer < count:
             raise UserError(f"layer is {layer}; this model has {count}: 0 (the patches) to {count - 1} (its output)")

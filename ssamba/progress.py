@@ -1,7 +1,7 @@
 """Progress bars that show rate and time left, and say little where nobody watches."""
 
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -11,3 +11,13 @@ def progress_bar(total: int | None, unit: str, desc: str, *, disable: bool = Fal
     terminal = sys.stderr.isatty()
     return tqdm(total=total, unit=unit, desc=desc, disable=disable, mininterval=0.1 if terminal else 30.0,
                 dynamic_ncols=terminal)  # fmt: skip
+
+
+def print_above(text: str, file: TextIO) -> None:
+    """Print a line while a bar stands below; the bar is drawn again only where that is seen. What is no text in
+    the name of a file is escaped."""
+    text = text.encode(errors="backslashreplace").decode()
+    if file is sys.stderr or sys.stderr.isatty():
+        tqdm.write(text, file=file)
+    else:
+        print(text, file=file, flush=True)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 import torchaudio.compliance.kaldi
 from torch import Tensor
 
-from ssamba.audio import LogMel, frames_in, read_audio, samples_for
+from ssamba.audio import LogMel, frames_in, read_audio, samples_for, stream_audio
 from ssamba.errors import BadAudio
 
 RATES = (8000, 16000, 22050, 44100)
@@ -160,6 +161,24 @@ def test_another_sampling_rate_is_resampled(recorded: int) -> None:
 def test_tones_above_the_new_nyquist_frequency_are_gone() -> None:
     waveform = read_audio(encoded(tone(1.0, 44100, 12000.0), 44100, subtype="FLOAT"), 16000, 10)
     assert np.abs(waveform[1000:15000]).max() < 1e-3
+
+
+@pytest.mark.parametrize("recorded", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+def test_blocks_resampled_in_turn_are_the_recording_resampled_at_once(
+    container: str, recorded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(tone(1.3, recorded), recorded, container)
+    whole = soundfile.read(io.BytesIO(data), dtype="float32")[0]
+    wanted = whole if recorded == 16000 else soxr.resample(whole, recorded, 16000, quality="HQ")
+    for block in (1000, 1 << 16):
+        monkeypatch.setattr("ssamba.audio._BLOCK", block)
+        blocks = list(stream_audio(data, 16000))
+        assert min(map(len, blocks)) > 0
+        if block == 1000:  # the resampler has blocks of its own, too
+            assert len(blocks) > 9 and max(map(len, blocks)) < 4000
+        np.testing.assert_allclose(np.concatenate(blocks), wanted, rtol=0, atol=1e-6)
+        assert np.array_equal(read_audio(data, 16000, 10), np.concatenate(blocks))
 
 
 def test_a_recording_that_its_header_says_is_too_long_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

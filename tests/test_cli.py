@@ -40,8 +40,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "finetune", "evaluate", "stats", "shards", "shards info", "shards verify", "import", "export",
-     "bench", "bench scan"],
+    ["", "pretrain", "finetune", "evaluate", "predict", "embed", "stats", "shards", "shards info", "shards verify",
+     "import", "export", "bench", "bench scan"],
 )  # fmt: skip
 def test_help(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -50,7 +50,9 @@ def test_help(command: str, capsys: Capture) -> None:
     said = capsys.readouterr()
     assert said.out.startswith(f"usage: ssamba {command}") and not said.err
     if not command:
-        commands = ("pretrain", "finetune", "evaluate", "stats", "shards", "import", "export", "bench")
+        commands = (
+            "pretrain", "finetune", "evaluate", "predict", "embed", "stats", "shards", "import", "export", "bench",
+        )  # fmt: skip
         assert all(command in said.out for command in commands)
 
 

@@ -28,8 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(), "files": {"errors"}, "progress": {"errors"}, "config": LEAVES, "audio": LEAVES,
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
-    "build": BUILD, "cli": {"build", *INFERENCE, *BUILD},
-    "features": FEATURES, "hub": INFERENCE,
+    "build": BUILD, "cli": {"build", "inference", *INFERENCE, *BUILD},
+    "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
 }  # fmt: skip
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}
@@ -95,7 +95,9 @@ ADAPTORS = {
 @each_source
 def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
-    assert not used & {"mamba_ssm", "causal_conv1d", "numba", "triton", "wandb"} - ADAPTORS.get(path.stem, set())
+    assert not used & {"mamba_ssm", "causal_conv1d", "numba", "triton", "wandb", "pyarrow"} - ADAPTORS.get(
+        path.stem, set()
+    )
 
 
 @each_source

@@ -17,6 +17,8 @@ from ssamba.models.heads import MaskedPatchModel
 
 matplotlib.use("Agg")
 
+_LINES = 6  # of a timeline; more are hard to tell apart
+
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,4 +115,28 @@ def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str
     axis.set(ylabel=ylabel, title=title)
     axis.margins(y=0.15)
     axis.legend()
+    _save(figure, path)
+
+
+def draw_timeline(path: Path, spectrogram: Tensor, probabilities: Tensor, seconds: float, labels: Sequence[str],
+                  title: str) -> None:  # fmt: skip
+    """A spectrogram (T, M) and, under it, the probabilities (T, C) of the classes that are highest somewhere; each of
+    the T steps is `seconds` long."""
+    steps = len(spectrogram)
+    scale, unit = (seconds, "s") if steps * seconds < 180 else (seconds / 60, "min")
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    extent = (0, steps * scale, 0, spectrogram.shape[1])
+    above.imshow(spectrogram.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
+    above.set(ylabel="mel bin")
+    above.set_title(title if len(title) <= 100 else f"...{title[-97:]}", parse_math=False)
+    highest = probabilities.max(0).values.argsort(descending=True, stable=True)[:_LINES].tolist()
+    edges = [scale * step for step in range(steps + 1)]
+    lines = [below.stairs(probabilities[:, place].cpu().numpy(), edges, baseline=None, linewidth=1.5)
+             for place in highest]  # fmt: skip
+    below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(-0.02, 1.02))
+    below.grid(alpha=0.3)
+    legend = figure.legend(lines, [labels[place] for place in highest], loc="outside right center")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     _save(figure, path)

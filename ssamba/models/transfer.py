@@ -4,7 +4,6 @@ Nothing in a checkpoint is executed: files are read by torch.load(weights_only=T
 """
 
 import csv
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssamba.errors import UserError
-from ssamba.files import whole_folder
+from ssamba.files import check_out, whole_folder, written_beside
 from ssamba.models.authors import UNUSED, FromAuthors, from_authors, some_of, to_authors
 from ssamba.models.checkpoint import (
     AudioSettings,
@@ -179,24 +178,17 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
         UserError: `out` exists (a file is replaced with `overwrite`), no model in `path` or one of another family, or
             as `to_authors`.
     """
-    if out.exists() and not out.is_file():
-        raise UserError(f"{out} is {'a folder' if out.is_dir() else 'no plain file'}; expected a new file")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists; expected a new file, or --overwrite to replace it")
-    if not out.parent.is_dir():
-        raise UserError(f"{out} cannot be written: there is no folder {out.parent}")
+    check_out(out, overwrite)
     held = read_config(path)["model_type"]
     if held != family:
         raise UserError(f"{path} holds a model of {held}; expected one of {family} for --format {family}")
     kept = _read_unused(path)
     tensors = to_authors(load_model(path).model) | kept
     zeros = {f"module.{name}" for name in UNUSED} & tensors.keys() - kept.keys()
-    beside = out.with_name(f"{out.name}.tmp")
     try:
-        torch.save(tensors, beside)
-        os.replace(beside, out)
+        with written_beside(out) as beside:
+            torch.save(tensors, beside)
     except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error}") from error
     return Exported(tensors, tuple(sorted(zeros)))
 

@@ -119,3 +119,24 @@ def test_bars_are_as_high_as_their_values(tmp_path: Path, figures: list[Figure])
     places = {bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axis.containers}  # type: ignore[union-attr]
     assert [round(place) for place in places["scratch"]] == [0, 1]
     assert places["pretrained"][0] < places["scratch"][0]
+
+
+def test_a_timeline_shares_its_axis_with_the_spectrogram(tmp_path: Path, figures: list[Figure]) -> None:
+    spectrogram = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    chances = torch.zeros(50, 9)
+    chances[:, 0] = 0.1
+    for place in range(1, 8):  # higher than the first somewhere, and ever higher
+        chances[10:12, place] = 0.1 * place + 0.15
+    labels = [f"class {place}" for place in range(8)] + ["$never"]
+    pictures.draw_timeline(tmp_path / "a.png", spectrogram, chances, 0.5, labels, "$odd name")
+    assert_png(tmp_path / "a.png")
+    above, below = figures[0].axes
+    np.testing.assert_array_equal(image_of(above), spectrogram.T)
+    assert above.get_xlim() == below.get_xlim() == (0, 25)
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [f"class {i}" for i in (7, 6, 5, 4, 3, 2)]
+    values, edges, _ = below.patches[0].get_data()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(values, chances[:, 7])
+    np.testing.assert_allclose(edges, np.arange(51) * 0.5)
+    assert "(s)" in below.get_xlabel()
+    pictures.draw_timeline(tmp_path / "a.png", spectrogram, chances, 10.0, labels, "x" * 200)
+    assert figures[1].axes[0].get_xlim() == (0, pytest.approx(500 / 60)) and "(min)" in figures[1].axes[1].get_xlabel()

@@ -601,11 +601,11 @@ def test_an_export_over_something(small: Path, tmp_path: Path, refused: Refused)
     call("import", small, tmp_path / "model")
     given = ["export", tmp_path / "model", tmp_path / "out.pth", "--format", "ssamba"]
     (tmp_path / "out.pth").write_text("precious")
-    assert "out.pth exists; expected a new file, or --overwrite to replace it" in refused(*given)
+    assert "out.pth exists; --overwrite replaces it" in refused(*given)
     call(*given, "--overwrite")
     assert_same_bits(plain_load(tmp_path / "out.pth"), plain_load(small))
     given[2] = tmp_path / "model"
-    assert "model is a folder; expected a new file" in refused(*given, "--overwrite")
+    assert "model is a folder; expected the name of a file" in refused(*given, "--overwrite")
 
 
 def test_an_export_of_no_model(tmp_path: Path, refused: Refused) -> None:

@@ -1,0 +1,107 @@
+"""Which recordings are meant, and recordings of any length cut into windows.
+
+Shapes: S samples.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from ssamba.audio import Waveform
+from ssamba.errors import UserError
+from ssamba.features import FeatureExtractor
+
+# Other endings of formats that libsndfile names by one alone. Raw samples say nothing of their rate.
+_ENDINGS = {"aif", "aifc", "oga", "opus", "snd"} | {name.lower() for name in soundfile.available_formats()} - {"raw"}
+
+
+def find_recordings(places: Sequence[str]) -> list[str]:
+    """Files, folders and glob patterns -> paths, each once, in the order of `places`.
+
+    A folder stands for every file in and under it whose ending libsndfile reads, sorted, hidden ones aside; a file
+    that is named itself may end as it likes.
+
+    Raises:
+        UserError: something that does not exist or holds no such file.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
+        if not matches:
+            what = "matches no file" if glob.has_magic(place) else "does not exist"
+            raise UserError(f"{place} {what}; expected recordings, folders of them or patterns")
+        named = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
+        if not named:
+            raise UserError(f"{place} holds no recording; expected files that end in .{', .'.join(sorted(_ENDINGS))}")
+        for path in named:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def _inside(folder: str) -> list[str]:
+    found = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(path, name) for name in names
+                  if Path(name).suffix[1:].lower() in _ENDINGS and not name.startswith(".")]  # fmt: skip
+    return sorted(found)
+
+
+class Windows(NamedTuple):
+    """How a recording is cut: windows of `size` samples, one every `hop`, at the model's rate."""
+
+    size: int
+    hop: int
+
+    @classmethod
+    def of(cls, extractor: FeatureExtractor, window_seconds: float | None, hop_seconds: float | None) -> "Windows":
+        """In seconds; the defaults are the model's clip, and the window for the hop.
+
+        Raises:
+            UserError: a window too short for the model, a hop of no sample, or one that leaves samples out.
+        """
+        rate, least = extractor.sampling_rate, extractor.min_samples
+        size = extractor.clip_samples if window_seconds is None else _samples(window_seconds, rate, "window")
+        if size < least:
+            raise UserError(f"window is {size / rate:.3f} s; the model needs {least / rate:.3f} s, one patch")
+        hop = size if hop_seconds is None else _samples(hop_seconds, rate, "hop")
+        if not 0 < hop <= size:
+            raise UserError(
+                f"hop is {hop_seconds:g} s and the window {size / rate:g} s; expected a hop above 0 and at most the "
+                "window, since what lies between windows would be left out"
+            )
+        return cls(size, hop)
+
+    def cut(self, blocks: Iterable[Waveform]) -> Iterator[tuple[int, Waveform]]:
+        """Joined blocks -> the first sample of each window, and its samples (S,).
+
+        A recording no longer than a window is one window. If the last one does not end with the recording, another
+        one that does comes after it, so that no sample is left out; it too is a whole window.
+        """
+        held: list[Waveform] = []
+        first, end, start, given = 0, 0, 0, 0  # held[0][0]; after the last sample; the next window; the last one's end
+        for block in blocks:
+            held.append(block)
+            end += block.size
+            if end >= start + self.size:
+                joined = np.concatenate(held)
+                while end >= start + self.size:
+                    given = start + self.size
+                    yield start, joined[start - first : given - first]
+                    start += self.hop
+                keep = min(start, end - self.size)  # the last window reaches back from wherever the end will be
+                held, first = [joined[keep - first :]], keep
+        if given < end:
+            start = max(0, end - self.size)
+            yield start, np.concatenate(held)[start - first :]
+
+
+def _samples(seconds: float, rate: int, name: str) -> int:
+    if not abs(seconds) < 1e9:
+        raise UserError(f"{name} is {seconds} s; expected a length of time")
+    return round(seconds * rate)

@@ -1,0 +1,129 @@
+"""What a classifier says over the time of a recording, as CSV and as a picture: in memory that does not
+grow with its length.
+
+Shapes: T frames, M mel bins, C classes, N bins of time, K values.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba.errors import UserError
+from ssamba.inference.windows import Ended, Window
+
+_MOST_BINS = 2048  # of a picture; more would fall on one pixel
+_FRAME_SECONDS = 0.01
+
+
+class Timelines:
+    """Recordings' timelines in `folder`: NAME.csv and NAME.png, the recordings named from their common folder on.
+
+    The CSV has a line a window: start and end in seconds, the most probable label, its probability, and those of all
+    classes.
+
+    Raises:
+        UserError: `folder` is a file, or one of these files exists and is not to be overwritten.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[str], overwrite: bool) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; expected a folder for timelines, or a name for a new one")
+        whole = [os.path.abspath(path) for path in paths]
+        common = os.path.commonpath([os.path.dirname(path) for path in whole])
+        self.places = {path: folder / os.path.relpath(place, common) for path, place in zip(paths, whole, strict=True)}
+        self.labels = labels
+        for place in self.places.values():
+            for file in (_beside(place, ".csv"), _beside(place, ".png")):
+                if file.exists() and not overwrite:
+                    raise UserError(f"{file} exists; --overwrite replaces the timelines in {folder}")
+
+    def follow(self, found: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
+        """Pass on what is found. A recording's files are there when its end is passed on; none if it failed."""
+        current = None
+        try:
+            for one in found:
+                if isinstance(one, Window):
+                    current = current or _Timeline(self.places[one.path], self.labels, one.spectrogram.shape[1])
+                    current.add(one)
+                elif current is not None:
+                    if one.error is None:
+                        current.finish(one)
+                    current.close()
+                    current = None
+                yield one
+        finally:
+            if current is not None:
+                current.close()
+
+
+class _Timeline:
+    def __init__(self, place: Path, labels: Sequence[str], mel_bins: int) -> None:
+        self.place, self.labels, self.mel_bins = place, labels, mel_bins
+        self.bins = TimeBins(_FRAME_SECONDS, mel_bins + len(labels))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self.beside = _beside(place, ".csv.tmp")
+        self.file = self.beside.open("w", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(["start", "end", "label", "probability", *labels])
+
+    def add(self, window: Window) -> None:
+        assert window.probabilities is not None
+        best = int(window.probabilities.argmax())
+        chances = [f"{chance:.6f}" for chance in window.probabilities.tolist()]
+        self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", self.labels[best], chances[best], *chances])
+        frames = len(window.spectrogram)
+        times = window.start + torch.arange(frames, dtype=torch.float64) * ((window.end - window.start) / frames)
+        self.bins.add(times, torch.cat([window.spectrogram, window.probabilities.expand(frames, -1)], 1))
+
+    def finish(self, ended: Ended) -> None:
+        from ssamba.evaluation.pictures import draw_timeline  # matplotlib takes long to import
+
+        spectrogram, chances = self.bins.means().split([self.mel_bins, len(self.labels)], 1)
+        title = f"{self.place.name}, {ended.seconds:.1f} s"
+        draw_timeline(_beside(self.place, ".png"), spectrogram, chances, self.bins.seconds, self.labels, title)
+        self.file.close()
+        os.replace(self.beside, _beside(self.place, ".csv"))
+
+    def close(self) -> None:
+        self.file.close()
+        self.beside.unlink(missing_ok=True)
+
+
+class TimeBins:
+    """Means over equal bins of time. When the bins run out, neighbours are joined: twice as long, half as many.
+
+    Args:
+        seconds: of a bin, to begin with.
+        values: K, how many means a bin has.
+    """
+
+    def __init__(self, seconds: float, values: int) -> None:
+        self.seconds = seconds
+        self.sums = torch.zeros(_MOST_BINS, values)
+        self.counts = torch.zeros(_MOST_BINS, 1)
+
+    def add(self, times: Tensor, values: Tensor) -> None:
+        """Ascending seconds float64 (n,) and what there was then, float32 (n, K)."""
+        while times[-1] >= _MOST_BINS * self.seconds:
+            for tensor in (self.sums, self.counts):
+                half = tensor.unflatten(0, (-1, 2)).sum(1)
+                tensor.zero_()[: len(half)] = half
+            self.seconds *= 2
+        places = (times / self.seconds).long()
+        self.sums.index_add_(0, places, values)
+        self.counts.index_add_(0, places, torch.ones(len(places), 1))
+
+    def means(self) -> Tensor:
+        """float32 (N, K), up to the last bin with a value; one without has those of the bin before."""
+        held = self.counts[:, 0] > 0
+        last = int(torch.nonzero(held)[-1])
+        nearest = torch.where(held, torch.arange(len(held)), 0).cummax(0).values[: last + 1]
+        return (self.sums / self.counts)[nearest]
+
+
+def _beside(place: Path, ending: str) -> Path:
+    return place.with_name(f"{place.name}{ending}")

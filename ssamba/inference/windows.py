@@ -1,0 +1,214 @@
+"""What a model says of recordings, window by window: no more of one is in memory than a batch of windows.
+
+Shapes: B windows, T frames, M mel bins, F and P grid sizes in frequency and time, D width, C classes.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence, Set
+from typing import NamedTuple
+
+import soundfile
+import torch
+from torch import Tensor
+
+from ssamba.audio import Waveform, frames_in, samples_for, stream_audio
+from ssamba.errors import BadAudio, UserError
+from ssamba.hub import SsambaModel
+from ssamba.inference.sources import Windows
+from ssamba.progress import print_above, progress_bar
+
+BATCH_SIZE = 8
+_LONGEST = 1e6  # seconds that a header is believed; where it gives no length, libsndfile gives its largest number
+
+
+class Window(NamedTuple):
+    """One window of a recording; tensors are float32, on the CPU.
+
+    start, end: in seconds. step: seconds from the start of the window before it, for the first one the hop: what the
+    window counts for in a mean over the recording. spectrogram: (T, M), normalised, the frames that are its own.
+    probabilities: (C,), None without a classifier. pooled (D,) and tokens (P, F, D): the hidden state of the layer
+    asked for, None without one. Tokens are columns of patches in the order of time; those without a frame of the
+    recording, where a short one was filled up, are left out. column_seconds: float64 (P, 2), start and end of each.
+    """
+
+    path: str
+    start: float
+    end: float
+    step: float
+    spectrogram: Tensor
+    probabilities: Tensor | None
+    pooled: Tensor | None
+    tokens: Tensor | None
+    column_seconds: Tensor
+
+
+class Ended(NamedTuple):
+    """A recording's windows have all been given; with an error it is of no use, whatever was given before."""
+
+    path: str
+    seconds: float
+    error: str | None
+
+
+class _Piece(NamedTuple):
+    path: str
+    start: int
+    step: int
+    samples: Waveform
+
+
+class Job(NamedTuple):
+    """What is done to each recording; without a layer its windows have the classifier's answer alone."""
+
+    model: SsambaModel
+    windows: Windows
+    batch_size: int
+    layer: int | None
+
+    @classmethod
+    def of(cls, model: SsambaModel, window_seconds: float | None, hop_seconds: float | None, layer: int | None,
+           batch_size: int) -> "Job":  # fmt: skip
+        """Arguments as of `predict_file`; UserError for one that cannot be."""
+        if batch_size < 1:
+            raise UserError(f"batch size is {batch_size}; expected at least 1")
+        number = None if layer is None else model.layer_number(layer)
+        return cls(model, Windows.of(model.feature_extractor, window_seconds, hop_seconds), batch_size, number)
+
+
+def predict_file(
+    model: SsambaModel, path: str | os.PathLike[str], window_seconds: float | None = None,
+    hop_seconds: float | None = None, *, layer: int | None = None, batch_size: int = BATCH_SIZE,
+) -> Iterator[Window]:  # fmt: skip
+    """What `model` says of a recording of any length, window by window, as they come.
+
+    A recording no longer than a window is one window, and the answer that of `model(*model.feature_extractor(path))`.
+    A longer one is cut into windows every hop; after the last of them comes one that ends with the recording.
+
+    Args:
+        window_seconds: default: the model's clip. To the model each window is a recording of its own.
+        hop_seconds: from one window's start to the next, at most the window, its default.
+        layer: whose hidden state is given too, as `SsambaModel.num_hidden_states` counts.
+        batch_size: windows that are read ahead and run together.
+
+    Raises:
+        UserError: at once, a window, hop or layer that cannot be.
+        BadAudio: unreadable, too short or not finite: when that is found, which can be after its first windows.
+    """
+    return _windows_of(os.fspath(path), Job.of(model, window_seconds, hop_seconds, layer, batch_size))
+
+
+def _windows_of(path: str, job: Job) -> Iterator[Window]:
+    for found in run([path], job):
+        if isinstance(found, Window):
+            yield found
+        elif found.error is not None:
+            raise BadAudio(f"{path}: {found.error}")
+
+
+def load(model: str, device: str) -> SsambaModel:
+    """A model as a command names it, on "cpu", "cuda" or, by "auto", a GPU if there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch finds no GPU; expected auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SsambaModel.from_pretrained(model).to(device)
+
+
+def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
+    """Each recording's windows, then that it ended, one recording after another; a batch has windows of several."""
+    failed: set[str] = set()
+    waiting: list[_Piece | Ended] = []
+    for item in itertools.chain.from_iterable(_pieces(path, job, failed) for path in paths):
+        waiting.append(item)
+        pieces = sum(isinstance(one, _Piece) for one in waiting)
+        if pieces in (0, job.batch_size):
+            yield from _answers(waiting, job, failed)
+            waiting.clear()
+    yield from _answers(waiting, job, failed)
+
+
+def _pieces(path: str, job: Job, failed: Set[str]) -> Iterator[_Piece | Ended]:
+    extractor, rate = job.model.feature_extractor, job.model.feature_extractor.sampling_rate
+    start, end = -job.windows.hop, 0
+    try:
+        for first, samples in job.windows.cut(stream_audio(path, rate)):
+            if samples.size < extractor.min_samples:
+                raise BadAudio(extractor.too_short(samples.size))
+            yield _Piece(path, first, first - start, samples)
+            if path in failed:
+                return
+            start, end = first, first + samples.size
+        yield Ended(path, end / rate, None if end else "it holds no samples")
+    except BadAudio as error:
+        yield Ended(path, end / rate, str(error))
+
+
+def _answers(waiting: Sequence[_Piece | Ended], job: Job, failed: set[str]) -> Iterator[Window | Ended]:
+    """`waiting` with windows in the place of pieces; nothing more of a recording once it has failed."""
+    answers = iter(_infer([one for one in waiting if isinstance(one, _Piece)], job))
+    for one in waiting:
+        found = next(answers) if isinstance(one, _Piece) else one
+        if found.path not in failed:
+            yield found
+        if isinstance(found, Ended) and found.error is not None:
+            failed.add(found.path)
+
+
+@torch.no_grad()
+def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window | Ended]:
+    """A piece's window, or the end of its recording if the spectrogram is not finite."""
+    if not pieces:
+        return []
+    model, rate = job.model, job.model.feature_extractor.sampling_rate
+    features = model.feature_extractor.extract([piece.samples for piece in pieces])
+    out = model(*features, layers=[] if job.layer is None else [job.layer])
+    spectrograms, chances = features.input_values.cpu(), None
+    if out.logits is not None and model.classifier is not None:
+        chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(1)).cpu()
+    state = None if job.layer is None else (out.pooled[0].cpu(), out.hidden_states[0].transpose(1, 2).cpu())
+    found: list[Window | Ended] = []
+    for row, piece in enumerate(pieces):
+        start, end = piece.start / rate, (piece.start + piece.samples.size) / rate
+        spectrogram = spectrograms[row, : frames_in(piece.samples.size, rate)]
+        if not torch.isfinite(spectrogram).all():
+            largest = abs(piece.samples).max()
+            found.append(Ended(piece.path, end, f"its samples, up to {largest:g}, are too large for a spectrogram"))
+            continue
+        seconds = start + _column_seconds(model, len(spectrogram), int(out.columns[row]))
+        pooled, tokens = (None, None) if state is None else (state[0][row], state[1][row, : len(seconds)])
+        found.append(Window(piece.path, start, end, piece.step / rate, spectrogram,
+                            None if chances is None else chances[row], pooled, tokens,
+                            seconds.clamp(max=end)))  # fmt: skip
+    return found
+
+
+def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
+    """Start and end of the columns of patches with at least one of a window's own frames, float64 (P, 2)."""
+    patch, rate = model.network.encoder.patch_shape, model.feature_extractor.sampling_rate
+    own = min(columns, -(-frames // patch.time_stride))
+    hop = samples_for(2, rate) - samples_for(1, rate)
+    starts = torch.arange(own, dtype=torch.float64) * patch.time_stride * hop
+    return torch.stack([starts, starts + samples_for(patch.tshape, rate)], 1) / rate
+
+
+def watched(paths: Sequence[str], job: Job, desc: str) -> Iterator[Window | Ended]:
+    """`run` with a bar over seconds of audio, as the headers tell them, and each failure named on stderr."""
+    lengths = [_header_seconds(path) for path in paths]
+    ends = dict(zip(paths, itertools.accumulate(lengths), strict=True))
+    starts = {path: ends[path] - length for path, length in zip(paths, lengths, strict=True)}
+    with progress_bar(round(sum(lengths)), "s", desc) as bar:
+        for found in run(paths, job):
+            bar.update(round(starts[found.path] + found.end if isinstance(found, Window) else ends[found.path]) - bar.n)
+            if isinstance(found, Ended) and found.error is not None:
+                print_above(f"ssamba: {found.path}: {found.error}", sys.stderr)
+            yield found
+
+
+def _header_seconds(path: str) -> float:
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError, TypeError, UnicodeError):
+        return 0.0  # told when it is read
+    return info.duration if info.duration < _LONGEST else 0.0
