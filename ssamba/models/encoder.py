@@ -100,7 +100,7 @@ class AudioEncoder(nn.Module):
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         x = x + fit_positions(self.positions, rows, columns).flatten(0, 1)
-        leading = (self.class_tokens + self.class_positions).expand(len(x), -1, -1)
+        leading = (self.class_tokens + self.class_positions).expand(x.shape[0], -1, -1)
         return torch.cat([leading, x], dim=1)
 
     def _split(self, x: Tensor) -> Encoded:
