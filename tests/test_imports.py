@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "cli": {"build", *INFERENCE, *BUILD},
-    "features": FEATURES, "hub": INFERENCE,
+    "features": FEATURES, "hub": INFERENCE, "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
 }  # fmt: skip
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}

@@ -44,6 +44,11 @@ class ClassifierSettings:
     loss: str
     pooling: str
 
+    @property
+    def problem_type(self) -> str:
+        """The loss as `transformers` names it."""
+        return _PROBLEMS[self.loss]
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -67,7 +72,7 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
     if classifier:
         config |= {
             "label": classifier.label,
-            "problem_type": _PROBLEMS[classifier.loss],
+            "problem_type": classifier.problem_type,
             "pooling": classifier.pooling,
             "id2label": dict(enumerate(classifier.labels)),
             "label2id": {name: number for number, name in enumerate(classifier.labels)},
