@@ -205,7 +205,13 @@ def import_checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write a model as a checkpoint that the originals' scripts load."""
+    """Write a model as a checkpoint that the originals' scripts load, or a classifier as a program that torch runs."""
+    if arguments.format == "torch":
+        from ssamba.deploy import export_torch
+
+        export_torch(arguments.model, arguments.out, arguments.overwrite)
+        print(f"written to {arguments.out}")
+        return
     from ssamba.models.transfer import export_model
 
     exported = export_model(arguments.model, arguments.out, arguments.format, arguments.overwrite)
@@ -290,8 +296,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(call=import_checkpoint)
     sub = commands.add_parser("export", help=export.__doc__, description=export.__doc__)
     sub.add_argument("model", type=Path, metavar="MODEL", help="a run folder or its model/ folder")
-    sub.add_argument("out", type=Path, metavar="OUT", help="a new file, such as model.pth")
-    sub.add_argument("--format", required=True, choices=ENCODERS, help="whose checkpoint it becomes")
+    sub.add_argument("out", type=Path, metavar="OUT", help="a new file, such as model.pth or, for torch, model.pt2")
+    whose = "whose checkpoint it becomes; torch: a graph from waveforms to logits (torch.export)"
+    sub.add_argument("--format", required=True, choices=(*ENCODERS, "torch"), help=whose)
     sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a file")
     sub.set_defaults(call=export)
     bench = commands.add_parser("bench", help="Measure speed on this machine.")

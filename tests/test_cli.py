@@ -23,6 +23,7 @@ from torch import Tensor
 from ssamba.cli import main
 from ssamba.data.index import find_shards
 from ssamba.data.writer import Recording, write_shards
+from ssamba.program import load_program
 
 SCRIPT = Path(sys.executable).with_name("ssamba")
 Runs = Callable[[str], Path]
@@ -413,3 +414,13 @@ def test_a_run_is_a_recipe_for_the_next(finetuned: Runs, tmp_path: Path) -> None
     ours, theirs = (tmp_path / "again" / "model", finetuned("ssast") / "model")
     assert digests(ours) == digests(theirs)
     assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text())["run_dir"] == str(tmp_path / "again")
+
+
+def test_a_classifier_becomes_a_program(finetuned: Callable[[str], Path], tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "sounds.pt2"
+    assert main(["export", str(finetuned("ssast")), str(out), "--format", "torch"]) == 0
+    assert capsys.readouterr().out == f"written to {out}\n"
+    program = load_program(out)
+    assert program.labels == ("falling", "high", "low", "rising") and program.sampling_rate == 16000
+    assert main(["export", str(finetuned("ssast")), str(tmp_path / "sounds.pth"), "--format", "torch"]) == 2
+    assert "ends in .pt2" in capsys.readouterr().err

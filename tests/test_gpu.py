@@ -1,14 +1,20 @@
 """What a GPU computes, beside the same on the CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from ssamba.audio import LogMel
+from ssamba.audio import LogMel, samples_for
+from ssamba.deploy import save_program
+from ssamba.hub import SsambaModel
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import random_mask
+from ssamba.models.checkpoint import AudioSettings, ClassifierSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
-from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.ops import resolve_backend, selective_scan
+from ssamba.program import load_program
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,3 +60,19 @@ def test_a_pretraining_step_has_the_losses_and_gradients_of_the_cpu(encoder: str
     assert on_gpu.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(on_gpu[name], gradient, atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("encoder", list(SIZES))
+def test_a_program_made_on_either_device_has_the_logits_of_the_cpu(encoder: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = AudioClassifier(AudioEncoder(encoder, SIZES[encoder]["nano"], 128, 64, 16, 16, 16, 16), 3, "mean")
+    settings = ClassifierSettings(("a", "b", "c"), "sound", "bce", "mean")
+    model = SsambaModel(network, AudioSettings(16000, -4.27, 4.57, "pad"), settings).eval()
+    waveforms = 0.1 * torch.randn(2, samples_for(64, 16000))
+    with torch.inference_mode():
+        expected = model(*model.feature_extractor(waveforms)).logits
+    for name, device in (("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")):
+        save_program(tmp_path / "model.pt2", model.to(name))
+        found = load_program(tmp_path / "model.pt2", device)(waveforms)
+        assert found.device.type == device
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)

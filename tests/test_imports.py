@@ -28,8 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(), "files": {"errors"}, "progress": {"errors"}, "config": LEAVES, "audio": LEAVES,
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
-    "build": BUILD, "cli": {"build", "inference", *INFERENCE, *BUILD},
+    "build": BUILD, "cli": {"build", "inference", "deploy", *INFERENCE, *BUILD},
     "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
+    "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
 }  # fmt: skip
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}

@@ -45,6 +45,11 @@ class ClassifierSettings:
     pooling: str
     head_norm: bool = True
 
+    @property
+    def problem_type(self) -> str:
+        """The loss as `transformers` names it."""
+        return _PROBLEMS[self.loss]
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -68,7 +73,7 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
     if classifier:
         config |= {
             "label": classifier.label,
-            "problem_type": _PROBLEMS[classifier.loss],
+            "problem_type": classifier.problem_type,
             "pooling": classifier.pooling,
             "head_norm": classifier.head_norm,
             "id2label": dict(enumerate(classifier.labels)),

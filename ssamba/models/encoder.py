@@ -114,7 +114,7 @@ class AudioEncoder(nn.Module):
 
     def _insert(self, x: Tensor) -> Tensor:
         """Patch tokens (B, L, D) -> (B, L + class tokens, D), the class tokens where the stack wants them."""
-        extra = (self.class_tokens + self.class_positions).expand(len(x), -1, -1)
+        extra = (self.class_tokens + self.class_positions).expand(x.shape[0], -1, -1)
         at = self.stack.class_token_index(x.shape[1])
         return torch.cat([x[:, :at], extra, x[:, at:]] if at else [extra, x], dim=1)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import reference_conv
-from ssamba.ops.scan import resolve_backend
+from ssamba.ops.scan import differentiable, operator_backend, resolve_backend
 
 _MODULES = {"cpu": "cpu_conv", "triton": "triton_conv", "mamba-ssm": "causal_conv1d"}
 
@@ -71,10 +71,15 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, lead: tuple[int, ...]) -> No
 
 
 def _call(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> Tensor:
-    chosen: str = resolve_backend(backend, x.device.type, x.dtype)
-    if chosen in ("cpu", "triton"):
+    chosen = operator_backend(backend, x, differentiable(x, weight, bias))
+    if chosen in ("auto", "cpu", "triton"):
         y: Tensor = _conv(x, weight, bias, reverse, chosen)
         return y
+    return _composed(x, weight, bias, reverse, chosen)
+
+
+def _composed(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, chosen: str) -> Tensor:
+    """By a backend without an operator of its own: autograd differentiates."""
     module = _backend(chosen) if chosen == "mamba-ssm" else reference_conv
     with torch.autocast(x.device.type, enabled=False):
         return module.conv(x, weight, bias, reverse)
@@ -87,7 +92,11 @@ def _backend(name: str) -> ModuleType:
 @torch.library.custom_op("ssamba::conv", mutates_args=())
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> Tensor:
     """(K, B, L, E) in x's dtype, direction k backwards where (k == 1) != reverse."""
-    y: Tensor = _backend(backend).forward(x, weight, bias, reverse)
+    chosen: str = resolve_backend(backend, x.device.type, x.dtype)
+    if chosen in ("cpu", "triton"):
+        y: Tensor = _backend(chosen).forward(x, weight, bias, reverse)
+    else:  # what "auto" of an exported program came to, without a backward pass
+        y = _composed(x, weight, bias, reverse, chosen)
     return y.contiguous()
 
 

@@ -5,7 +5,8 @@ Shapes: K directions (1 or 2), B batch, L tokens, E inner width, N state size.
 With our own kernels both are one operator of torch.library, `ssamba::scan`, so torch.compile and torch.export see one
 node. Such a backend is a module with two functions without autograd, `forward` and `backward` (see `_scan` and
 `_scan_backward`). `reference` and `mamba-ssm` are a function `scan` that autograd differentiates, outside the operator.
-All visit direction k backwards where (k == 1) != reverse.
+All visit direction k backwards where (k == 1) != reverse. A program exported without gradients holds "auto" itself, and
+the operator chooses on the machine and device that run it.
 
 Autocast casts nothing here: u, delta, B, C and z come in the dtype that the projections before gave them (bfloat16 or
 float16 under autocast), A, D and delta_bias stay float32 parameters, and every state and sum is float32.
@@ -108,16 +109,30 @@ def bidirectional_scan(
 
 def _call(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
           bias: Tensor | None, reverse: bool, backend: str) -> Tensor:  # fmt: skip
-    chosen: str = resolve_backend(backend, u.device.type, u.dtype)
+    # Inside the operator gradients are off, so it is told whether a backward pass may come.
+    keep = differentiable(u, delta, a, b, c, d, z, bias)
+    chosen = operator_backend(backend, u, keep)
     if chosen in ("reference", "mamba-ssm"):
         module = reference if chosen == "reference" else _backend(chosen)
         with torch.autocast(u.device.type, enabled=False):
             y: Tensor = module.scan(u, delta, a, b, c, d, z, bias, reverse)
         return y
-    # Inside the operator gradients are off, so it is told whether a backward pass may come.
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (u, delta, a, b, c, d, z, bias))
     y = _scan(u, delta, a, b, c, d, z, bias, reverse, chosen, keep)[0]
     return y
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def operator_backend(backend: str, x: Tensor, keep: bool) -> str:
+    """What an operator gets as its backend: `resolve_backend`, but "auto" where a forward pass alone (not `keep`) is
+    exported, since another machine may run it."""
+    if backend == "auto" and not keep and torch.compiler.is_exporting():
+        return backend
+    chosen: str = resolve_backend(backend, x.device.type, x.dtype)
+    return chosen
 
 
 def _check(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
@@ -148,8 +163,13 @@ def _backend(name: str) -> ModuleType:
 def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
           bias: Tensor | None, reverse: bool, backend: str, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y (B, L, E) in u's dtype, what the backend's backward pass needs beside the inputs: empty if not `keep`)."""
+    chosen: str = resolve_backend(backend, u.device.type, u.dtype)
     with torch.autocast(u.device.type, enabled=False):
-        y, saved = _backend(backend).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
+        if chosen == "mamba-ssm":  # what "auto" of an exported program came to, without a backward pass
+            y = _backend(chosen).scan(u, delta, a, b, c, d, z, bias, reverse)
+            saved = u.new_empty(0, dtype=torch.float32)
+        else:
+            y, saved = _backend(chosen).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
     return y.contiguous(), saved
 
 

@@ -101,6 +101,27 @@ def test_an_exported_module_holds_each_operator_once_and_runs_at_another_batch_s
         torch.testing.assert_close(exported.module()(*others), mixer(*others), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_auto_is_decided_by_an_export_with_gradients_alone(gradients: bool) -> None:
+    mixer = Mixer(20, 3, "auto").requires_grad_(gradients)
+    exported = torch.export.export(mixer, tokens(2, 20, 3))
+    calls = {node.target: node.args for node in exported.graph.nodes if node.op == "call_function"}
+    chosen = "cpu" if gradients else "auto"
+    assert calls[torch.ops.ssamba.scan.default][-2:] == (chosen, gradients)
+    assert calls[torch.ops.ssamba.conv.default][-1] == chosen
+    inputs = tokens(2, 20, 3)
+    torch.testing.assert_close(exported.module()(*inputs), mixer(*inputs), rtol=1e-6, atol=1e-6)
+
+
+def test_auto_is_compiled_without_a_graph_break() -> None:
+    torch._dynamo.reset()
+    mixer = Mixer(20, 3, "auto")
+    compiled, inputs = torch.compile(mixer, fullgraph=True, backend="aot_eager"), tokens(2, 20, 3)
+    torch.testing.assert_close(compiled(*inputs), mixer(*inputs), rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), mixer(*inputs), rtol=1e-6, atol=1e-6)
+
+
 @each_of_ours
 def test_autocast_rounds_the_output_alone(backend: str) -> None:
     kept = ("A", "D", "delta_bias")

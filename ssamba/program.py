@@ -1,0 +1,110 @@
+"""Run a classifier that `ssamba.deploy` wrote: one file from waveforms to logits.
+
+Needs torch and `ssamba.ops` alone, whose operators the file's graph calls; nothing that builds or trains a model.
+
+Shapes: B batch, S samples of a clip, C classes.
+"""
+
+import json
+import os
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+import ssamba.ops  # noqa: F401 - registers ssamba::scan and ssamba::conv
+from ssamba.errors import UserError
+
+DESCRIPTION = "ssamba.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a program's file says beside its graph, as JSON.
+
+    labels: the names of the C classes. label: what they are in the data. problem_type: the logits' meaning,
+    "single_label_classification" (softmax gives probabilities) or "multi_label_classification" (sigmoid does).
+    sampling_rate: Hz. samples: S. least_samples: what a recording must have of its own. torch: the version that wrote
+    it, which may be the only one to read it.
+    """
+
+    labels: tuple[str, ...]
+    label: str
+    problem_type: str
+    sampling_rate: int
+    samples: int
+    least_samples: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class Program(Description):
+    """A loaded classifier: a function of waveforms with its `Description`. module: the graph, weights included."""
+
+    module: nn.Module
+    device: torch.device
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Classify clips.
+
+        Args:
+            waveforms: (B, S) float32 at `sampling_rate`, full scale 1, finite; what follows a shorter recording's own
+                samples does not matter.
+            lengths: int64 (B,), the samples of each that are its own; None: all S. A shorter recording is filled up
+                as in training.
+
+        Returns:
+            Logits, float32 (B, C), on the program's device.
+
+        Raises:
+            ValueError: other shapes or dtypes, or a recording that is too short.
+        """
+        if waveforms.ndim != 2 or waveforms.shape[1] != self.samples or waveforms.dtype != torch.float32:
+            given = f"waveforms are {waveforms.dtype} {tuple(waveforms.shape)}"
+            raise ValueError(f"{given}; expected torch.float32 (B, {self.samples})")
+        batch = waveforms.shape[0]
+        if lengths is None:
+            lengths = torch.full((batch,), self.samples)
+        if lengths.shape != (batch,) or lengths.dtype != torch.int64:
+            raise ValueError(f"lengths are {lengths.dtype} {tuple(lengths.shape)}; expected torch.int64 ({batch},)")
+        if not ((lengths >= self.least_samples) & (lengths <= self.samples)).all():
+            raise ValueError(f"lengths are {lengths.tolist()}; expected {self.least_samples} to {self.samples}")
+        with torch.inference_mode():
+            logits: Tensor = self.module(waveforms.to(self.device), lengths.to(self.device))
+        return logits
+
+
+def load_program(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Program:
+    """Load what `ssamba.deploy.save_program` wrote. The scan's backend is chosen here, for this machine and `device`.
+
+    A program is code, and torch unpickles parts of what it is given: load only files that you trust.
+
+    Raises:
+        UserError: no such file, or one that holds no program.
+    """
+    description = _describe(path)
+    with warnings.catch_warnings():
+        # Its weights lie on bytes that may not be written to, and nothing writes to them.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        program = torch.export.load(os.fspath(path))
+    where = torch.device(device)
+    if where.type != "cpu":
+        program = move_to_device_pass(program, where)
+    return Program(**vars(description), module=program.module(), device=where)
+
+
+def _describe(path: str | os.PathLike[str]) -> Description:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Everything lies in one folder, whose name is torch's choice.
+            name = next(name for name in archive.namelist() if PurePosixPath(name).name == DESCRIPTION)
+            held = json.loads(archive.read(name))
+        return Description(**{**held, "labels": tuple(held["labels"])})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, StopIteration, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no program; expected a .pt2 of `ssamba export --format torch`") from error
