@@ -4,29 +4,26 @@
     python -m heareval.embeddings.runner ssamba.hear --model runs/pretrain-mine --tasks-dir tasks
     python benchmarks/hear_validator.py runs/pretrain-mine
 
-Shapes: B batch, S samples, N columns, D width.
+Shapes: B batch, S samples, N columns, F rows of patches, D width of a token.
 """
 
-import math
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssamba.errors import UserError
+from ssamba.hub import SsambaModel
 from ssamba.timeline import Timeline
 
 
-class HearModel(nn.Module):
-    """What HEAR asks of a model: sample_rate in Hz, scene_embedding_size and timestamp_embedding_size (both D)."""
+class HearModel(Timeline):
+    """What HEAR asks of a model: sample_rate in Hz, scene_embedding_size and timestamp_embedding_size (both F * D)."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.timestamps = Timeline.from_pretrained(path)
-        # Of a whole clip's mean, columns closer together than the patches would only be dearer.
-        self.scenes = Timeline(self.timestamps.model, math.inf)
-        self.sample_rate = self.timestamps.sampling_rate
-        self.scene_embedding_size = self.timestamp_embedding_size = self.timestamps.hidden_size
+    def __init__(self, model: SsambaModel) -> None:
+        super().__init__(model)  # 50 ms between timestamps are the most that HEAR advises
+        self.sample_rate = self.sampling_rate
+        self.scene_embedding_size = self.timestamp_embedding_size = self.size
 
 
 def load_model(model_file_path: str | Path = "") -> HearModel:
@@ -39,7 +36,7 @@ def load_model(model_file_path: str | Path = "") -> HearModel:
         raise UserError(
             "load_model was given no model; expected a model folder, a run folder or a model of the Hub (--model)"
         )
-    return HearModel(model_file_path)
+    return HearModel(SsambaModel.from_pretrained(model_file_path))
 
 
 @torch.no_grad()
@@ -51,14 +48,13 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
         model: from `load_model`.
 
     Returns:
-        embeddings: float32 (B, N, D); timestamps: float32 (B, N), the middles of what they embed, in milliseconds.
+        embeddings: float32 (B, N, F * D); timestamps: float32 (B, N), the middles of what they embed, in milliseconds.
 
     Raises:
         UserError: audio of another shape.
     """
-    timeline = model.timestamps
-    embeddings = timeline.to(audio.device)(_clips(audio))[0]
-    middles = timeline.middles_ms(embeddings.shape[1])
+    embeddings = model.to(audio.device)(_clips(audio))[0]
+    middles = model.middles_ms(embeddings.shape[1])
     # The last column can begin in the clip and have its middle after the end, where HEAR allows none.
     inside = max(1, int((middles <= 1000 * audio.shape[1] / model.sample_rate).sum()))
     return embeddings[:, :inside], middles[:inside].to(audio.device).expand(len(audio), -1)
@@ -66,8 +62,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 @torch.no_grad()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding a clip, the mean over its time: (B, S) -> float32 (B, D); as `get_timestamp_embeddings`."""
-    return model.scenes.to(audio.device)(_clips(audio))[0].mean(1)
+    """One embedding a clip, the mean of its columns: (B, S) -> float32 (B, F * D); as `get_timestamp_embeddings`."""
+    return model.to(audio.device)(_clips(audio))[0].mean(1)
 
 
 def _clips(audio: Tensor) -> list[Tensor]:

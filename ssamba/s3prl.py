@@ -1,6 +1,11 @@
-"""Any model as an upstream of s3prl, the toolkit of SUPERB.
+"""Any model as an upstream of s3prl, the toolkit of SUPERB:
 
-Shapes: B batch, S samples, N columns, D width.
+    from s3prl import hub, nn
+    from ssamba.s3prl import UpstreamExpert
+    hub.ssamba = UpstreamExpert
+    upstream = nn.S3PRLUpstream("ssamba", path_or_url="runs/pretrain-mine")
+
+Shapes: B batch, S samples, N columns, F rows of patches, D width of a token.
 """
 
 from collections.abc import Sequence
@@ -38,6 +43,15 @@ class UpstreamExpert(nn.Module):
         """Samples a column, of every layer: a clip of S samples has ceil(S / rate) columns, as s3prl counts them."""
         return self.timeline.hop_samples
 
-    def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """B times (S,) at 16 kHz -> {"hidden_states": for each layer (B, N, D)}, zeros after the end of a clip."""
-        return {"hidden_states": self.timeline(wavs, range(self.timeline.model.num_hidden_states))}
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """Encode clips.
+
+        Args:
+            wavs: B times (S,), float of full scale 1, at 16 kHz.
+
+        Returns:
+            hidden_states: for each layer float32 (B, N, F * D) with N of the longest clip, zeros after the end of the
+            others; last_hidden_state: the last of them.
+        """
+        hidden = self.timeline(wavs, range(self.timeline.model.num_hidden_states))
+        return {"hidden_states": hidden, "last_hidden_state": hidden[-1]}

@@ -1,7 +1,7 @@
 """A model's hidden states as sequences in time: what the benchmarks' interfaces share.
 
 Shapes: B batch, S samples, T frames, M mel bins, F and P grid sizes in frequency and time, N columns of a timeline,
-D width.
+D width of a token.
 """
 
 import math
@@ -23,9 +23,10 @@ _TOKENS = 8192  # of one pass through the encoder: bounds its memory, whatever t
 class Timeline(nn.Module):
     """A model's hidden states every `hop_ms`, whatever the length of its patches and of the clips.
 
-    Column j stands for the samples from j * hop_samples on; it is the mean over the frequency rows of the patches
-    whose middle is nearest to the middle of these samples. The mean, not the rows side by side: its size is D for every
-    patch shape, so encoders are compared by vectors of equal size, and the encoder has mixed the rows already.
+    Column j stands for the samples from j * hop_samples on. It is the patches whose middle is nearest to the middle of
+    these samples, their frequency rows side by side: F * D numbers, D where a patch has all mel bins. The rows' mean
+    would be as small for every model, but a row is a band of frequencies, and what the bands say apart is most of what
+    a linear classifier finds in them.
 
     A patch can last longer than the hop (16 frames are 160 ms). A smaller time stride would give more columns, but also
     patches closer together than any that the encoder was trained on, positions between those that it learned, and with
@@ -79,9 +80,10 @@ class Timeline(nn.Module):
         return 1000 * self.hop_samples / self.sampling_rate
 
     @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.model.network.encoder.hidden_size
+    def size(self) -> int:
+        """F * D, the numbers of a column."""
+        encoder = self.model.network.encoder
+        return encoder.grid[0] * encoder.hidden_size
 
     def columns(self, samples: int) -> int:
         """N of a clip: one column for each hop that begins in it."""
@@ -100,7 +102,7 @@ class Timeline(nn.Module):
             layers: as `SsambaModel.num_hidden_states` numbers them.
 
         Returns:
-            For each layer float32 (B, N, D) with N of the longest clip, zeros after the others' `columns`.
+            For each layer float32 (B, N, F * D) with N of the longest clip, zeros after the others' `columns`.
 
         Raises:
             UserError: no waveform, one that is not (S,) with samples in it, or a layer that there is not.
@@ -143,7 +145,7 @@ class Timeline(nn.Module):
     def _encode(
         self, spectrograms: Sequence[Tensor], windows: Sequence[tuple[int, int]], size: int, layers: Sequence[int]
     ) -> list[Tensor]:
-        """Windows of `size` columns -> for each layer (windows * size, D)."""
+        """Windows of `size` columns -> for each layer (windows * size, F * D)."""
         encoder = self.model.network.encoder
         patch = encoder.patch_shape
         frames = torch.arange((size - 1) * patch.time_stride + patch.tshape, device=self.model.device) - self._lead
@@ -155,7 +157,7 @@ class Timeline(nn.Module):
                 for clip, begin in windows[first : first + at_once]
             ])  # fmt: skip
             hidden = self.model(batch, layers=layers).hidden_states
-            parts.append([one.mean(1).flatten(0, 1) for one in hidden])
+            parts.append([one.transpose(1, 2).flatten(2).flatten(0, 1) for one in hidden])
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 

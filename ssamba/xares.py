@@ -8,7 +8,7 @@ X-ARES builds the encoder of a file without arguments, and wants one name in tha
         def __init__(self) -> None:
             super().__init__("runs/pretrain-mine")
 
-Shapes: B batch, S samples, N columns, D width.
+Shapes: B batch, S samples, N columns, F rows of patches, D width of a token.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from ssamba.timeline import Timeline
 
 
 class SsambaEncoder(nn.Module):
-    """X-ARES's encoder: sampling_rate in Hz, output_dim (D), hop_size_in_ms from one column to the next.
+    """X-ARES's encoder: sampling_rate in Hz, output_dim (F * D), hop_size_in_ms from one column to the next.
 
     Args:
         path: a model folder, a run folder, or a model of the Hub.
@@ -35,10 +35,10 @@ class SsambaEncoder(nn.Module):
         super().__init__()
         self.timeline = Timeline.from_pretrained(path, max_hop_ms)
         self.sampling_rate = self.timeline.sampling_rate
-        self.output_dim = self.timeline.hidden_size
+        self.output_dim = self.timeline.size
         self.hop_size_in_ms = self.timeline.hop_ms
 
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, S) or (S,), float of full scale 1 -> float32 (B, N, D), N the hops that begin in the S samples."""
+        """(B, S) or (S,), float of full scale 1 -> float32 (B, N, F * D), N the hops that begin in the S samples."""
         return self.timeline(list(audio.reshape(-1, audio.shape[-1])))[0]

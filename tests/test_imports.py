@@ -24,12 +24,14 @@ BUILD = {"training", "config", *TRAINING}
 FEATURES = {"audio", "models", *MODELS}
 # What uses a trained model knows nothing of how it was trained.
 INFERENCE = {"features", "hub", *FEATURES}
+BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(), "files": {"errors"}, "progress": {"errors"}, "config": LEAVES, "audio": LEAVES,
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "cli": {"build", *INFERENCE, *BUILD},
-    "features": FEATURES, "hub": INFERENCE,
+    "features": FEATURES, "hub": INFERENCE, "timeline": INFERENCE,
+    "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
 }  # fmt: skip
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}
