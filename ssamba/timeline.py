@@ -28,15 +28,17 @@ class Timeline(nn.Module):
     would be as small for every model, but a row is a band of frequencies, and what the bands say apart is most of what
     a linear classifier finds in them.
 
-    A patch can last longer than the hop (16 frames are 160 ms). A smaller time stride would give more columns, but also
-    patches closer together than any that the encoder was trained on, positions between those that it learned, and with
-    attention a cost that grows with the square. So the spectrogram is encoded several times instead, each time shifted
-    by a hop, and the columns are interleaved: each pass is what the encoder knows, and the cost is as many passes.
+    A patch can last longer than the hop (16 frames are 160 ms). The spectrogram is then encoded several times, each
+    time shifted by a hop, and the columns are interleaved: every pass has the stride, positions and number of tokens
+    that the encoder was trained on. An encoder of a smaller time stride, its positions interpolated, would be one pass
+    over as many tokens; a linear classifier finds as much in it, but it costs twice as much (attention more, the longer
+    the clip), and a frame of the spectrogram would be in several tokens of one sequence, which no training had.
 
     A clip has its own length: nothing is repeated, and it does not depend on the others of its batch. Where a patch
-    reaches over an end of the clip, the first or last frame is held, since any other filling would be an onset that is
-    not there. A clip longer than those of the training is encoded in windows of that length, spread evenly, each column
-    in the window in whose middle it lies.
+    reaches over an end of the clip, the clip's first or last frame is held; silence there would be an onset that is not
+    in the sound. A clip longer than those of the training is encoded in windows of that length, spread evenly, each
+    column in the window in whose middle it lies, and a few windows at a time: memory grows by the waveform, the
+    spectrogram and the result alone, unless gradients are wanted.
 
     Differentiable with respect to the weights and the waveforms.
 

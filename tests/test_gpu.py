@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from ssamba import hear
 from ssamba.audio import LogMel
+from ssamba.hub import SsambaModel
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import random_mask
+from ssamba.models.checkpoint import AudioSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.ops import resolve_backend, selective_scan
@@ -54,3 +57,17 @@ def test_a_pretraining_step_has_the_losses_and_gradients_of_the_cpu(encoder: str
     assert on_gpu.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(on_gpu[name], gradient, atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("encoder", list(SIZES))
+def test_embeddings_are_those_of_the_cpu_on_the_device_of_the_audio(encoder: str) -> None:
+    torch.manual_seed(0)
+    network = AudioEncoder(encoder, SIZES[encoder]["nano"], 128, 64, 16, 16, 16, 16)
+    model = hear.HearModel(SsambaModel(MaskedPatchModel(network), AudioSettings(16000, -4.27, 4.57, "keep")).eval())
+    audio = 0.1 * torch.randn(2, 20000)
+    expected, times = hear.get_timestamp_embeddings(audio, model)
+    scenes = hear.get_scene_embeddings(audio, model)
+    found, at = hear.get_timestamp_embeddings(audio.cuda(), model)
+    assert found.is_cuda and at.is_cuda and torch.equal(at.cpu(), times)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(hear.get_scene_embeddings(audio.cuda(), model).cpu(), scenes, atol=1e-3, rtol=1e-3)

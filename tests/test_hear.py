@@ -22,11 +22,18 @@ Runs = Callable[[str], Path]
 RATE = 16000
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = [1.07, 1.98, 4.0, 2.74]  # the validator's
+each_kind = pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
 
 
 def sounds(batch: int, samples: int, seed: int = 0) -> Tensor:
     return 2 * torch.rand(batch, samples, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+@pytest.fixture
+def run(kind: str, encoder: str, request: pytest.FixtureRequest) -> Path:
+    folder: Path = request.getfixturevalue(kind)(encoder)
+    return folder
 
 
 @pytest.fixture
@@ -62,18 +69,19 @@ def test_the_model_and_its_embeddings_are_what_the_api_says(folder: Path, patch:
         assert (embeddings[0] - embeddings[1]).abs().max() > 1e-3 and (scenes[0] - scenes[1]).abs().max() > 1e-3
 
 
+@each_kind
 @each_encoder
-def test_embeddings_are_those_of_the_timeline(encoder: str, pretrained: Runs) -> None:
-    model = hear.load_model(pretrained(encoder))
+def test_embeddings_are_those_of_the_timeline(run: Path) -> None:
+    model = hear.load_model(run)
     audio = sounds(3, 12000)
-    timeline = Timeline(SsambaModel.from_pretrained(pretrained(encoder)))
+    timeline = Timeline(SsambaModel.from_pretrained(run))
     embeddings, timestamps = hear.get_timestamp_embeddings(audio, model)
     with torch.inference_mode():
         expected = timeline(list(audio))[0]
     assert torch.equal(embeddings, expected) and torch.equal(timestamps[2], timeline.middles_ms(19))
     assert torch.equal(hear.get_scene_embeddings(audio, model), expected.mean(1))
     # Deterministic, each sound by itself, and nothing to differentiate.
-    again, _ = hear.get_timestamp_embeddings(audio[1:2], hear.load_model(pretrained(encoder)))
+    again, _ = hear.get_timestamp_embeddings(audio[1:2], hear.load_model(run))
     torch.testing.assert_close(again[0], embeddings[1], rtol=1e-4, atol=1e-5)
     assert torch.equal(hear.get_timestamp_embeddings(audio, model)[0], embeddings)
     assert not embeddings.requires_grad and not embeddings.is_inference()
@@ -113,11 +121,21 @@ def test_without_a_model_or_with_other_audio_it_says_what_it_takes(pretrained: R
             function(torch.zeros(800), model)
 
 
+def validator(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments[1:], ROOT / "benchmarks" / "hear_validator.py", arguments[0]]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=ROOT)
+
+
+@each_kind
 @each_encoder
-def test_hear_s_own_validator_accepts_it(encoder: str, pretrained: Runs) -> None:
+def test_hear_s_own_validator_accepts_it(run: Path) -> None:
     if importlib.util.find_spec("hearvalidator") is None:
         pytest.skip("hearvalidator is not installed; benchmarks/hear_validator.py says how")
-    command = [sys.executable, str(ROOT / "benchmarks" / "hear_validator.py"), str(pretrained(encoder))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = validator(run)
     assert done.returncode == 0, done.stderr
     assert "Looks good!" in done.stdout
+
+
+def test_the_script_without_the_validator_says_so() -> None:
+    done = validator("runs/mine", "-S")  # without installed packages
+    assert done.returncode == 2 and "hearvalidator is not installed" in done.stderr
