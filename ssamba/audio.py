@@ -24,6 +24,7 @@ _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
 _BLOCK = 1 << 15  # samples of each channel that are decoded at a time
 _FLOOR = float(torch.finfo(torch.float32).eps)
+_FRAMES_AT_ONCE = 8192  # 82 s: the spectrogram of a long recording takes no more memory on the way
 
 Waveform = npt.NDArray[np.float32]
 
@@ -162,16 +163,19 @@ class LogMel(nn.Module):
             valid = torch.arange(waveform.shape[1], device=waveform.device) < lengths.unsqueeze(1)
             mean = (waveform * valid).sum(1, keepdim=True) / lengths.unsqueeze(1)
             frames = (waveform - mean).unfold(1, self.frame, self.hop)
-            frames = frames - frames.mean(2, keepdim=True)
-            # Kaldi's pre-emphasis takes the first sample of a frame as its own predecessor.
-            before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-            spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * self.window, n=self.fft)
-            energies = (spectrum.real.square() + spectrum.imag.square()) @ self.filters
-            log_mel = energies.clamp(min=_FLOOR).log()
+            log_mel = torch.cat([self._energies(block).log() for block in frames.split(_FRAMES_AT_ONCE, dim=1)], dim=1)
             count = (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
             inside = torch.arange(log_mel.shape[1], device=waveform.device) < count.unsqueeze(1)
             padded: Tensor = log_mel.masked_fill(~inside.unsqueeze(2), 0.0)
             return padded
+
+    def _energies(self, frames: Tensor) -> Tensor:
+        """Samples of frames (B, T, frame) -> mel energies (B, T, M)."""
+        frames = frames - frames.mean(2, keepdim=True)
+        # Kaldi's pre-emphasis takes the first sample of a frame as its own predecessor.
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        spectrum = torch.fft.rfft((frames - _PREEMPHASIS * before) * self.window, n=self.fft)
+        return ((spectrum.real.square() + spectrum.imag.square()) @ self.filters).clamp(min=_FLOOR)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """waveform (B, S) with S of at least one frame, lengths (B,) valid samples -> normalised (B, T, M)."""

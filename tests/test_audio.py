@@ -92,6 +92,14 @@ def test_spectrograms_are_float32_under_autocast_and_for_half_waveforms() -> Non
     assert model(waveform.half(), lengths).dtype == torch.float32
 
 
+def test_a_spectrogram_is_the_same_a_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, lengths = LogMel(16000, 64, -4.0, 4.0), torch.tensor([16000, 9000])
+    waveform = torch.stack([sound(16000, 16000), sound(16000, 16000, 1)])
+    expected = transform(waveform, lengths)
+    monkeypatch.setattr("ssamba.audio._FRAMES_AT_ONCE", 7)
+    torch.testing.assert_close(transform(waveform, lengths), expected, rtol=0, atol=1e-5)
+
+
 def test_filters_and_window_are_no_part_of_a_checkpoint() -> None:
     assert LogMel(16000, 64, -4.0, 4.0).state_dict() == {}
 

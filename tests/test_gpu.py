@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssamba import hear
 from ssamba.audio import LogMel, samples_for
 from ssamba.deploy import save_program
 from ssamba.hub import SsambaModel
@@ -76,3 +77,17 @@ def test_a_program_made_on_either_device_has_the_logits_of_the_cpu(encoder: str,
         found = load_program(tmp_path / "model.pt2", device)(waveforms)
         assert found.device.type == device
         torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("encoder", list(SIZES))
+def test_embeddings_are_those_of_the_cpu_on_the_device_of_the_audio(encoder: str) -> None:
+    torch.manual_seed(0)
+    network = AudioEncoder(encoder, SIZES[encoder]["nano"], 128, 64, 16, 16, 16, 16)
+    model = hear.HearModel(SsambaModel(MaskedPatchModel(network), AudioSettings(16000, -4.27, 4.57, "keep")).eval())
+    audio = 0.1 * torch.randn(2, 20000)
+    expected, times = hear.get_timestamp_embeddings(audio, model)
+    scenes = hear.get_scene_embeddings(audio, model)
+    found, at = hear.get_timestamp_embeddings(audio.cuda(), model)
+    assert found.is_cuda and at.is_cuda and torch.equal(at.cpu(), times)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(hear.get_scene_embeddings(audio.cuda(), model).cpu(), scenes, atol=1e-3, rtol=1e-3)

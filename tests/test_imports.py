@@ -24,6 +24,7 @@ BUILD = {"training", "config", *TRAINING}
 FEATURES = {"audio", "models", *MODELS}
 # What uses a trained model knows nothing of how it was trained.
 INFERENCE = {"features", "hub", *FEATURES}
+BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(), "files": {"errors"}, "progress": {"errors"}, "config": LEAVES, "audio": LEAVES,
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
@@ -31,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "build": BUILD, "cli": {"build", "inference", "deploy", *INFERENCE, *BUILD},
     "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
     "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
+    "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
 }  # fmt: skip
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}
