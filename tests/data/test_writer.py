@@ -201,7 +201,7 @@ def test_bad_recordings_are_skipped_and_named(
     assert "cannot be decoded" in why["text.wav"] and "cannot be decoded" in why["none.wav"]
     assert why["short.wav"] == "it has 0.010 s; at least 0.025 s are wanted"
     assert why["long.wav"] == "its header says 1 s; at most 1 s are read"
-    assert why["nan.wav"] == "it holds samples that are not finite"
+    assert why["nan.wav"] == "it holds samples that are not finite, the first at 0.000 s"
     assert why["missing.wav"] == "there is no such file"
     assert why["bird/0.wav#t=5.0,6.0"] == "it has 0.100 s; the cut is from 5 to 6 s"
     assert made.samples == 12
