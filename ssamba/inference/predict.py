@@ -16,7 +16,7 @@ from torch import Tensor
 from ssamba.errors import UserError
 from ssamba.files import check_out, written_beside
 from ssamba.inference.sources import find_recordings
-from ssamba.inference.timeline import Timelines
+from ssamba.inference.timelines import Timelines
 from ssamba.inference.windows import Ended, Job, Window, load, watched
 from ssamba.progress import print_above
 
