@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -384,6 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
         status: int | None = arguments.call(arguments)
+        sys.stdout.flush()
     except UserError as error:
         # A loader's worker wraps its error in its own traceback; the message is what follows the type's last mention.
         print(f"ssamba: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
@@ -391,4 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ssamba: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has had enough, as `| head` has; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return status or 0

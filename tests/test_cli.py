@@ -416,6 +416,16 @@ def test_a_run_is_a_recipe_for_the_next(finetuned: Runs, tmp_path: Path) -> None
     assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text())["run_dir"] == str(tmp_path / "again")
 
 
+def test_a_reader_that_has_had_enough_is_no_error(corpus: Path) -> None:
+    code = "import sys; from ssamba.cli import main; sys.exit(main(['shards', 'info', sys.argv[1]]))"
+    child = subprocess.Popen([sys.executable, "-c", code, str(corpus / "train")], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)  # fmt: skip
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    assert not child.stderr.read()
+    assert child.wait() == 141
+
+
 def test_a_classifier_becomes_a_program(finetuned: Callable[[str], Path], tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "sounds.pt2"
     assert main(["export", str(finetuned("ssast")), str(out), "--format", "torch"]) == 0

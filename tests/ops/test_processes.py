@@ -15,11 +15,12 @@ from test_conv import run as run_convolution
 from test_scan import assert_bitwise_equal, make_inputs, run
 from torch import Tensor
 
-from ssamba.ops import bidirectional_conv_silu, bidirectional_scan
+from ssamba.ops import bidirectional_conv_silu, bidirectional_scan, kernels
 
 each_method = pytest.mark.parametrize("method", ["fork", "spawn"])
 MIB = 2**20
 ON_LINUX = sys.platform == "linux"
+on_openmp = pytest.mark.skipif(kernels._team is None, reason="torch brings no libgomp here")
 
 
 @pytest.fixture
@@ -43,9 +44,13 @@ def both(scans: dict[str, Tensor], convolutions: tuple[Tensor, ...], **how: Any)
     ids=["forward", "reverse", "bidirectional", "exchanged"],
 )  # fmt: skip
 @pytest.mark.parametrize("shape", [(2, 50, 70, 5), (3, 33, 200, 16), (1, 20, 40, 3)])
+@pytest.mark.parametrize("team", [pytest.param(True, marks=on_openmp), False], ids=["OpenMP", "Python threads"])
 def test_results_are_bitwise_the_same_for_any_number_of_threads_and_again(
-    shape: tuple[int, int, int, int], how: dict[str, Any], bidirectional: bool, threads: None
-) -> None:
+    team: bool, shape: tuple[int, int, int, int], how: dict[str, Any], bidirectional: bool, threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not team:
+        monkeypatch.setattr(kernels, "_team", None)
     scans = make_inputs(*shape, bidirectional=bidirectional)
     convolutions = make_convolution(*shape[:3], 4, bidirectional)
     torch.set_num_threads(1)
