@@ -29,10 +29,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from scan import RESULTS, loop_scan
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scan import RESULTS, loop_scan
 from ssamba.evaluation.efficiency import (
     Goal,
     goals_table,

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo import ROOT, call, prepare
-
 from ssamba.evaluation.comparison import markdown, read_run, table
 from ssamba.files import write_json, write_text
 
