@@ -21,7 +21,7 @@ EMOTIONS = ("ang", "hap", "neu", "sad")
 MERGED = {"exc": "hap"}
 SESSIONS = range(1, 6)
 # [start - end], utterance, what most of the raters said, [valence, activation, dominance]: the lines below are theirs.
-_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(Ses0\d[FM]_\w+_([FM])\d+)\t(\w+)\t\[")
+_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(Ses0\d[FM]_\w+_([FM])\w+)\t(\w+)\t\[")
 
 
 def session_recordings(source: Path, session: int) -> tuple[list[Recording], int]:

@@ -198,7 +198,7 @@ EMOTIONS = ("ang", "hap", "exc", "neu", "sad", "fru", "xxx")  # the last two are
 def iemocap(source: Path) -> None:
     """Five sessions of one dialog: an utterance of each emotion by each of two speakers."""
     for session in range(1, 6):
-        dialog = f"Ses{session:02d}F_impro01"
+        dialog = "Ses02M_script01_1b" if session == 2 else f"Ses{session:02d}F_impro01"
         folder = source / f"Session{session}"
         lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
         for gender in "FM":
