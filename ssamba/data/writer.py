@@ -97,6 +97,26 @@ def drawn(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
+def check_present(splits: Mapping[str, Sequence[Recording]], max_bad_fraction: float) -> None:
+    """For recordings that a list names: count those that are missing, before any is read.
+
+    The writer skips them, and names each in its index.
+
+    Raises:
+        UserError: they are more than the fraction of all recordings that may be skipped.
+    """
+    total = sum(len(recordings) for recordings in splits.values())
+    missing = [one.path for recordings in splits.values() for one in recordings if not one.path.is_file()]
+    if len(missing) > int(max_bad_fraction * total):
+        raise UserError(
+            f"{len(missing)} of {total} listed recordings are missing, first {missing[0]}; at most "
+            f"{int(max_bad_fraction * total)} may be (max bad fraction {max_bad_fraction:g}): is the data set whole "
+            "and in its place? Or raise --max-bad-fraction"
+        )
+    if missing:
+        log.warning("%d of %d listed recordings are missing, first %s", len(missing), total, missing[0])
+
+
 def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: str,
                  labels: Mapping[str, Sequence[str]] | None = None, *, sampling_rate: int = 16000,
                  samples_per_shard: int = SAMPLES_PER_SHARD, seed: int = 0, workers: int = 1,

@@ -1,0 +1,83 @@
+"""Shards of IEMOCAP in its usual four classes: ang, hap (with exc), neu and sad, 5,531 utterances.
+
+SOURCE is the folder IEMOCAP_full_release with Session1 to Session5 (or the one that holds it). The split test is one
+session, whose speakers are in no other; of the rest a fraction, drawn by the seed, is the split validation. Labels:
+emotion, session and speaker.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_script
+from ssamba.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EMOTIONS = ("ang", "hap", "neu", "sad")
+MERGED = {"exc": "hap"}
+SESSIONS = range(1, 6)
+# [start - end], utterance, what most of the raters said, [valence, activation, dominance]: the lines below are theirs.
+_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(Ses0\d[FM]_\w+_([FM])\w+)\t(\w+)\t\[")
+
+
+def session_recordings(source: Path, session: int) -> tuple[list[Recording], int]:
+    """A session's utterances of the four classes, and how many it has of all."""
+    folder = source / f"Session{session}"
+    dialogs = sorted((folder / "dialog" / "EmoEvaluation").glob("Ses*.txt"))
+    if not dialogs:
+        raise UserError(
+            f"{folder}/dialog/EmoEvaluation has no Ses*.txt; expected IEMOCAP_full_release with Session1 to Session5"
+        )
+    recordings, total = [], 0
+    for dialog in dialogs:
+        for line in dialog.read_text(encoding="utf-8", errors="replace").splitlines():
+            if not (parts := _LINE.match(line)):
+                continue
+            total += 1
+            utterance, gender, emotion = parts.groups()
+            emotion = MERGED.get(emotion, emotion)
+            if emotion in EMOTIONS:
+                path = folder / "sentences" / "wav" / dialog.stem / f"{utterance}.wav"
+                labels = {"emotion": emotion, "session": str(session), "speaker": f"Ses{session:02d}{gender}"}
+                recordings.append(Recording(utterance, path, labels))
+    if not recordings:
+        raise UserError(f"{dialogs[0].parent} has no utterance of {', '.join(EMOTIONS)}: unpack the archive again")
+    return recordings, total
+
+
+def find(given: argparse.Namespace) -> DataSet:
+    if given.test_session not in SESSIONS:
+        raise UserError(f"--test-session is {given.test_session}; expected one of 1 to {SESSIONS[-1]}")
+    if not 0 <= given.validation < 1:
+        raise UserError(f"--validation is {given.validation:g}; expected a fraction of at least 0 and below 1")
+    source: Path = given.source
+    if (source / "IEMOCAP_full_release").is_dir():
+        source = source / "IEMOCAP_full_release"
+    sessions = {session: session_recordings(source, session) for session in SESSIONS}
+    found = sum(len(recordings) for recordings, _ in sessions.values())
+    log.info("%d of %d utterances have one of the four emotions",
+             found, sum(total for _, total in sessions.values()))  # fmt: skip
+    rest = [one for session in SESSIONS if session != given.test_session for one in sessions[session][0]]
+    rest.sort(key=lambda one: drawn(given.seed, one.key))
+    count = round(given.validation * len(rest))
+    splits = {"train": rest[count:], "validation": rest[:count], "test": sessions[given.test_session][0]}
+    if not given.validation:
+        del splits["validation"]
+    check_present(splits, given.max_bad_fraction)
+    return DataSet(f"iemocap-{given.test_session}", splits, {"emotion": EMOTIONS})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--test-session", type=int, required=True, metavar="N", help="the split test: 1 to 5")
+    parser.add_argument("--validation", type=float, default=0.2,
+                        help="fraction of the rest for the split validation (default: %(default)s)")  # fmt: skip
+    return run_script(parser, find, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

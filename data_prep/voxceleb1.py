@@ -1,0 +1,83 @@
+"""Shards of VoxCeleb1, by the official identification split; or of the recordings of a list of verification trials.
+
+SOURCE is the folder with wav/idXXXXX/VIDEO/NNNNN.wav, or the one with vox1_dev_wav/wav and vox1_test_wav/wav. The
+splits train, validation and test are those of iden_split.txt. With --trials the split verification has each recording
+of the list once instead, and OUT-trials.txt is the list with the recordings' keys for their names. Label: speaker.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssamba.data.writer import DataSet, Recording, check_present, run_script
+from ssamba.errors import UserError
+from ssamba.files import write_text
+
+SPLITS = {"1": "train", "2": "validation", "3": "test"}
+FOLDERS = ("wav", "vox1_dev_wav/wav", "vox1_test_wav/wav")
+
+
+def read_list(path: Path, kinds: Sequence[str], files: int) -> list[list[str]]:
+    """The lines of a list, each one of some kinds and then so many files."""
+    if not path.is_file():
+        raise UserError(f"there is no list {path}; expected an official one, as it is downloaded beside the data set")
+    lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    for line in lines:
+        if len(line) != 1 + files or line[0] not in kinds or any(name.count("/") != 2 for name in line[1:]):
+            raise UserError(
+                f"{path} has the line {' '.join(line)!r}; expected {' or '.join(kinds)} and then {files} "
+                "of idXXXXX/VIDEO/NNNNN.wav"
+            )
+    if not lines:
+        raise UserError(f"{path} is empty; expected an official list")
+    return lines
+
+
+def key(name: str) -> str:
+    return name.removesuffix(".wav").replace("/", "-")
+
+
+def find(given: argparse.Namespace) -> DataSet:
+    folders = [given.source / name for name in FOLDERS if (given.source / name).is_dir()]
+    if not folders:
+        raise UserError(f"{given.source} has none of the folders {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked")
+
+    def recording(name: str) -> Recording:
+        paths = [folder / name for folder in folders]
+        path = next((path for path in paths if path.is_file()), paths[0])
+        return Recording(key(name), path, {"speaker": name.partition("/")[0]})
+
+    splits: dict[str, list[Recording]]
+    if given.trials:
+        trials = read_list(given.trials, ("0", "1"), 2)
+        splits = {"verification": [recording(name) for name in dict.fromkeys(n for line in trials for n in line[1:])]}
+    else:
+        splits = {split: [] for split in SPLITS.values()}
+        for kind, name in read_list(given.split_list or given.source / "iden_split.txt", tuple(SPLITS), 1):
+            splits[SPLITS[kind]].append(recording(name))
+    check_present(splits, given.max_bad_fraction)
+    if given.trials and trials_copy(given.out).exists() and not given.overwrite:
+        raise UserError(f"{trials_copy(given.out)} exists; --overwrite replaces it")
+    return DataSet("voxceleb1", splits)
+
+
+def trials_copy(out: Path) -> Path:
+    return out.with_name(f"{out.name}-trials.txt")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    lists = parser.add_mutually_exclusive_group()
+    lists.add_argument("--split-list", type=Path, metavar="LIST", help="(default: SOURCE/iden_split.txt)")
+    lists.add_argument("--trials", type=Path, metavar="LIST", help="veri_test.txt or another list of trials")
+    status = run_script(parser, find, arguments)
+    given = parser.parse_args(arguments)
+    if status == 0 and given.trials:
+        trials = read_list(given.trials, ("0", "1"), 2)
+        write_text(trials_copy(given.out), "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
