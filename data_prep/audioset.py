@@ -55,8 +55,9 @@ def find(given: argparse.Namespace) -> DataSet:
         del parts["train"]
     for table in parts.values():
         if not table.is_file():
-            raise UserError(f"{table} is missing; expected the official segments (or, without a large part, "
-                            "--balanced-only)")  # fmt: skip
+            raise UserError(
+                f"{table} is missing; expected the official segments (--balanced-only does without the unbalanced ones)"
+            )
     clips = VideoClips(given.source)
     splits: dict[str, list[Recording]] = {}
     for split, table in parts.items():

@@ -3,6 +3,7 @@
 import csv
 import glob
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,9 +48,12 @@ def read_table(path: Path, columns: Sequence[str], header: bool = True) -> Itera
 def number(text: str, where: str) -> float:
     """A number of a table; `where` is what a complaint names."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise UserError(f"{where} is {text!r}; expected a number") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where} is {text!r}; expected a number")
+    return value
 
 
 def recordings_below(folder: Path) -> list[Path]:
@@ -86,6 +90,7 @@ class VideoClips:
                 self.clips.setdefault(video, []).append((None if start is None else float(start), folder / path))
 
     def find(self, video: str, start: float) -> Path | None:
-        """The clip that begins there in the video, in seconds, or the one whose name tells no beginning."""
-        fits = (None, start, int(start), round(1000 * start))
-        return next((path for begin, path in self.clips.get(video, ()) if begin in fits), None)
+        """The clip that begins there in the video, in seconds, or else one whose name tells no beginning."""
+        fits = (start, int(start), round(1000 * start), None)
+        clips = self.clips.get(video, ())
+        return next((path for fit in fits for begin, path in clips if begin == fit), None)

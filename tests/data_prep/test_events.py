@@ -190,13 +190,14 @@ def test_names_of_clips(name: str, start: float, tmp_path: Path) -> None:
 def test_names_of_other_clips(tmp_path: Path) -> None:
     """Underscores and a Y of the video's own; other beginnings, other files."""
     names = ("Y_a_b_c_d_e_30.wav", "YYaaaaaaaaa_.wav", "cccccccccccc.wav", "ddddddddddd_x.wav", "eeeeeeeeeee.json")
-    for name in (*names, "fffffffffff_20.wav", "fffffffffff_30.wav"):
+    for name in (*names, "fffffffffff.wav", "fffffffffff_20.wav", "fffffffffff_30.wav"):
         (tmp_path / name).write_bytes(b"")
     clips = VideoClips(tmp_path)
     assert clips.find("Y_a_b_c_d_e", 30.0) == tmp_path / "Y_a_b_c_d_e_30.wav"
     assert clips.find("Y_a_b_c_d_e", 40.0) is None
     assert clips.find("Yaaaaaaaaa_", 0.0) == tmp_path / "YYaaaaaaaaa_.wav"
     assert clips.find("fffffffffff", 30.0) == tmp_path / "fffffffffff_30.wav"
+    assert clips.find("fffffffffff", 40.0) == tmp_path / "fffffffffff.wav"
     assert sorted(clips.clips) == ["Y_a_b_c_d_e", "Yaaaaaaaaa_", "fffffffffff"]
 
 
@@ -321,8 +322,9 @@ def test_vggsound_complains(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "none of the 3 clips of the split train is in" in fails("vggsound")
     (root / "vggsound.csv").write_text("---g-f_I2yQ,1,people marching,dev\n")
     assert "is of the split 'dev'; expected train or test" in fails("vggsound")
-    (root / "vggsound.csv").write_text("---g-f_I2yQ,one,people marching,test\n")
-    assert "the start of ---g-f_I2yQ in" in fails("vggsound")
+    for start in ("one", "nan", ""):
+        (root / "vggsound.csv").write_text(f"---g-f_I2yQ,{start},people marching,test\n")
+        assert f"vggsound.csv is {start!r}; expected a number" in fails("vggsound")
     (root / "vggsound.csv").write_text("---g-f_I2yQ,1,test\n")
     assert "vggsound.csv line 1 is ['---g-f_I2yQ', '1', 'test']; expected video, start, label, split" in fails(
         "vggsound"
