@@ -9,15 +9,13 @@ Everything goes into the split "train", unless the CSV has a column split or an 
 
 import argparse
 import csv
-import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssamba.data.sources import EXTENSIONS, recordings_below
 from ssamba.data.writer import DataSet, Recording, drawn, run_script, safe_key
 from ssamba.errors import UserError
-
-EXTENSIONS = {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"}
 
 
 def recording(path: Path, folder: Path, labels: dict[str, str | list[str]]) -> Recording:
@@ -26,8 +24,7 @@ def recording(path: Path, folder: Path, labels: dict[str, str | list[str]]) -> R
 
 def from_folder(source: Path, label: str | None) -> list[Recording]:
     """What lies below a folder; label: the key that the first folder's name goes under, or None for none."""
-    found = [Path(name) for name in sorted(glob.glob("**/*", root_dir=source, recursive=True))]
-    found = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    found = recordings_below(source)
     if not found:
         raise UserError(f"{source} has no recordings; expected files that end with {', '.join(sorted(EXTENSIONS))}")
     outside = [path for path in found if len(path.parts) == 1]
