@@ -8,25 +8,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ssamba.data.sources import number, read_table
-from ssamba.data.writer import DataSet, Recording, run_script
-from ssamba.errors import UserError
+from ssamba.data.sources import read_folds
+from ssamba.data.writer import DataSet, run_script
 
 FOLDS = tuple("12345")
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    splits: dict[str, list[Recording]] = {"train": [], "test": []}
-    targets: dict[float, str] = {}
-    for row in read_table(given.source / "meta" / "esc50.csv", ("filename", "fold", "target", "category")):
-        path, fold, category = given.source / "audio" / row["filename"], row["fold"], row["category"]
-        if not path.is_file():
-            raise UserError(f"{path} is missing, and is in meta/esc50.csv: unpack the archive again")
-        targets[number(row["target"], f"the target of {path.name}")] = category
-        splits["test" if fold == given.test_fold else "train"].append(
-            Recording(path.stem, path, {"category": category, "fold": fold})
-        )
-    return DataSet("esc50", splits, {"category": [targets[one] for one in sorted(targets)], "fold": FOLDS})
+    columns = ("filename", "target", "category")
+    folds = read_folds(given.source, "meta/esc50.csv", columns, "audio", given.test_fold)
+    return DataSet("esc50", folds.splits, {"category": folds.classes, "fold": FOLDS})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

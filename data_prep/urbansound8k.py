@@ -9,27 +9,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ssamba.data.sources import number, read_table
-from ssamba.data.writer import DataSet, Recording, run_script
-from ssamba.errors import UserError
+from ssamba.data.sources import read_folds
+from ssamba.data.writer import DataSet, run_script
 
 FOLDS = tuple(str(fold) for fold in range(1, 11))
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    splits: dict[str, list[Recording]] = {"train": [], "test": []}
-    classes: dict[float, str] = {}
-    table = given.source / "metadata" / "UrbanSound8K.csv"
-    for row in read_table(table, ("slice_file_name", "fold", "classID", "class")):
-        fold, name = row["fold"], row["class"]
-        path = given.source / "audio" / f"fold{fold}" / row["slice_file_name"]
-        if not path.is_file():
-            raise UserError(f"{path} is missing, and is in metadata/UrbanSound8K.csv: unpack the archive again")
-        classes[number(row["classID"], f"the classID of {path.name}")] = name
-        splits["test" if fold == given.test_fold else "train"].append(
-            Recording(path.stem, path, {"class": name, "fold": fold})
-        )
-    return DataSet("urbansound8k", splits, {"class": [classes[one] for one in sorted(classes)], "fold": FOLDS})
+    columns = ("slice_file_name", "classID", "class")
+    folds = read_folds(given.source, "metadata/UrbanSound8K.csv", columns, "audio/fold{fold}", given.test_fold)
+    return DataSet("urbansound8k", folds.splits, {"class": folds.classes, "fold": FOLDS})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -93,18 +93,15 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         for length in own.unique().tolist():
             places = torch.nonzero(own == length).flatten().to(input_values.device)
             clips = input_values[places, :length]
-            last, states = self._encode(clips, bool(wanted))
+            encoder = self.network.encoder
+            states = encoder.hidden_states(clips) if wanted else [encoder(clips)]
             for number, into, vectors in zip(wanted, hidden, pooled, strict=True):
                 tokens = states[number].tokens.float().unflatten(1, (rows, -1))
                 into[places, :, : tokens.shape[2]] = tokens
                 vectors[places] = self._pool(states[number]).float()
             if logits is not None and isinstance(self.network, AudioClassifier):
-                logits[places] = self.network.classify(last).float()
+                logits[places] = self.network.classify(states[-1]).float()
         return SsambaOutput(logits, hidden, pooled, columns)
-
-    def _encode(self, log_mel: Tensor, every: bool) -> tuple[Encoded, list[Encoded]]:
-        states = self.network.encoder.hidden_states(log_mel) if every else [self.network.encoder(log_mel)]
-        return states[-1], states
 
     def _pool(self, encoded: Encoded) -> Tensor:
         return self.network.pool(encoded) if isinstance(self.network, AudioClassifier) else encoded.tokens.mean(1)

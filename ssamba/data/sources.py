@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from ssamba.data.writer import Recording
 from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,38 @@ def tell_missing(split: str, found: int, wanted: int, source: Path, names: str) 
         raise UserError(f"none of the {wanted} clips of the split {split} is in {source}; expected files like {names}")
     if found < wanted:
         log.warning("%s: %d of %d clips are missing", split, wanted - found, wanted)
+
+
+class Folds(NamedTuple):
+    """The recordings of a data set in folds: splits train and test, and the classes in the order of their numbers."""
+
+    splits: dict[str, list[Recording]]
+    classes: list[str]
+
+
+def read_folds(source: Path, table: str, columns: tuple[str, str, str], folder: str, test_fold: str) -> Folds:
+    """Read a table with a column fold, each recording labelled with its class and its fold.
+
+    Args:
+        source: the data set's folder, which holds `table`.
+        columns: of the file's name, the class's number and the class, which is also the label's name.
+        folder: in `source`, of a recording; {fold} stands for its fold.
+
+    Raises:
+        UserError: as `read_table`, or a recording that is missing.
+    """
+    file, numbers, label = columns
+    splits: dict[str, list[Recording]] = {"train": [], "test": []}
+    classes: dict[float, str] = {}
+    for row in read_table(source / table, (*columns, "fold")):
+        fold = row["fold"]
+        path = source / folder.format(fold=fold) / row[file]
+        if not path.is_file():
+            raise UserError(f"{path} is missing, and is in {table}: unpack the archive again")
+        classes[number(row[numbers], f"the {numbers} of {path.name}")] = row[label]
+        recording = Recording(path.stem, path, {label: row[label], "fold": fold})
+        splits["test" if fold == test_fold else "train"].append(recording)
+    return Folds(splits, [classes[one] for one in sorted(classes)])
 
 
 class VideoClips:

@@ -137,11 +137,15 @@ def build_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> Audi
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a model or run folder, on the CPU."""
-    weights = model_folder(path) / "model.safetensors"
+    return read_safetensors(model_folder(path) / "model.safetensors")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on the CPU; UserError for a damaged one."""
     try:
-        return load_file(weights)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def load_model(path: str | Path, scan_backend: str = "auto") -> SavedModel:

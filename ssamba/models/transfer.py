@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ssamba.errors import UserError
@@ -24,6 +24,7 @@ from ssamba.models.checkpoint import (
     load_model,
     model_folder,
     read_config,
+    read_safetensors,
     save_model,
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
@@ -77,7 +78,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; expected a checkpoint file")
-    held = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    held = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     if isinstance(held, Mapping):
         held = next((held[key] for key in _WRAPPERS if isinstance(held.get(key), Mapping)), held)
     if not isinstance(held, Mapping):
@@ -214,13 +215,6 @@ def _unpickle(path: Path) -> Any:
         raise UserError(f"{path} is damaged, or no checkpoint; expected a file written by torch.save") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
 def _is_plain(value: object) -> bool:
     """Numbers in memory, one after another: not sparse, quantized or complex."""
     return (
@@ -282,7 +276,7 @@ def _build(
 def _read_unused(path: Path) -> dict[str, Tensor]:
     """The tensors kept beside an imported model, by the authors' names."""
     file = model_folder(path) / _UNUSED_FILE
-    kept = _read_safetensors(file) if file.is_file() else {}
+    kept = read_safetensors(file) if file.is_file() else {}
     if unknown := kept.keys() - set(UNUSED):
         raise UserError(f"{file} holds {some_of(unknown)}; expected none but {', '.join(UNUSED)}")
     return {f"module.{name}": tensor for name, tensor in kept.items()}

@@ -20,11 +20,12 @@ from numba.extending import register_jitable
 from torch import Tensor
 
 from ssamba.ops.gradients import Gradients
-from ssamba.ops.kernels import HEADER, SLOT, as_float, run_tasks
+from ssamba.ops.kernels import as_float, run_tasks
 from ssamba.ops.simd import (
     LANES,
     claim,
     exp2,
+    flag,
     fma,
     integer,
     load,
@@ -301,17 +302,12 @@ def _inputs(call):  # type: ignore[no-untyped-def]  # pragma: no cover
     """u, delta, a2, b, c, d, z, bias, gated, reverse: what both passes take first."""
     return (
         tensor(call, 0, 4), tensor(call, 1, 4), tensor(call, 2, 3), tensor(call, 3, 4), tensor(call, 4, 4),
-        tensor(call, 5, 2), tensor(call, 6, 3), tensor(call, 7, 2), _flag(call, 8), _flag(call, 9),
+        tensor(call, 5, 2), tensor(call, 6, 3), tensor(call, 7, 2), flag(call, 8), flag(call, 9),
     )  # fmt: skip
 
 
-@register_jitable
-def _flag(call, number):  # type: ignore[no-untyped-def]  # pragma: no cover
-    return integer(call, HEADER + SLOT * number) != 0
-
-
 def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
-    _forward(call, *_inputs(call), tensor(call, 10, 3), tensor(call, 11, 5), _flag(call, 12))
+    _forward(call, *_inputs(call), tensor(call, 10, 3), tensor(call, 11, 5), flag(call, 12))
 
 
 def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover

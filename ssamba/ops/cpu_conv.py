@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numba import cfunc, njit, types
 from torch import Tensor
 
-from ssamba.ops.kernels import HEADER, SLOT, as_float, run_tasks
-from ssamba.ops.simd import LANES, claim, fma, integer, load, logistic, splat, store, tensor
+from ssamba.ops.kernels import as_float, run_tasks
+from ssamba.ops.simd import LANES, claim, flag, fma, integer, load, logistic, splat, store, tensor
 
 GROUP = 4 * LANES
 WINDOW = 4  # taps in registers, all of a usual layer's: fewer are filled up with zeros, more are read again each time
@@ -107,14 +107,12 @@ def _backward(call, x, weight, bias, reverse, dout, dx, dweight, dbias):  # type
 
 
 def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
-    reverse = integer(call, HEADER + 3 * SLOT) != 0
-    _forward(call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), reverse, tensor(call, 4, 4))
+    _forward(call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), flag(call, 3), tensor(call, 4, 4))
 
 
 def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
-    reverse = integer(call, HEADER + 3 * SLOT) != 0
     _backward(
-        call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), reverse, tensor(call, 4, 4),
+        call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), flag(call, 3), tensor(call, 4, 4),
         tensor(call, 5, 3), tensor(call, 6, 4), tensor(call, 7, 3),
     )  # fmt: skip
 

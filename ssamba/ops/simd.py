@@ -76,6 +76,12 @@ def integer(typing: Any, call: Any, position: Any) -> Any:
     return types.int64(call, position), emit
 
 
+@register_jitable
+def flag(call, number):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The flag with this number among a call's arguments."""
+    return integer(call, HEADER + SLOT * number) != 0
+
+
 @intrinsic(prefer_literal=True)
 def tensor(typing: Any, call: Any, number: Any, dimensions: Any) -> Any:
     """The float32 tensor with this number among a call's arguments, seen as an array of any strides."""

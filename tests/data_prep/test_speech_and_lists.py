@@ -1,52 +1,24 @@
-import importlib.util
 import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from test_scripts import counts, described, script
 
 from ssamba.config import load_recipe
-from ssamba.data.index import ShardIndex, find_shards, verify_shards
+from ssamba.data.index import ShardIndex
 
 ROOT = Path(__file__).parents[2]
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "data_prep" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_audio(path: Path, seconds: float = 0.05) -> None:
     """A ramp of 16-bit steps, so that a cut tells where it was cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, (np.arange(round(seconds * 16000)) % 30000).astype(np.int16), 16000)
-
-
-def described(split: Path) -> dict[str, dict[str, Any]]:
-    """Key -> JSON of all samples of a split, which is sound."""
-    found = find_shards(str(split))
-    assert verify_shards(found, progress=False) == []
-    samples = {}
-    for path in found.paths:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith(".json"):
-                    content = archive.extractfile(member)
-                    assert content
-                    samples[member.name.removesuffix(".json")] = json.load(content)
-    return samples
-
-
-def counts(split: Path, key: str) -> Counter[str]:
-    return Counter(sample["labels"].get(key) for sample in described(split).values())
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import copy
 import math
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_encoder import move
 from torch import Tensor, nn
 
 from ssamba.models.aum import SCAN_LAYOUTS, AumStack, ForwardMixer
@@ -16,15 +16,6 @@ from ssamba.models.mixer import BidirectionalMixer
 WIDTH, STATES, TAPS = 24, 4, 4
 each_layout = pytest.mark.parametrize("layout", SCAN_LAYOUTS)
 each_backend = pytest.mark.parametrize("backend", ["reference", "torch-chunked", "cpu"])
-
-
-def move(module: nn.Module) -> Any:
-    """Away from the start, where a bias of zero or a norm of one would hide that it is skipped."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return module
 
 
 def make_mixer(both: bool, backend: str = "auto") -> ForwardMixer:
