@@ -1,25 +1,101 @@
-"""Files and folders that are either complete or not there."""
+"""Files and folders that are either complete or not there, and JSON from elsewhere, typed and bounded.
+
+What is being written has an exclusive name of its own beside its target, `.ssamba-tmp-...`: what somebody else made is
+never followed, replaced or removed. Imports no torch.
+"""
 
 import json
+import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from ssamba.errors import UserError
 
+T = TypeVar("T")
+
+TEMPORARY = ".ssamba-tmp-"
+"""What the name of a file or folder that is not finished begins with."""
+MOST_BYTES = 1 << 28
+"""Of a JSON that is read, where nothing else is said."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A field of a JSON: a count or a size; 2**53 is the most that every JSON reader gives back exactly."""
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+"""A field of a JSON: a sha256 in hex."""
+
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end; removed if that is not reached."""
-    beside = path.with_name(f"{path.name}.tmp")
+def written_beside(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A new, empty file to write to, with the ending of `path`, renamed to `path` at the end; removed if that is not
+    reached.
+
+    Args:
+        durable: the disk has the content before the name is there, so that the name stands for the whole file even
+            after a loss of power.
+
+    Raises:
+        OSError: there is no place to write.
+    """
+    beside = _temporary(path)
+    # Not opened where something is already, a link among it; with the permissions that the user's umask gives.
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield beside
+        if durable:
+            to_disk(beside)
         os.replace(beside, path)
+        if durable:
+            to_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, to be filled: put in its place at the end, removed if it was not finished.
+
+    What stood in that place goes once the new folder stands there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside, old = _temporary(folder), _temporary(folder)
+    beside.mkdir()
+    try:
+        yield beside
+        replaced = folder.exists()
+        if replaced:
+            os.rename(folder, old)
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if replaced:
+                os.rename(old, folder)
+            raise
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if replaced:
+        shutil.rmtree(old)
+
+
+def _temporary(path: Path) -> Path:
+    # The ending, by which libraries know a format; not the whole name, which may be as long as one can be.
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix[:16]}")
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the disk has a file's content, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_out(path: Path, overwrite: bool) -> None:
@@ -32,34 +108,60 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} exists; --overwrite replaces it")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    with written_beside(path) as beside:
-        beside.write_text(text)
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write beside, in UTF-8, then rename."""
+    with written_beside(path, durable) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """`content` as indented JSON, by `write_text`."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], durable: bool = False) -> None:
+    """`content` as indented JSON, by `write_text`; null for a number that is not finite, for which JSON has no word."""
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", durable)
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, to be filled: put in its place at the end, removed if it was not finished.
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
-    What stood in that place goes once the new folder stands there.
+
+def read_json(path: Path, kind: type[T], expected: str, most_bytes: int = MOST_BYTES) -> T:
+    """A JSON file as `parse_json` reads it.
+
+    Raises:
+        UserError: it cannot be read, has more than `most_bytes`, or is none of `kind`.
     """
-    beside, old = folder.with_name(f"{folder.name}.tmp"), folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
-        yield beside
-        replaced = folder.exists()
-        if replaced:
-            os.replace(folder, old)
-        os.replace(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    if replaced:
-        shutil.rmtree(old)
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); expected {expected}") from error
+    if len(content) > most_bytes:
+        raise UserError(f"{path} has more than {most_bytes} bytes; expected {expected}")
+    return parse_json(content, kind, path, expected)
+
+
+def parse_json(content: bytes, kind: type[T], place: object, expected: str) -> T:
+    """The JSON in some bytes that came from a file, checked against types before anything is built of it.
+
+    Numbers are finite and of the type that is asked for: 1.0 is no integer, "1" no number. Fields that `kind` does not
+    have are passed over. It may be nested as deep as Python's own recursion goes.
+
+    Args:
+        kind: a dataclass, or a type of builtins such as dict[str, int]; bounds by Annotated and msgspec.Meta, such as
+            `Count`.
+        place: what is named as its place, such as the file's path.
+        expected: what is said to be expected, and how to mend it.
+
+    Raises:
+        UserError: it is none, in one line that names the place and the field.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.MsgspecError as error:
+        problem = str(error).replace(" - at `$", " at `").replace("`$.", "`")
+    except RecursionError:
+        problem = "it is nested too deep"
+    raise UserError(f"{place} cannot be used: {problem}; expected {expected}")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssamba"
 
 # Part -> the parts that it may import, itself aside. A part is a module or a folder of ssamba/.
-LEAVES = {"errors", "files", "launch", "progress"}
+LEAVES = {"errors", "files", "launch", "printable", "progress"}
 TORCH_ALONE = {"masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
 DATA = {"audio", *LEAVES}
@@ -26,7 +26,7 @@ FEATURES = {"audio", "models", *MODELS}
 INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
-    "errors": set(), "files": {"errors"}, "launch": {"errors"}, "progress": {"errors", "launch"},
+    "errors": set(), "files": {"errors"}, "launch": {"errors"}, "printable": set(), "progress": {"errors", "launch"},
     "config": LEAVES, "audio": LEAVES,
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
