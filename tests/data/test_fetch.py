@@ -432,10 +432,12 @@ def test_an_interruption_leaves_no_folder(
         unpack(path, tmp_path / "whole")
     assert isinstance(told.value, KeyboardInterrupt) or "No space left" in str(told.value)
     assert len(done) == 2 and [one.name for one in tmp_path.iterdir()] == [name]
-    (tmp_path / "whole.tmp").mkdir()  # as a killed process leaves it
-    (tmp_path / "whole.tmp" / "half").write_text("")
+    (tmp_path / "whole.tmp").mkdir()  # somebody else's
+    (tmp_path / "whole.tmp" / "mine").write_text("")
     unpack(path, tmp_path / "whole")
     assert set(below(tmp_path / "whole")) == {"a", "a/b", "a/b/one.txt", "a/two.txt", "other", "other/three.txt"}
+    assert {one.name for one in tmp_path.iterdir()} == {name, "whole", "whole.tmp"}
+    assert (tmp_path / "whole.tmp" / "mine").exists()
 
 
 # Archives of a data set, and its script

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -146,23 +147,36 @@ def test_without_a_usable_one_the_user_decides(tmp_path: Path) -> None:
         newest_checkpoint(tmp_path / "run")
 
 
-# A full disk: /dev/full takes nothing, and says so as a full disk does
+# A disk without room: files may not grow beyond a size
 
 
-def test_what_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+@contextmanager
+def no_room(most_bytes: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, files = tmp_path / "run", CheckpointFiles()
     write(run, 2)
     path = run / "checkpoints" / "step-0000004.ckpt"
-    path.with_name("step-0000004.ckpt.tmp").symlink_to("/dev/full")
-    for tensor in (torch.zeros(1), torch.zeros(1_000_000)):  # told at the end, or within torch.save
-        files.save_checkpoint({"global_step": 4, "run": {}, "w": tensor}, path)
-        assert files.error is not None and files.error.errno == errno.ENOSPC
+    for tensor, most in ((torch.zeros(1), 0), (torch.zeros(1_000_000), 1000)):  # told at the start, within torch.save
+        with no_room(most):
+            files.save_checkpoint({"global_step": 4, "run": {}, "w": tensor}, path)
+        assert files.error is not None and files.error.errno == errno.EFBIG
         assert names(run) == ["step-0000002.ckpt", "step-0000002.json"]
-        path.with_name("step-0000004.ckpt.tmp").symlink_to("/dev/full")
-    path.with_name("step-0000004.ckpt.tmp").unlink()
     write(run, 4)
-    path.with_name("step-0000004.json.tmp").symlink_to("/dev/full")  # its description alone
-    files.save_checkpoint({"global_step": 4, "run": {}}, path)
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)  # its description alone
+        files.save_checkpoint({"global_step": 4, "run": {}}, path)
     assert files.error is not None and read_checkpoint(path)["state_dict"]["w"].shape == (1000,)
 
 
@@ -179,9 +193,9 @@ def full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         save = CheckpointFiles._write
 
         def refuse(self: CheckpointFiles, checkpoint: dict[str, object], path: Path) -> None:
-            if checkpoint["global_step"] in steps and path.name.startswith("step"):
-                path.with_name(f"{path.name}.tmp").symlink_to("/dev/full")
-            save(self, checkpoint, path)
+            full = checkpoint["global_step"] in steps and path.name.startswith("step")
+            with no_room(1000) if full else nullcontext():
+                save(self, checkpoint, path)
 
         monkeypatch.setattr(CheckpointFiles, "_write", refuse)
 
@@ -197,7 +211,7 @@ def test_a_full_disk_ends_no_run(
     words = [f"run_dir={run}", "model.encoder=ssast", "trainer.checkpoint_every_steps=1"]
     assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
     told = [record.getMessage() for record in caplog.records if "COULD NOT BE WRITTEN" in record.getMessage()]
-    assert len(told) == 2 and all("No space left" in text and "that of step 1." in text for text in told)
+    assert len(told) == 2 and all("File too large" in text and "that of step 1." in text for text in told)
     assert names(run) == [f"{name}.{end}" for name in ("best", "step-0000001", "step-0000004")
                           for end in ("ckpt", "json")]  # fmt: skip
     weights = Path("model", "model.safetensors")
@@ -248,14 +262,11 @@ def test_rows_wait_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCapt
     logger = MetricsFile(path)
     logger.log_metrics({"b": 1.5}, 0)
     logger.save()
-    held, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(held) + 3, limits[1]))  # in the middle of a row
-    try:
+    held = path.read_bytes()
+    with no_room(len(held) + 3):  # in the middle of a row
         for step, row in ((1, {"b": 2.5}), (2, {"a": 1, "b": 3.5})):  # to be added, to be written with a new column
             logger.log_metrics(row, step)
             logger.save()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == held and os.listdir(tmp_path) == ["metrics.csv"]
     assert caplog.text.count("could not be written") == 2
     logger.save()
