@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssamba.data.sources import EXTENSIONS, recordings_below
+from ssamba.data.sources import recordings_below
 from ssamba.data.writer import DataSet, Recording, drawn, run_script, safe_key
 from ssamba.errors import UserError
+from ssamba.recordings import ENDINGS
 
 
 def recording(path: Path, folder: Path, labels: dict[str, str | list[str]]) -> Recording:
@@ -26,7 +27,7 @@ def from_folder(source: Path, label: str | None) -> list[Recording]:
     """What lies below a folder; label: the key that the first folder's name goes under, or None for none."""
     found = recordings_below(source)
     if not found:
-        raise UserError(f"{source} has no recordings; expected files that end with {', '.join(sorted(EXTENSIONS))}")
+        raise UserError(f"{source} has no recordings; expected files that end with {', '.join(sorted(ENDINGS))}")
     outside = [path for path in found if len(path.parts) == 1]
     if label and outside:
         raise UserError(f"{source / outside[0]} is in no label's folder; expected SOURCE/label/name, or --unlabelled")

@@ -17,17 +17,17 @@ PACKAGE = ROOT / "ssamba"
 LEAVES = {"errors", "files", "launch", "printable", "progress"}
 TORCH_ALONE = {"masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
-DATA = {"audio", *LEAVES}
+DATA = {"audio", "recordings", *LEAVES}
 EVALUATION = {"models", "data", *MODELS, *DATA, *TORCH_ALONE}
 TRAINING = {"evaluation", *EVALUATION}
 BUILD = {"training", "config", *TRAINING}
-FEATURES = {"audio", "models", *MODELS}
+FEATURES = {"audio", "recordings", "models", *MODELS}
 # What uses a trained model knows nothing of how it was trained.
 INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(), "files": {"errors"}, "launch": {"errors"}, "printable": set(), "progress": {"errors", "launch"},
-    "config": LEAVES, "audio": LEAVES,
+    "config": LEAVES, "recordings": LEAVES, "audio": LEAVES,
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "cli": {"build", "inference", "deploy", *INFERENCE, *BUILD},
@@ -99,7 +99,7 @@ ADAPTORS = {
 @each_source
 def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
-    optional = {"mamba_ssm", "causal_conv1d", "numba", "triton", "wandb", "pyarrow", "distributed"}
+    optional = {"mamba_ssm", "causal_conv1d", "numba", "triton", "wandb", "pyarrow", "distributed", "av"}
     assert not used & optional - ADAPTORS.get(path.stem, set())
 
 

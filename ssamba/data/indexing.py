@@ -26,10 +26,10 @@ import soundfile
 
 from ssamba.data.index import FORMAT, INDEX_NAME, SAMPLE, Samples, ShardIndex, ShardInfo, Skipped, write_samples
 from ssamba.data.jobs import processes, run_jobs
-from ssamba.data.sources import EXTENSIONS
 from ssamba.data.writer import MAX_BAD_FRACTION
 from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
+from ssamba.recordings import ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +318,7 @@ def _samples(members: Iterable[_Place | None], complain: Complain) -> dict[str, 
         seen.add(member.name)
         key = folder + slash + stem
         sample = samples.setdefault(key, _Sample())
-        if f".{extension.rpartition('.')[2].lower()}" in EXTENSIONS:
+        if f".{extension.rpartition('.')[2].lower()}" in ENDINGS:
             if sample.audio:
                 complain(member.name, f"{sample.audio.name} is a recording of the same key")
             else:
@@ -340,7 +340,7 @@ def _row(file: BinaryIO, sample: _Sample, labels: dict[str, set[str]]) -> tuple[
         BadAudio: no recording that can be used, or a JSON that is damaged.
     """
     if sample.audio is None:
-        raise BadAudio(f"it has no recording; expected one that ends with {', '.join(sorted(EXTENSIONS))}")
+        raise BadAudio(f"it has no recording; expected one that ends with {', '.join(sorted(ENDINGS))}")
     rate, length = _measured(_read(file, sample.audio))
     description = sample.description
     used = _used_labels(_read(file, description)) if description else None

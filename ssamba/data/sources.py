@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from ssamba.data.writer import Recording
 from ssamba.errors import UserError
+from ssamba.recordings import ENDINGS
 
 log = logging.getLogger(__name__)
-
-EXTENSIONS = {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"}
 
 # A video's name has 11 characters. Some put a Y before it, as a name that begins with - is an option to many a command.
 _CLIP = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.ASCII)
@@ -61,7 +60,7 @@ def number(text: str, where: str) -> float:
 def recordings_below(folder: Path) -> list[Path]:
     """All recordings in a folder and in those within it, relative to it, sorted."""
     found = (Path(name) for name in sorted(glob.glob("**/*", root_dir=folder, recursive=True)))
-    return [path for path in found if path.suffix.lower() in EXTENSIONS]
+    return [path for path in found if path.suffix.lower() in ENDINGS]
 
 
 def unpacked(source: Path, folder: str) -> Path:

@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
 from ssamba.audio import Waveform
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
-
-# Other endings of formats that libsndfile names by one alone. Raw samples say nothing of their rate.
-_ENDINGS = {"aif", "aifc", "oga", "opus", "snd"} | {name.lower() for name in soundfile.available_formats()} - {"raw"}
+from ssamba.recordings import ENDINGS
 
 
 def find_recordings(places: Sequence[str]) -> list[str]:
     """Files, folders and glob patterns -> paths, each once, in the order of `places`.
 
-    A folder stands for every file in and under it whose ending libsndfile reads, sorted, hidden ones aside; a file
+    A folder stands for every file in and under it that ends as a recording does, sorted, hidden ones aside; a file
     that is named itself may end as it likes.
 
     Raises:
@@ -37,7 +34,7 @@ def find_recordings(places: Sequence[str]) -> list[str]:
             raise UserError(f"{place} {what}; expected recordings, folders of them or patterns")
         named = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
         if not named:
-            raise UserError(f"{place} holds no recording; expected files that end in .{', .'.join(sorted(_ENDINGS))}")
+            raise UserError(f"{place} holds no recording; expected files that end in {', '.join(sorted(ENDINGS))}")
         for path in named:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
@@ -48,7 +45,7 @@ def _inside(folder: str) -> list[str]:
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(path, name) for name in names
-                  if Path(name).suffix[1:].lower() in _ENDINGS and not name.startswith(".")]  # fmt: skip
+                  if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")]  # fmt: skip
     return sorted(found)
 
 
