@@ -153,7 +153,7 @@ def _failures(failed: int) -> int:
 def stats(arguments: argparse.Namespace) -> None:
     """Measure the mean and standard deviation of the log-mel values of shards, for audio.mean and audio.std."""
     sources, bins, cache = arguments.sources, arguments.num_mel_bins, None
-    if sources[0].endswith((".yaml", ".yml")):
+    if sources[0].endswith((".yaml", ".yml")) or (Path(sources[0]) / "recipe.yaml").is_file():
         recipe = load_recipe(sources[0], sources[1:])
         sources, bins, cache = recipe.data.train, bins or recipe.audio.num_mel_bins, recipe.data.cache
     from ssamba.build import measure
@@ -255,12 +255,9 @@ def import_checkpoint(arguments: argparse.Namespace) -> None:
         raise UserError("--mean and --std: give both or neither")
     if arguments.std is not None and not (0 < arguments.std < math.inf and math.isfinite(arguments.mean)):
         raise UserError(f"--mean and --std are {arguments.mean} and {arguments.std}; expected numbers, std more than 0")
-    import dataclasses
-
     from ssamba.models import transfer
 
-    stated = {name: given[name] for name in ("sampling_rate", "mean", "std", "short") if given[name] is not None}
-    audio = dataclasses.replace(transfer.AUDIOSET_LIBRISPEECH, **stated)
+    audio = {name: given[name] for name in ("sampling_rate", "mean", "std", "short") if given[name] is not None}
     labels = transfer.read_label_names(arguments.labels) if arguments.labels else None
     options = transfer.ClassifierOptions(labels, arguments.label, arguments.loss, arguments.pooling)
     told = {name: given[name] for name in counts}
@@ -329,8 +326,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(call=command)
     _add_inference(commands)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
-    either = "folders of splits or patterns of shards; or a recipe (and key=value), for its data.train"
-    sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE", help=either)
+    either = "folders of splits or patterns of shards; or a recipe or run (and key=value), for its data.train"
+    sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE|RUN", help=either)
     sub.add_argument("--num-mel-bins", type=int, help="default: the recipe's, else 128")
     sub.add_argument("--limit", type=int, default=None, metavar="CLIPS", help="read no more clips than this")
     sub.set_defaults(call=stats)
@@ -357,9 +354,15 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in (
         ("num-attention-heads", "of SSAST; default: by the width, 192: 3, 384: 6, 768: 12"),
         ("num-mel-bins", "of a fine-tuned model; default: 128"),
-        ("max-length", "frames of a fine-tuned model's clips; default: the fewest that fill its positions"),
-        ("frequency-stride", "of a fine-tuned model's patches; default: their mel bins"),
-        ("time-stride", "of a fine-tuned model's patches; default: their frames"),
+        (
+            "max-length",
+            "frames of a fine-tuned model's clips; default: a published one, else its grid's fewest",
+        ),
+        (
+            "frequency-stride",
+            "of a fine-tuned model's patches; default: their mel bins, if that is the only way",
+        ),
+        ("time-stride", "of a fine-tuned model's patches; default: their frames, if that is the only way"),
         ("sampling-rate", "Hz; default: 16000"),
     ):
         sub.add_argument(f"--{name}", type=int, metavar="N", help=default)

@@ -409,7 +409,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
     """Read a YAML recipe, apply `key=value` overrides and check all of it.
 
     Args:
-        path: the recipe; a run folder stands for the recipe.yaml in it.
+        path: the recipe; a run folder stands for the recipe.yaml in it, and is its run_dir, wherever it was made.
         overrides: "section.key=value", values as YAML.
         kind: "pretrain" or "finetune" if only such a recipe will do.
 
@@ -418,8 +418,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
             out of range, with what was expected.
     """
     source = Path(path)
+    run: dict[str, Any] = {}
     if (source / "recipe.yaml").is_file():
-        source = source / "recipe.yaml"
+        run, source = {"run_dir": str(source)}, source / "recipe.yaml"
     if not source.is_file():
         raise UserError(f"recipe {source} does not exist; expected a YAML file (recipes/ has some) or a run folder")
     try:
@@ -427,6 +428,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
         given = OmegaConf.from_dotlist([_checked_override(text) for text in overrides])
         origins = ((written, str(source)), (given, "command line"))
         layers = [(OmegaConf.to_container(layer, resolve=True), origin) for layer, origin in origins]
+        layers.insert(1, (run, "the folder of the run"))
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise UserError(f"recipe {source} cannot be read: {error}") from error
     if not isinstance(written, DictConfig):

@@ -79,15 +79,43 @@ _TOLD = {
 _ATTENTION_HEADS = {size["hidden_size"]: size["num_attention_heads"] for size in SIZES["ssast"].values()}
 
 
+# Strides of the originals' published fine-tuning recipes, beside the patch's own sides, which make no overlap:
+# 10 and 10 of patches of 16 x 16, and the whole height and 1 of frames. AuM's are all without overlap.
+_OVERLAPPING = {(16, 16): (10, 10), (128, 2): (128, 1)}
+_OVERLAPPING_FAMILIES = ("ssamba", "ssast")
+# Frames of their clips, from Speech Commands (1 s) over ESC-50 and AudioSet to UrbanSound8K in one piece.
+_PUBLISHED_LENGTHS = (128, 256, 512, 1024, 2048, 6144)
+_GIVE = "give --max-length, --num-mel-bins, --time-stride or --frequency-stride, as its recipe says"
+
+
+class _Reading(NamedTuple):
+    """One way to read a positional grid: of patches with these strides, of clips with so many mel bins and frames."""
+
+    frequency_stride: int
+    time_stride: int
+    rows: int
+    columns: int
+    num_mel_bins: int
+    max_length: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} x {self.columns} patches of {self.num_mel_bins} mel bins x {self.max_length} frames with "
+            f"--frequency-stride {self.frequency_stride} --time-stride {self.time_stride}"
+        )
+
+
 class FromAuthors(NamedTuple):
     """arguments: of `AudioEncoder`; encoder: its state dict; heads: tensors named as in `MaskedPatchModel` or
     `AudioClassifier`, so that {"encoder." + name: encoder's tensors} and heads together are that model's state dict;
-    head_norm: of such a classifier."""
+    head_norm: of such a classifier; assumed: the names of the arguments that neither the tensors nor the caller told.
+    """
 
     arguments: dict[str, Any]
     encoder: dict[str, Tensor]
     heads: dict[str, Tensor]
     head_norm: bool
+    assumed: tuple[str, ...]
 
 
 def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int | None = None,
@@ -105,11 +133,12 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         num_attention_heads: of an SSAST model, whose tensors do not tell it; if None that of the size of its width.
         num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; if None 128 and the patch's own sides.
             Pretraining is always without overlap.
-        max_length: frames of a fine-tuned model's clips; if None the fewest that fill its positional grid.
+        max_length: frames of a fine-tuned model's clips; if None a length that the originals publish, else the fewest
+            that fill its positional grid.
 
     Raises:
-        UserError: another model's checkpoint, a tensor that is missing, unknown or of the wrong shape, or arguments
-            that do not fit the tensors.
+        UserError: another model's checkpoint, a tensor that is missing, unknown or of the wrong shape, arguments that
+            do not fit the tensors, or a positional grid that the originals' recipes read in several ways.
     """
     rest = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if len(rest) < len(state):
@@ -142,25 +171,42 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     if pretraining:
         num_mel_bins, max_length = (_size(rest, name) for name in _SIZE_OF_INPUT)
         frequency_stride, time_stride = fshape, tshape
-    num_mel_bins = num_mel_bins or 128
-    frequency_stride, time_stride = frequency_stride or fshape, time_stride or tshape
     leading = len(names.tokens)
     positions = _take(rest, names.positions, 1, "tokens", width)[0]
     tokens = len(positions) - leading
-    rows = (num_mel_bins - fshape) // frequency_stride + 1
-    if max_length is None:
-        max_length = (tokens // max(1, rows) - 1) * time_stride + tshape
-    columns = (max_length - tshape) // time_stride + 1
-    if min(rows, columns) < 1 or rows * columns != tokens:
+    given = {
+        "num_attention_heads": num_attention_heads, "num_mel_bins": num_mel_bins, "max_length": max_length,
+        "frequency_stride": frequency_stride, "time_stride": time_stride,
+    }  # fmt: skip
+    num_mel_bins = num_mel_bins or 128
+    own = (frequency_stride or fshape, time_stride or tshape)
+    readings = _readings(family, tokens, (fshape, tshape), num_mel_bins, max_length, frequency_stride, time_stride)
+    if not readings:
+        rows = (num_mel_bins - fshape) // own[0] + 1
+        frames = max_length or (tokens // max(1, rows) - 1) * own[1] + tshape
         raise UserError(
-            f"{names.positions} has {tokens} patches; {max_length} frames x {num_mel_bins} mel bins in patches of "
-            f"{tshape} x {fshape} with strides {time_stride} and {frequency_stride} make {columns} x {rows}"
-            + ("" if pretraining else ": give --max-length, --num-mel-bins, --time-stride or --frequency-stride")
+            f"{names.positions} has {tokens} patches; {frames} frames x {num_mel_bins} mel bins in patches of "
+            f"{tshape} x {fshape} with strides {own[1]} and {own[0]} make {(frames - tshape) // own[1] + 1} x {rows}"
+            + ("" if pretraining else f": {_GIVE}")
         )
+    # Without overlap is what is meant where nothing else is said, unless the recipes know another way.
+    if len(readings) > 1 or (max_length is None and readings[0][:2] != own):
+        raise UserError(
+            f"{names.positions} has {tokens} patches, and the tensors do not tell their grid: it may be "
+            f"{', or '.join(map(str, readings))}: {_GIVE}"
+        )
+    reading = readings[0]
+    rows, columns = reading.rows, reading.columns
+    assumed = [] if pretraining else [name for name in given if given[name] is None]
+    if family != "ssast":
+        assumed = [name for name in assumed if name != "num_attention_heads"]
+    elif num_attention_heads is None:
+        assumed = ["num_attention_heads", *(name for name in assumed if name != "num_attention_heads")]
 
     arguments = {
-        "encoder": family, "options": options, "num_mel_bins": num_mel_bins, "max_length": max_length,
-        "fshape": fshape, "tshape": tshape, "frequency_stride": frequency_stride, "time_stride": time_stride,
+        "encoder": family, "options": options, "num_mel_bins": reading.num_mel_bins, "max_length": reading.max_length,
+        "fshape": fshape, "tshape": tshape, "frequency_stride": reading.frequency_stride,
+        "time_stride": reading.time_stride,
     }  # fmt: skip
     tensors = {
         "encoder.projection.weight": kernel.flatten(1),
@@ -183,7 +229,30 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         {name.removeprefix(prefix): _copy(x) for name, x in tensors.items() if name.startswith(prefix)},
         {name: _copy(x) for name, x in tensors.items() if not name.startswith(prefix)},
         names.head_norm,
+        tuple(assumed),
     )
+
+
+def _readings(family: str, tokens: int, patch: tuple[int, int], num_mel_bins: int, max_length: int | None,
+              frequency_stride: int | None, time_stride: int | None) -> list[_Reading]:  # fmt: skip
+    """The ways in which the originals' recipes read so many patches, as far as the arguments leave them open."""
+    overlapping = _OVERLAPPING.get(patch) if family in _OVERLAPPING_FAMILIES else None
+    found = []
+    for strides in (patch, overlapping) if overlapping else (patch,):
+        rows_apart, columns_apart = frequency_stride or strides[0], time_stride or strides[1]
+        rows = (num_mel_bins - patch[0]) // rows_apart + 1
+        if rows < 1 or tokens < 1 or tokens % rows:
+            continue
+        columns = tokens // rows
+        fewest = (columns - 1) * columns_apart + patch[1]
+        lengths = range(fewest, fewest + columns_apart)
+        length = max_length or next((frames for frames in _PUBLISHED_LENGTHS if frames in lengths), fewest)
+        # One row of frames may have any number of columns: there a length that nobody has is no way to read it.
+        usual = strides == patch or rows > 1 or max_length or time_stride or length in _PUBLISHED_LENGTHS
+        reading = _Reading(rows_apart, columns_apart, rows, columns, num_mel_bins, length)
+        if length in lengths and usual and reading not in found:
+            found.append(reading)
+    return found
 
 
 def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import csv
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ class ClassifierOptions(NamedTuple):
 
 class Imported(NamedTuple):
     """An imported checkpoint. used: how many of its tensors the model has; unused: the names of those kept beside it;
-    types: what the used ones were, other than float32."""
+    types: what the used ones were, other than float32; assumed: name and value of what neither its tensors nor the
+    caller told."""
 
     model: MaskedPatchModel | AudioClassifier
     audio: AudioSettings
@@ -58,6 +60,7 @@ class Imported(NamedTuple):
     used: int
     unused: tuple[str, ...]
     types: tuple[str, ...]
+    assumed: dict[str, Any]
 
 
 class Exported(NamedTuple):
@@ -108,7 +111,7 @@ def read_label_names(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def import_checkpoint(checkpoint: Path, out: Path, audio: AudioSettings, told: Mapping[str, int | None],
+def import_checkpoint(checkpoint: Path, out: Path, audio: Mapping[str, Any], told: Mapping[str, int | None],
                       options: ClassifierOptions, overwrite: bool = False) -> Imported:  # fmt: skip
     """Make a model folder of a checkpoint in its authors' format: model.safetensors, config.json and, if the checkpoint
     has tensors that its own code never reads, unused.safetensors with these.
@@ -116,7 +119,7 @@ def import_checkpoint(checkpoint: Path, out: Path, audio: AudioSettings, told: M
     Args:
         checkpoint: as `read_checkpoint`; tensors of another type than float32 become float32.
         out: a new folder.
-        audio: what the spectrograms are.
+        audio: fields of `AudioSettings` as far as they are given; the others are `AUDIOSET_LIBRISPEECH`'s.
         told: arguments of `from_authors`, None where not given.
         options: of a classifier.
         overwrite: replace `out` if it is a model folder.
@@ -136,15 +139,21 @@ def import_checkpoint(checkpoint: Path, out: Path, audio: AudioSettings, told: M
     short = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     unused = {name: short[name].clone(memory_format=torch.contiguous_format) for name in UNUSED if name in short}
     types = {str(x.dtype).removeprefix("torch.") for name, x in short.items() if name not in unused and x.ndim}
+    settings = replace(AUDIOSET_LIBRISPEECH, **audio)
     try:
         with whole_folder(out) as folder:
-            save_model(folder, model, audio, classifier)
+            save_model(folder, model, settings, classifier)
             if unused:
                 save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out} cannot be written: {error}") from error
     used, others = len(state) - len(unused), tuple(sorted(types - {"float32"}))
-    return Imported(model, audio, classifier, used, tuple(unused), others)
+    assumed = {name: {**source.arguments, **source.arguments["options"]}[name] for name in source.assumed}
+    assumed |= {name: value for name, value in asdict(settings).items() if name not in audio}
+    if classifier is not None:
+        said = {"loss": classifier.loss, "pooling": classifier.pooling}
+        assumed |= {name: value for name, value in said.items() if getattr(options, name) is None}
+    return Imported(model, settings, classifier, used, tuple(unused), others, assumed)
 
 
 def import_report(imported: Imported) -> str:
@@ -167,6 +176,9 @@ def import_report(imported: Imported) -> str:
     ]
     if imported.types:
         lines.append(f"types: {', '.join(imported.types)} became float32, which an export writes")
+    if imported.assumed:
+        options = (f"--{name.replace('_', '-')} {value}" for name, value in imported.assumed.items())
+        lines.append(f"assumed, for the checkpoint does not tell it: {' '.join(options)}")
     return "\n".join(lines)
 
 

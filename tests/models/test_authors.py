@@ -174,6 +174,51 @@ def test_the_attention_heads_of_the_published_sizes_are_known(width: int, heads:
     assert from_authors(to_authors(model), 1, 32, 64).arguments["options"]["num_attention_heads"] == 1
 
 
+# Patches, strides and clip lengths with which the originals publish fine-tuned models.
+PUBLISHED = [
+    *((family, (16, 16), strides, frames) for family in ("ssamba", "ssast") for strides in ((10, 10), (16, 16))
+      for frames in (128, 512, 1024)),
+    *(("ssast", (128, 2), (128, step), frames) for step in (1, 2) for frames in (128, 512, 1024)),
+    *(("aum", (16, 16), (16, 16), frames) for frames in (128, 512, 1024)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "patch", "strides", "frames"), PUBLISHED)
+def test_a_published_grid_is_read_as_it_is_or_the_readings_are_told(
+    family: str, patch: tuple[int, int], strides: tuple[int, int], frames: int
+) -> None:
+    encoder = make(family, bins=128, frames=frames, patch=patch, stride=strides)
+    theirs = to_authors(AudioClassifier(encoder, 2, "mean", family != "aum"))
+    heads = encoder.arguments["options"].get("num_attention_heads")
+    # With the strides of the recipe everything else follows, the length of its clips as well.
+    found = from_authors(theirs, heads, frequency_stride=strides[0], time_stride=strides[1])
+    assert found.arguments == encoder.arguments
+    assert set(found.assumed) == {"num_mel_bins", "max_length"}
+    try:
+        found = from_authors(theirs, heads)
+    except UserError as error:
+        rows, columns = encoder.grid
+        way = f"{rows} x {columns} patches of 128 mel bins x {frames} frames with --frequency-stride {strides[0]} "
+        assert way + f"--time-stride {strides[1]}" in str(error)
+        assert strides != patch or " frames, or " in str(error)
+    else:
+        assert found.arguments == encoder.arguments and strides == patch
+        assert set(found.assumed) == {"num_mel_bins", "max_length", "frequency_stride", "time_stride"}
+
+
+def test_a_grid_of_two_readings_lists_both_and_any_option_decides() -> None:
+    encoder = make("ssast", bins=128, frames=128, stride=(10, 10))  # Speech Commands
+    theirs = to_authors(AudioClassifier(encoder, 2, "mean"))
+    heads = encoder.arguments["options"]["num_attention_heads"]
+    with pytest.raises(UserError, match="144 patches") as caught:
+        from_authors(theirs, heads)
+    other = "8 x 18 patches of 128 mel bins x 288 frames with --frequency-stride 16 --time-stride 16, or "
+    assert other in str(caught.value)
+    assert from_authors(theirs, heads, max_length=128).arguments == encoder.arguments
+    found = from_authors(theirs, heads, frequency_stride=16, time_stride=16)
+    assert (found.arguments["max_length"], found.encoder["positions"].shape[:2]) == (288, (8, 18))
+
+
 def test_a_grid_that_does_not_fit_names_the_options() -> None:
     with pytest.raises(UserError, match="give --max-length, --num-mel-bins, --time-stride or --frequency-stride"):
         from_authors(checkpoint("patch16", "ssamba", "finetuned_shorter"))

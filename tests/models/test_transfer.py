@@ -287,6 +287,8 @@ def test_what_is_read_off_a_checkpoint_and_what_is_assumed(small: Path, tmp_path
         "classes: none, a pretraining model",
         f"parameters: {used:,}",
         "tensors: 53 used, 2 kept that nothing reads (v.head.weight, v.head.bias)",
+        "assumed, for the checkpoint does not tell it: --sampling-rate 16000 --mean -4.2677393 --std 4.5689974 "
+        "--short pad",
         f"written to {tmp_path / 'deep' / 'model'}",
     ]
     folder = tmp_path / "deep" / "model"
@@ -314,6 +316,17 @@ def test_the_defaults_of_a_classifier_and_its_options(tuned: Path, tmp_path: Pat
     assert saved.classifier.labels == tuple(names)
     assert (saved.classifier.label, saved.classifier.loss, saved.classifier.pooling) == ("word", "bce", "class")
     assert saved.model.encoder.arguments["max_length"] == 353 and saved.model.encoder.grid == (1, 176)
+
+
+def test_what_is_assumed_of_a_classifier_is_said_and_what_is_given_is_not(tmp_path: Path, capsys: Capture) -> None:
+    torch.save(checkpoint("patch16", "ssast", "finetuned_longer"), tmp_path / "file.pth")
+    call("import", tmp_path / "file.pth", tmp_path / "model", "--num-attention-heads", "4")
+    given = "--num-mel-bins 128 --max-length 448 --frequency-stride 16 --time-stride 16 --sampling-rate 16000 "
+    rest = "--mean -4.2677393 --std 4.5689974 --short pad --loss cross_entropy --pooling mean"
+    assert f"\nassumed, for the checkpoint does not tell it: {given}{rest}\n" in capsys.readouterr().out
+    said = f"{given}{rest}".split()
+    call("import", tmp_path / "file.pth", tmp_path / "other", "--num-attention-heads", "4", *said)
+    assert "\nassumed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
