@@ -127,11 +127,14 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def read_json(path: Path, kind: type[T], expected: str, most_bytes: int = MOST_BYTES) -> T:
-    """A JSON file as `parse_json` reads it.
+def read_bounded(path: Path, expected: str, most_bytes: int = MOST_BYTES) -> bytes:
+    """A file's content.
+
+    Args:
+        expected: what is said to be expected, and how to mend it.
 
     Raises:
-        UserError: it cannot be read, has more than `most_bytes`, or is none of `kind`.
+        UserError: it cannot be read, or has more than `most_bytes`.
     """
     try:
         with path.open("rb") as file:
@@ -140,7 +143,16 @@ def read_json(path: Path, kind: type[T], expected: str, most_bytes: int = MOST_B
         raise UserError(f"{path} cannot be read ({error.strerror}); expected {expected}") from error
     if len(content) > most_bytes:
         raise UserError(f"{path} has more than {most_bytes} bytes; expected {expected}")
-    return parse_json(content, kind, path, expected)
+    return content
+
+
+def read_json(path: Path, kind: type[T], expected: str, most_bytes: int = MOST_BYTES) -> T:
+    """A JSON file as `parse_json` reads it.
+
+    Raises:
+        UserError: it cannot be read, has more than `most_bytes`, or is none of `kind`.
+    """
+    return parse_json(read_bounded(path, expected, most_bytes), kind, path, expected)
 
 
 def parse_json(content: bytes, kind: type[T], place: object, expected: str) -> T:
@@ -161,7 +173,9 @@ def parse_json(content: bytes, kind: type[T], place: object, expected: str) -> T
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.MsgspecError as error:
-        problem = str(error).replace(" - at `$", " at `").replace("`$.", "`")
+        problem = str(error).replace(" - at `$.", " at `").replace(" - at `$", " at `")
+    except UnicodeDecodeError:
+        problem = "it is not in UTF-8"
     except RecursionError:
         problem = "it is nested too deep"
     raise UserError(f"{place} cannot be used: {problem}; expected {expected}")

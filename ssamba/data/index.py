@@ -2,6 +2,7 @@
 
 On disk, `OUT/<split>/index.json` lies beside the shards `000000.tar, 000001.tar, ...` that it lists, and samples.npy
 says where in them each sample lies. All may lie elsewhere, too: at http(s) urls, or where a command reads them from.
+What is read comes from anybody: it is typed and bounded, and checked before anything is made of it.
 """
 
 import glob
@@ -10,20 +11,31 @@ import io
 import json
 import math
 import os
-import re
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from braceexpand import braceexpand
 
 from ssamba.data.jobs import processes, run_jobs
-from ssamba.data.transport import expand_remote, fetch, file_name, is_remote, is_shard_name, read, renamed
+from ssamba.data.transport import (
+    expand_braces,
+    expand_remote,
+    fetch,
+    file_name,
+    is_remote,
+    is_shard_name,
+    read,
+    renamed,
+)
 from ssamba.errors import BadAudio, UserError
-from ssamba.files import written_beside
+from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, written_beside
+from ssamba.printable import printable
 from ssamba.progress import progress_bar
 
 INDEX_NAME = "index.json"
@@ -35,19 +47,31 @@ how many bytes they have, and how many samples the audio has."""
 
 Samples = npt.NDArray[np.void]
 
+SAMPLING_RATES = (100, 1_000_000)
+"""The lowest and the highest in Hz that shards may have."""
+
 _MAKE_AGAIN = "make the shards again with their data_prep script"
+_EXPECTED = f"the {INDEX_NAME} of a writer: {_MAKE_AGAIN}, or `ssamba shards index --overwrite` for those of others"
+_MOST_BYTES = 1 << 26  # of an index.json: some 300,000 shards, or recordings that were skipped
+_MOST_HEADER = 4096  # bytes, of samples.npy
+_MOST_NAME = 255  # bytes of a file's name
+_ROUNDING = 0.01  # s, by which the seconds of shards may differ from those of their samples
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+SamplingRate = Annotated[int, msgspec.Meta(ge=SAMPLING_RATES[0], le=SAMPLING_RATES[1])]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
     """What the index says about one shard."""
 
-    name: str
+    name: Text
     """File name within the index's folder."""
-    samples: int
-    seconds: float
-    bytes: int
-    sha256: str
+    samples: Count
+    seconds: Seconds
+    bytes: Count
+    sha256: Sha256
     """Of the file, in hex."""
 
 
@@ -65,14 +89,16 @@ class ShardIndex:
 
     dataset: str
     split: str
-    sampling_rate: int
+    sampling_rate: SamplingRate
     """Hz of every sample."""
-    labels: Mapping[str, tuple[str, ...]]
+    labels: Mapping[Text, tuple[Text, ...]]
     """Label key -> names, in the order of their numbers; those of the whole data set, the same in each split."""
     skipped: tuple[Skipped, ...]
     shards: tuple[ShardInfo, ...]
-    samples_sha256: str
+    samples_sha256: Sha256
     """Of samples.npy, in hex."""
+    passed_over: Mapping[str, Count] = field(default_factory=dict)
+    """What was found beside the recordings and not read, such as `.txt` or `hidden files` -> how many of it."""
 
     @property
     def samples(self) -> int:
@@ -91,43 +117,32 @@ class ShardIndex:
         """
         path = folder / INDEX_NAME
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; expected one of shards, such as OUT/train of a data_prep script")
+            raise UserError(
+                f"{printable(str(folder))} is no folder; expected one of shards, such as OUT/train of data_prep"
+            )
         if not path.is_file():
             raise UserError(_no_index(folder))
-        try:
-            written = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-        return cls.parse(written, path)
+        return cls.parse(read_bounded(path, _EXPECTED, _MOST_BYTES), path)
 
     @classmethod
-    def parse(cls, written: bytes, place: object) -> "ShardIndex":
+    def parse(cls, content: bytes, place: object) -> "ShardIndex":
         """The index in the bytes of an index.json; `place` says in messages where it lies.
 
         Raises:
-            UserError: it has another format, or is damaged.
+            UserError: it has another format, is damaged, or contradicts itself.
         """
-        try:
-            content = json.loads(written)
-            if content["format"] != FORMAT:
-                raise UserError(
-                    f"{place} has the format {content['format']!r}; expected {FORMAT!r}, which `ssamba shards index "
-                    "--overwrite` makes of it"
-                )
-            index = cls(
-                dataset=str(content["dataset"]),
-                split=str(content["split"]),
-                sampling_rate=int(content["sampling_rate"]),
-                labels={key: tuple(map(str, names)) for key, names in content["labels"].items()},
-                skipped=tuple(Skipped(**skipped) for skipped in content["skipped"]),
-                shards=tuple(ShardInfo(**shard) for shard in content["shards"]),
-                samples_sha256=str(content["samples_sha256"]),
+        place = printable(str(place))
+        if content[:1000].lstrip().startswith(b"<"):
+            raise UserError(f"{place} is a page of HTML or XML, perhaps a server's message; expected {_EXPECTED}")
+        written = parse_json(content, _Head, place, _EXPECTED)
+        if written.format != FORMAT:
+            raise UserError(
+                f"{place} has the format {written.format[:80]!r}; expected {FORMAT!r}, which `ssamba shards index "
+                "--overwrite` makes of it"
             )
-            for shard in index.shards:
-                if os.path.basename(shard.name) != shard.name or min(shard.samples, shard.bytes, shard.seconds) < 0:
-                    raise ValueError(f"shard {shard.name!r} is not a file beside it or has a negative size")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{place} is damaged ({error!r}); expected the index of a writer: {_MAKE_AGAIN}") from error
+        index = parse_json(content, cls, place, _EXPECTED)
+        if problem := _contradiction(index, written):
+            raise UserError(f"{place} cannot be used: {problem}; expected {_EXPECTED}")
         return index
 
     def read_samples(self, path: Path) -> Samples:
@@ -136,16 +151,12 @@ class ShardIndex:
         Raises:
             UserError: there is none, or it is not the one that the index was written with.
         """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); expected the table of the samples: {_MAKE_AGAIN}"
-            ) from error
+        content = read_bounded(
+            path, f"the table of the samples: {_MAKE_AGAIN}", self.samples * SAMPLE.itemsize + _MOST_HEADER
+        )
         if hashlib.sha256(content).hexdigest() != self.samples_sha256:
             raise UserError(f"{path} is not what {INDEX_NAME} expects: copy both again, or {_MAKE_AGAIN}")
-        samples: Samples = np.load(io.BytesIO(content), allow_pickle=False)
-        return samples
+        return _parse_samples(content, self.samples, path)
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder, whole or not at all."""
@@ -160,10 +171,59 @@ class ShardIndex:
             "skipped": [asdict(skipped) for skipped in self.skipped],
             "shards": [asdict(shard) for shard in self.shards],
             "samples_sha256": self.samples_sha256,
+            "passed_over": dict(self.passed_over),
         }
-        beside = folder / f"{INDEX_NAME}.partial-{os.getpid()}"
-        beside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        beside.replace(folder / INDEX_NAME)
+        write_text(folder / INDEX_NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What an index.json says of itself as a whole."""
+
+    format: str
+    samples: Count = 0
+    seconds: Seconds = 0.0
+
+
+def _contradiction(index: ShardIndex, written: _Head) -> str | None:
+    """What of an index cannot be, if anything."""
+    for shard in index.shards:
+        # Joined to a folder's path: it must be a name alone.
+        plain = os.path.basename(shard.name) == shard.name and "\0" not in shard.name and shard.name.endswith(".tar")
+        if not plain or len(os.fsencode(shard.name)) > _MOST_NAME:
+            return f"the shard {shard.name[:80]!r} is not the name of a .tar beside it"
+    if len({shard.name for shard in index.shards}) < len(index.shards):
+        return "it lists a shard twice"
+    if index.samples != written.samples or not _close(index.seconds, written.seconds):
+        return (
+            f"its shards have {index.samples} samples and {index.seconds:.3f} s, and it says {written.samples} and "
+            f"{written.seconds:.3f} s"
+        )
+    for key, names in index.labels.items():
+        if not names or len(set(names)) < len(names):
+            return f"the label {key[:80]!r} has {f'a name twice among its {len(names)}' if names else 'no names'}"
+    return None
+
+
+def _close(seconds: float, others: float) -> bool:
+    return math.isclose(seconds, others, rel_tol=1e-6, abs_tol=_ROUNDING)
+
+
+def _parse_samples(content: bytes, samples: int, place: Path) -> Samples:
+    """The rows in the bytes of a samples.npy, whose header is compared before anything is made of it."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
+        }[version]  # fmt: skip
+        shape, _, dtype = read_header(stream, max_header_size=_MOST_HEADER)
+    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise UserError(f"{place} is no array of numpy; expected the table of the samples: {_MAKE_AGAIN}") from error
+    rest = len(content) - stream.tell()
+    if dtype != SAMPLE or shape != (samples,) or rest != samples * SAMPLE.itemsize:
+        raise UserError(f"{place} does not fit its {INDEX_NAME}, which has {samples} samples: {_MAKE_AGAIN}")
+    return np.frombuffer(content, SAMPLE, samples, stream.tell())
 
 
 def write_samples(folder: Path, samples: Samples) -> str:
@@ -354,11 +414,7 @@ def _expand(source: str) -> Iterator[Path]:
     if os.path.exists(whole):  # a name may hold the characters of a pattern
         yield Path(whole)
         return
-    try:
-        patterns = list(braceexpand(whole))
-    except ValueError as error:
-        raise UserError(f"{source!r} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
-    for pattern in patterns:
+    for pattern in expand_braces(whole):
         if not glob.has_magic(pattern):
             yield Path(pattern)
             continue
@@ -399,7 +455,7 @@ def _fetched(place: str, cache: Path) -> _Folder:
     """The folder whose index a url or a command gives. In the cache a file's name is the sha256 of its content: what is
     there is right, and a new index finds what it has in common with the old one."""
     try:
-        written = read(place)
+        written = read(place, _MOST_BYTES)
     except UserError as error:
         raise UserError(f"{error}; expected the {INDEX_NAME} that a writer puts beside its shards") from error
     index = ShardIndex.parse(written, place)
@@ -407,11 +463,9 @@ def _fetched(place: str, cache: Path) -> _Folder:
     for name in (info.name for info in index.shards):
         if not is_shard_name(name):
             raise UserError(f"{place} lists {name!r}; expected a name of letters, digits, '.', '_', '-' and then .tar")
-    for digest in (index.samples_sha256, *(info.sha256 for info in index.shards)):
-        if not re.fullmatch("[0-9a-f]{64}", str(digest)):
-            raise UserError(f"{place} is damaged ({digest!r} is no sha256 in hex): {_MAKE_AGAIN}")
     samples = cache / f"{index.samples_sha256}.npy"
-    fetch(renamed(place, SAMPLES_NAME), samples, index.samples_sha256)
+    most = index.samples * SAMPLE.itemsize + _MOST_HEADER
+    fetch(renamed(place, SAMPLES_NAME), samples, index.samples_sha256, most_bytes=most)
     listed = tuple(Shard(cache / f"{info.sha256}.tar", info, renamed(place, info.name)) for info in index.shards)
     return _Folder(place, index, samples, listed)
 
@@ -431,19 +485,26 @@ def _table(shards: Iterable[Path], folders: Iterable[_Folder]) -> Samples:
     for folder in folders:
         samples = folder.index.read_samples(folder.samples)
         ends = np.cumsum([shard.info.samples for shard in folder.shards])
-        if samples.dtype != SAMPLE or samples.shape != (ends[-1],):
-            raise UserError(f"{folder.place}: {SAMPLES_NAME} does not fit its {INDEX_NAME}: {_MAKE_AGAIN}")
         for shard, part in zip(folder.shards, np.split(samples, ends[:-1]), strict=True):
-            ends_within = np.maximum(part["audio"] + part["audio_bytes"], part["json"] + part["json_bytes"])
-            if (
-                any(part[name].min(initial=0) < 0 for name in SAMPLE.names or ())
-                or ends_within.max(initial=0) > shard.info.bytes
-            ):
-                raise UserError(
-                    f"{folder.place}: {SAMPLES_NAME} names places outside of {shard.info.name}: {_MAKE_AGAIN}"
-                )
+            if problem := _misfit(part, shard.info, folder.index.sampling_rate):
+                raise UserError(f"{folder.place}: {SAMPLES_NAME} {problem}: {_MAKE_AGAIN}")
             rows[shard.path] = part
     return np.concatenate([rows[path] for path in shards])
+
+
+def _misfit(rows: Samples, info: ShardInfo, sampling_rate: int) -> str | None:
+    """What of a shard's rows cannot be, if anything."""
+    name = printable(info.name)
+    if any(rows[column].min(initial=0) < 0 for column in SAMPLE.names or ()) or any(
+        (rows[part] > info.bytes - rows[f"{part}_bytes"]).any() for part in ("audio", "json")
+    ):
+        return f"names places outside of {name}"
+    if rows["length"].min(initial=1) < 1:
+        return f"has a sample of {name} without a length"
+    seconds = float(rows["length"].sum(dtype=np.int64)) / sampling_rate
+    if not _close(seconds, info.seconds):
+        return f"has {seconds:.3f} s of {name}; its {INDEX_NAME} expects {info.seconds:.3f} s"
+    return None
 
 
 def _checked(shard: Shard) -> Shard:

@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from ssamba.data.index import FORMAT, INDEX_NAME, SAMPLE, Samples, ShardIndex, ShardInfo, Skipped, write_samples
+from ssamba.data.index import INDEX_NAME, SAMPLE, Samples, ShardIndex, ShardInfo, Skipped, Text, write_samples
 from ssamba.data.jobs import processes, run_jobs
 from ssamba.data.writer import MAX_BAD_FRACTION
 from ssamba.errors import BadAudio, UserError
+from ssamba.files import read_json
 from ssamba.progress import progress_bar
 from ssamba.recordings import ENDINGS
 
@@ -191,12 +192,19 @@ def _label_lists(scanned: Sequence[_Scanned], given: Labels) -> dict[str, tuple[
     return {key: lists[key] for key in sorted(lists)}
 
 
-def _replaced(path: Path) -> ShardIndex | None:
-    """The index that is to be replaced, of whatever format, if it can be read."""
+@dataclass(frozen=True)
+class _Replaced:
+    """What is kept of the index that is to be replaced, of whatever format."""
+
+    dataset: Text
+    split: Text
+    labels: Mapping[Text, tuple[Text, ...]]
+
+
+def _replaced(path: Path) -> _Replaced | None:
     try:
-        content = json.loads(path.read_bytes())
-        return ShardIndex.parse(json.dumps({"samples_sha256": "", **content, "format": FORMAT}).encode(), path)
-    except (OSError, ValueError, TypeError, RecursionError, UserError):
+        return read_json(path, _Replaced, "an index")
+    except UserError:
         return None
 
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import http.client
 import io
+import itertools
 import logging
 import os
 import random
@@ -23,7 +24,7 @@ import urllib.request
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from braceexpand import braceexpand
 
@@ -37,7 +38,8 @@ FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt, times a random number fr
 STALL_SECONDS = 60.0  # without a byte: the attempt has failed
 
 _CHUNK = 1 << 18
-_MOST_BYTES = 1 << 30  # of a file whose size is not known beforehand
+_MOST_NAMES = 100_000  # that a pattern with braces may stand for
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 # What can stand in a url and in a command as it is, so that a name from elsewhere adds nothing to either.
 _SHARD_NAME = r"\w[\w.-]*\.tar"
@@ -50,6 +52,14 @@ _INSTEAD = {
 
 
 _Content = io.BufferedRandom | io.BytesIO
+
+
+class _Expected(NamedTuple):
+    """What is known of a file before it is fetched."""
+
+    size: int | None
+    most_bytes: int
+    sha256: str | None
 
 
 class DiskFull(UserError):
@@ -86,10 +96,7 @@ def expand_remote(source: str) -> list[str]:
                 place = re.sub(r"^((?:datasets/)?[^/]+/[^/@]+)(?:@([^/]+))?/", _resolved, place)
             message += f", for instance {_INSTEAD[scheme].format(place)!r}"
         raise UserError(message)
-    try:
-        urls = list(braceexpand(source, escape=False))
-    except ValueError as error:
-        raise UserError(f"{source!r} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
+    urls = expand_braces(source, escape=False)
     urls = [f"{url}index.json" if url.startswith("http") and url.endswith("/") else url for url in urls]
     for url in urls:
         if len(_FILE.findall(url)) != 1:
@@ -98,6 +105,62 @@ def expand_remote(source: str) -> list[str]:
                 f"http a url that ends in /); it names {len(_FILE.findall(url)) or 'none'}"
             )
     return urls
+
+
+def expand_braces(pattern: str, escape: bool = True) -> list[str]:
+    """The texts that a pattern with braces stands for, as the shell has them: `{000000..000009}.tar`, `{a,b}/train`.
+
+    Args:
+        escape: a backslash takes its meaning from a brace.
+
+    Raises:
+        UserError: unbalanced braces, or more texts than can be meant.
+    """
+    shown = repr(pattern[:200])
+    try:
+        # Counted before it is written out, which takes the memory of all of them and more.
+        if _texts_in(pattern, escape) <= _MOST_NAMES:
+            return list(braceexpand(pattern, escape=escape))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
+    raise UserError(f"{shown} stands for more than {_MOST_NAMES} names; expected those of shards")
+
+
+def _texts_in(pattern: str, escape: bool) -> int:
+    """How many texts a pattern stands for; ValueError if its braces are not balanced."""
+    total, begin = 1, 0
+    for place, depth in _braces(pattern, escape):
+        if pattern[place] == "{" and depth == 1:
+            begin = place + 1
+        elif pattern[place] == "}" and depth == 0:
+            total *= _choices_in(pattern[begin:place], escape)
+    return total
+
+
+def _choices_in(inside: str, escape: bool) -> int:
+    """Of what is between a brace and its end."""
+    if numbers := _RANGE.fullmatch(inside):
+        first, last, step = (int(number or 1) for number in numbers.groups())
+        return abs(last - first) // max(1, step) + 1
+    ends = [place for place, depth in _braces(inside, escape) if inside[place] == "," and depth == 0]
+    return sum(
+        _texts_in(inside[begin + 1 : end], escape) for begin, end in itertools.pairwise([-1, *ends, len(inside)])
+    )
+
+
+def _braces(pattern: str, escape: bool) -> Iterator[tuple[int, int]]:
+    """(place, depth behind it) of each brace and comma; ValueError if the braces are not balanced."""
+    depth, escaped = 0, False
+    for place, letter in enumerate(pattern):
+        if escaped or (escape and letter == "\\"):
+            escaped = not escaped
+        elif letter in "{},":
+            depth += (letter == "{") - (letter == "}")
+            if depth < 0:
+                raise ValueError(pattern)
+            yield place, depth
+    if depth:
+        raise ValueError(pattern)
 
 
 def _resolved(match: re.Match[str]) -> str:
@@ -119,14 +182,16 @@ def is_shard_name(name: str) -> bool:
     return re.fullmatch(_SHARD_NAME, name, re.ASCII) is not None
 
 
-def read(url: str) -> bytes:
-    """The content of a small file; UserError after the last attempt."""
+def read(url: str, most_bytes: int) -> bytes:
+    """The content of a small file; UserError after the last attempt, or if it has more bytes than expected."""
     content = io.BytesIO()
-    _receive(url, content, None, None)
+    _receive(url, content, _Expected(None, most_bytes, None))
     return content.getvalue()
 
 
-def fetch(url: str, path: Path, sha256: str, size: int | None = None, *, wait: bool = True) -> bool:
+def fetch(
+    url: str, path: Path, sha256: str, size: int | None = None, *, most_bytes: int = 0, wait: bool = True
+) -> bool:
     """Fetch a file, unless it is there; once, however many processes and threads of a machine ask for it.
 
     It is written to `path`.part, which whoever fetches has locked, and renamed once its size and sha256 are right. A
@@ -135,6 +200,7 @@ def fetch(url: str, path: Path, sha256: str, size: int | None = None, *, wait: b
     Args:
         url: of one file, from `expand_remote` or `renamed`.
         size: bytes, where they are known.
+        most_bytes: that it may have, where they are not.
         wait: for another process that is fetching it.
 
     Returns:
@@ -155,7 +221,7 @@ def fetch(url: str, path: Path, sha256: str, size: int | None = None, *, wait: b
                     if path.exists():
                         part.unlink()
                         break
-                    _receive(url, file, size, sha256)
+                    _receive(url, file, _Expected(size, most_bytes if size is None else size, sha256))
                     file.flush()
                     os.fsync(file.fileno())
                     part.replace(path)
@@ -202,12 +268,12 @@ def _is_named(file: io.BufferedRandom, path: Path) -> bool:
         return False
 
 
-def _receive(url: str, into: _Content, size: int | None, sha256: str | None) -> None:
+def _receive(url: str, into: _Content, expected: _Expected) -> None:
     """Fill a file with what a url gives, in as many attempts as are allowed."""
     wrong = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _attempt(url, into, size, sha256)
+            _attempt(url, into, expected)
             return
         except _Failed as error:
             wrong += isinstance(error, _Wrong)
@@ -220,30 +286,30 @@ def _receive(url: str, into: _Content, size: int | None, sha256: str | None) -> 
             time.sleep(wait)
 
 
-def _attempt(url: str, into: _Content, size: int | None, sha256: str | None) -> None:
+def _attempt(url: str, into: _Content, expected: _Expected) -> None:
     """Go on where the file ends, if that can be; begin anew otherwise."""
     end = into.seek(0, os.SEEK_END)
-    if size is None or end > size:
+    if expected.size is None or end > expected.size:
         end = _cut(into, 0)
-    if end != size:
+    if end != expected.size:
         chunks = _pipe_chunks(url.removeprefix("pipe:")) if url.startswith("pipe:") else _http_chunks(url, end)
         with closing(chunks):
             for position, chunk in chunks:
                 if position != end:
                     _cut(into, position)
-                into.write(chunk)
                 end = position + len(chunk)
-                if end > (_MOST_BYTES if size is None else size):
+                if end > expected.most_bytes:
                     _cut(into, 0)
-                    raise _Wrong(f"it is larger than the {_MOST_BYTES if size is None else size} bytes expected")
-        if size is not None and end < size:
-            raise _Failed(f"it ended after {end} of {size} bytes")
-    if sha256 is not None:
+                    raise _Wrong(f"it is larger than the {expected.most_bytes} bytes expected")
+                into.write(chunk)
+        if expected.size is not None and end < expected.size:
+            raise _Failed(f"it ended after {end} of {expected.size} bytes")
+    if expected.sha256 is not None:
         into.seek(0)
         digest = hashlib.file_digest(into, "sha256").hexdigest()
-        if digest != sha256:
+        if digest != expected.sha256:
             _cut(into, 0)
-            raise _Wrong(f"its sha256 is {digest}; the index expects {sha256}")
+            raise _Wrong(f"its sha256 is {digest}; the index expects {expected.sha256}")
 
 
 def _cut(into: _Content, end: int) -> int:

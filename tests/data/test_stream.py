@@ -56,7 +56,7 @@ def write_set(folder: Path, *parts: Mapping[str, Any], **labels: Any) -> ShardSe
         places = [(one.offset_data, one.size) for one in members]
         lengths = [600 if isinstance(sound, bytes | tuple) else len(sound) for sound in samples.values()]
         rows += [(*places[2 * n], *places[2 * n + 1], length) for n, length in enumerate(lengths)]
-        infos.append(ShardInfo(path.name, len(samples), sum(lengths) / RATE, path.stat().st_size, str(number)))
+        infos.append(ShardInfo(path.name, len(samples), sum(lengths) / RATE, path.stat().st_size, f"{number:064x}"))
     digest = write_samples(folder, np.array(rows, SAMPLE))
     ShardIndex("toy", "train", RATE, {}, (), tuple(infos), digest).write(folder)
     return find_shards(str(folder))

@@ -115,6 +115,7 @@ def test_index_on_disk(recordings: list[Recording], tmp_path: Path) -> None:
             }
         ],
         "samples_sha256": hashlib.sha256(shard.with_name("samples.npy").read_bytes()).hexdigest(),
+        "passed_over": {},
     }
 
 
