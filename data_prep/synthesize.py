@@ -19,6 +19,7 @@ import soundfile
 from tqdm import tqdm
 
 from ssamba.errors import UserError
+from ssamba.files import whole_folder
 
 WORDS = (
     "yes",
@@ -112,13 +113,19 @@ def main() -> int:
         if given.out.exists():
             raise UserError(f"{given.out} exists; expected a new folder")
         synthesizer = Synthesizer()
+        with whole_folder(given.out) as folder:
+            synthesize(folder, synthesizer, given.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rng = random.Random(given.seed)
-    beside = given.out.with_name(f"{given.out.name}.partial")
+    return 0
+
+
+def synthesize(out: Path, synthesizer: Synthesizer, seed: int) -> None:
+    """Write the corpus into a folder that is there."""
+    rng = random.Random(seed)
     for folder in ("words", "sentences"):
-        (beside / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder).mkdir()
     for file, voice, text in tqdm(list(utterances(rng)), unit="utterance", desc="synthesis"):
         speech = synthesizer.speak(
             text,
@@ -130,9 +137,7 @@ def main() -> int:
         # Levels and a little noise as rooms and microphones have them; digital silence is in no recording.
         loud = speech / 32768 * rng.uniform(0.3, 1.0)
         noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 10 ** rng.uniform(-4, -2.5), loud.shape)
-        soundfile.write(beside / file, np.clip(loud + noise, -1, 1), synthesizer.sampling_rate)
-    beside.rename(given.out)
-    return 0
+        soundfile.write(out / file, np.clip(loud + noise, -1, 1), synthesizer.sampling_rate)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Shapes: B batch, S samples of a clip, C classes.
 """
 
 import copy
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -85,11 +86,11 @@ def save_program(path: Path, model: SsambaModel) -> None:
         settings.labels, settings.label, settings.problem_type, rate, samples_for(extractor.max_length, rate),
         samples_for(extractor.min_length, rate), torch.__version__,
     )  # fmt: skip
-    try:
-        with written_beside(path) as beside, beside.open("wb") as file:
-            torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(asdict(description))})
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+    # In memory first: torch ends the process if the disk has no room for what it writes there itself.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(asdict(description))})
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 def export_torch(model_path: str | Path, out: Path, overwrite: bool = False) -> None:

@@ -4,13 +4,16 @@ What is being written has an exclusive name of its own beside its target, `.ssam
 never followed, replaced or removed. Imports no torch.
 """
 
+import errno
+import io
 import json
 import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,6 +34,16 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """A field of a JSON: a sha256 in hex."""
 
 
+_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a write that fails says
+
+
+class NotWritten(UserError, OSError):
+    """A file or folder cannot be written: an OSError of the place that was meant, not of its temporary name."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
 @contextmanager
 def written_beside(path: Path, durable: bool = False) -> Iterator[Path]:
     """A new, empty file to write to, with the ending of `path`, renamed to `path` at the end; removed if that is not
@@ -41,20 +54,21 @@ def written_beside(path: Path, durable: bool = False) -> Iterator[Path]:
             after a loss of power.
 
     Raises:
-        OSError: there is no place to write.
+        NotWritten: there is no such folder, no permission, no room.
     """
     beside = _temporary(path)
-    # Not opened where something is already, a link among it; with the permissions that the user's umask gives.
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield beside
-        if durable:
-            to_disk(beside)
-        os.replace(beside, path)
-        if durable:
-            to_disk(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing_to(path, beside):
+        # Not opened where something is already, a link among it; with the permissions that the user's umask gives.
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield beside
+            if durable:
+                to_disk(beside)
+            os.replace(beside, path)
+            if durable:
+                to_disk(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -62,31 +76,107 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, to be filled: put in its place at the end, removed if it was not finished.
 
     What stood in that place goes once the new folder stands there.
+
+    Raises:
+        NotWritten: there is no permission, no room.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     beside, old = _temporary(folder), _temporary(folder)
-    beside.mkdir()
-    try:
-        yield beside
-        replaced = folder.exists()
-        if replaced:
-            os.rename(folder, old)
+    with writing_to(folder, beside):
         try:
-            os.rename(beside, folder)
-        except OSError:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir()
+        except OSError as error:
+            number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
+            raise NotWritten(number, os.strerror(number or errno.EIO), str(folder)) from error
+        try:
+            yield beside
+            replaced = os.path.lexists(folder)
             if replaced:
-                os.rename(old, folder)
+                os.rename(folder, old)
+            try:
+                os.rename(beside, folder)
+            except OSError:
+                if replaced:
+                    os.rename(old, folder)
+                raise
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
             raise
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    if replaced:
-        shutil.rmtree(old)
+        if replaced:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
 
 
 def _temporary(path: Path) -> Path:
     # The ending, by which libraries know a format; not the whole name, which may be as long as one can be.
     return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix[:16]}")
+
+
+@contextmanager
+def writing_to(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """What the system says of a file that is being written is said of `path`.
+
+    Args:
+        beside: the temporary name of the file or folder that becomes `path`.
+
+    Raises:
+        NotWritten: for an OSError of `beside`, of what is in it, or of a write that names no file, as for want of room.
+            Others pass as they are.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as raised:
+        # torch complains in its own words, as a RuntimeError, of a write that failed under it.
+        error: BaseException | None = raised
+        while error is not None and not isinstance(error, OSError):
+            error = error.__context__
+        if error is None:
+            raise
+        name, temporary = error.filename, str(beside)
+        if name is None and error.errno in _NO_PLACE:
+            place = str(path)
+        elif beside and name is not None and (str(name) == temporary or str(name).startswith(temporary + os.sep)):
+            place = f"{path}{str(name).removeprefix(temporary)}"
+        else:
+            raise
+        assert error.errno is not None
+        raise NotWritten(error.errno, os.strerror(error.errno), place) from raised
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it that are missing; of these the empty ones are removed at the end."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for one in missing:
+            with suppress(OSError):  # something is in it, or it could not be made
+                one.rmdir()
+
+
+def open_unlinked(path: Path) -> io.BufferedRandom:
+    """A file with a name of its own to read and to write, made if it is not there; no link is followed.
+
+    Raises:
+        UserError: there is a link, a folder or a device, or a file that has another name as well.
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(_is_no_file(path)) from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise UserError(_is_no_file(path))
+    return os.fdopen(descriptor, "r+b")
+
+
+def _is_no_file(path: Path) -> str:
+    return f"{path} is a link or no file; expected to write a file of that name: remove it, or take another folder"
 
 
 def to_disk(path: Path) -> None:
@@ -104,8 +194,12 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected the name of a file to write")
-    if path.exists() and not overwrite:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file; expected the name of a file to write")
+    if os.path.lexists(path) and not overwrite:
         raise UserError(f"{path} exists; --overwrite replaces it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path.parent} cannot be written to; expected a folder for {path.name}")
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:

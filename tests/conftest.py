@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,19 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
     """A folder that several tests share -> a copy that a test may change."""
     return lambda folder: shutil.copytree(folder, tmp_path / "copies" / folder.name)
+
+
+@pytest.fixture
+def no_room() -> Callable[[int], AbstractContextManager[None]]:
+    """Within it no file grows beyond so many bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limited(most_bytes: int) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited

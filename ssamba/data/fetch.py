@@ -27,7 +27,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from ssamba.errors import UserError
-from ssamba.files import whole_folder
+from ssamba.files import open_unlinked, whole_folder
 from ssamba.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def download(archive: Archive, path: Path) -> None:
         if path.exists():
             _check(archive, path)
             return
-        part.touch()
+        open_unlinked(part).close()
         with progress_bar(archive.bytes, "B", path.name) as bar:
             _complete(archive, part, bar)
         _check(archive, part)
@@ -143,7 +143,9 @@ def unpack(path: Path, folder: Path, inside: str = "") -> None:
     except _DAMAGED as error:
         raise UserError(f"{path} cannot be unpacked: {error}. {_set_aside(path)}") from error
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); nothing of it is there, the archive stays") from error
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); nothing of it is there, the archive stays"
+        ) from error
 
 
 def _complete(archive: Archive, part: Path, bar: "tqdm[Any]") -> None:
@@ -188,10 +190,11 @@ def _receive(archive: Archive, part: Path, bar: "tqdm[Any]") -> None:
         if error.code != 416:  # nothing there from that byte on
             raise
         if error.headers.get("Content-Range") != f"bytes */{start}":
-            part.write_bytes(b"")
+            with open_unlinked(part) as file:
+                file.truncate(0)
             raise _CutOff("what was there did not fit") from error
         return
-    with response, part.open("r+b") as file:
+    with response, open_unlinked(part) as file:
         if response.status != 206:  # it sends all of it, asked for a part or not
             start = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):

@@ -29,6 +29,7 @@ from typing import IO, NamedTuple
 from braceexpand import braceexpand
 
 from ssamba.errors import UserError
+from ssamba.files import open_unlinked
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ def locked(part: Path, wait: bool) -> Iterator[io.BufferedRandom | None]:
     """A file opened to be read and written by this thread alone, made if it is not there; None if it is another's and
     `wait` is False. Whoever removes or renames it must hold it."""
     while True:
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with open_unlinked(part) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:

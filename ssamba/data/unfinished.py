@@ -11,19 +11,19 @@ import logging
 import os
 import shutil
 import socket
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ssamba.errors import UserError
-from ssamba.files import write_json
+from ssamba.files import TEMPORARY, open_unlinked, to_disk, write_json
 
 log = logging.getLogger(__name__)
 
 Plan = Mapping[str, str | int | float]
 
-_PLAN, _MOVES, _BESIDE = "plan.json", "moves.json", ".tmp"
+_PLAN, _MOVES = "plan.json", "moves.json"
+_MOST_HOLDER = 200  # bytes of what the lock says of its holder
 
 
 def partial_folder(out: Path) -> Path:
@@ -80,7 +80,7 @@ def publish(folder: Path, out: Path, moves: Mapping[str, str]) -> None:
     """
     write_json(folder / _MOVES, moves)
     for path in (folder / _MOVES, *folder.glob("whole/*/*")):
-        _to_disk(path)
+        to_disk(path)
     for new, old in moves.items():
         os.replace(folder / old, folder / new)
     if out.exists():
@@ -90,24 +90,6 @@ def publish(folder: Path, out: Path, moves: Mapping[str, str]) -> None:
     shutil.rmtree(folder)
 
 
-@contextmanager
-def written_safely(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` once the disk has it, so that the name stands for the whole file even
-    after a loss of power. No other process writes to it, not even one that makes the same file."""
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_BESIDE}")
-    try:
-        yield beside
-        _to_disk(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _finished(folder: Path) -> int:
     """How many shards are finished: each has a record, which is written last."""
     return sum(1 for _ in folder.glob("finished/*/*.json"))
@@ -115,18 +97,18 @@ def _finished(folder: Path) -> int:
 
 @contextmanager
 def _locked(path: Path, out: Path) -> Iterator[None]:
-    with path.open("a+") as file:
+    with open_unlinked(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
+            holder = file.read(_MOST_HOLDER).decode(errors="replace")
             raise UserError(
-                f"{out} is being written by {file.read() or 'another call'}: let that end, or give another folder"
+                f"{out} is being written by {holder or 'another call'}: let that end, or give another folder"
             ) from error
         except OSError as error:
             log.warning("%s cannot be locked (%s): let no other call write to %s meanwhile", path, error, out)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         yield
 
@@ -134,7 +116,8 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
 def _adopt(folder: Path, plan: Plan, overwrite: bool) -> None:
     """Take over what is in a partial folder if it is of this plan; else discard it, or complain."""
     there = _read_plan(folder / _PLAN)
-    if there is None and (foreign := set(os.listdir(folder)) - {"lock", f"{_PLAN}.tmp"}):
+    foreign = {name for name in os.listdir(folder) if name != "lock" and not name.startswith(TEMPORARY)}
+    if there is None and foreign:
         raise UserError(
             f"{folder} holds {min(foreign)} and no {_PLAN}, so it is no writer's: rename it, or give another folder"
         )
@@ -156,8 +139,9 @@ def _adopt(folder: Path, plan: Plan, overwrite: bool) -> None:
                 os.replace(folder / new, folder / old)
         (folder / _MOVES).unlink()
     shutil.rmtree(folder / "whole", ignore_errors=True)
-    for beside in folder.glob(f"finished/*/*{_BESIDE}"):
-        beside.unlink(missing_ok=True)
+    for place in (folder, *folder.glob("finished/*")):
+        for left in place.glob(f"{TEMPORARY}*"):
+            left.unlink(missing_ok=True)
     if done := _finished(folder):
         log.info("going on from the %d shards that an earlier call has finished in %s", done, folder)
 

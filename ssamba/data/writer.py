@@ -39,8 +39,9 @@ from ssamba.data.index import (
     write_samples,
 )
 from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
-from ssamba.data.unfinished import how_to_go_on, publish, unfinished, written_safely
+from ssamba.data.unfinished import how_to_go_on, publish, unfinished
 from ssamba.errors import BadAudio, UserError
+from ssamba.files import write_text, written_beside
 from ssamba.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -124,8 +125,7 @@ class _Written:
 
     def write(self, record: Path) -> None:
         content = {**asdict(self), "samples": self.samples.tolist()}
-        with written_safely(record) as beside:
-            beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        write_text(record, json.dumps(content, ensure_ascii=False), durable=True)
 
 
 def safe_key(name: str) -> str:
@@ -459,7 +459,7 @@ def _finish_shard(job: _Job) -> _Written:
     record = job.folder / f"{name}.json"
     written = _Written.read(record)
     if not written:
-        with written_safely(job.folder / f"{name}.tar") as beside:
+        with written_beside(job.folder / f"{name}.tar", durable=True) as beside:
             written = _write_shard(job, beside, f"{name}.tar")
         written.write(record)
     return written

@@ -4,7 +4,6 @@ Shapes: T frames, M mel bins, L patches, N masked patches, K pixels of a patch, 
 """
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ssamba.files import made_folder, written_beside
 from ssamba.models.patches import PatchShape
 
 matplotlib.use("Agg")
@@ -21,10 +21,8 @@ _LINES = 6  # of a timeline; more are hard to tell apart
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp")
-    figure.savefig(beside, format="png", dpi=100)
-    os.replace(beside, path)
+    with made_folder(path.parent), written_beside(path) as beside:
+        figure.savefig(beside, format="png", dpi=100)
 
 
 def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, predicted: Tensor, shape: PatchShape,

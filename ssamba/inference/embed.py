@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
-from ssamba.files import check_out, written_beside
+from ssamba.files import check_out, writing_to, written_beside
 from ssamba.inference.sources import find_recordings
 from ssamba.inference.windows import Job, Window, load, watched
 
@@ -49,7 +49,7 @@ def embed_recordings(
     whole = not tokens and window_seconds is None and hop_seconds is None
     failed, number = 0, 0
     total, weight = torch.zeros(()), 0.0
-    with tempfile.TemporaryFile(dir=out.parent) as file:
+    with writing_to(out), tempfile.TemporaryFile(dir=out.parent) as file:
         rows = Rows(file)
         for one in watched(paths, job, "embed"):
             if isinstance(one, Window):

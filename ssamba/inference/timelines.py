@@ -5,18 +5,26 @@ Shapes: T frames, M mel bins, C classes, N bins of time, K values.
 """
 
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
+from ssamba.files import made_folder, written_beside
 from ssamba.inference.windows import Ended, Window
 
 _MOST_BINS = 2048  # of a picture; more would fall on one pixel
 _FRAME_SECONDS = 0.01
+
+
+class _Failed(Exception):
+    """A recording is of no use, so neither is what is written of it."""
 
 
 class Timelines:
@@ -43,31 +51,41 @@ class Timelines:
 
     def follow(self, found: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
         """Pass on what is found. A recording's files are there when its end is passed on; none if it failed."""
-        current = None
-        try:
-            for one in found:
-                if isinstance(one, Window):
-                    current = current or _Timeline(self.places[one.path], self.labels, one.spectrogram.shape[1])
-                    current.add(one)
-                elif current is not None:
-                    if one.error is None:
-                        current.finish(one)
-                    current.close()
-                    current = None
+        found = iter(found)
+        for one in found:
+            if isinstance(one, Window):
+                yield from self._write(one, found)
+            else:  # without a window
                 yield one
-        finally:
-            if current is not None:
-                current.close()
+
+    def _write(self, first: Window, found: Iterator[Window | Ended]) -> Iterator[Window | Ended]:
+        """The files of one recording, from its first window to its end."""
+        place = self.places[first.path]
+        with (
+            suppress(_Failed),
+            made_folder(place.parent),
+            written_beside(_beside(place, ".png")) as picture,
+            written_beside(_beside(place, ".csv")) as table,
+        ):
+            with table.open("w", newline="", encoding="utf-8") as file:
+                timeline = _Timeline(file, self.labels, first.spectrogram.shape[1])
+                for one in itertools.chain([first], found):
+                    if isinstance(one, Ended):
+                        ended = one
+                        break
+                    timeline.add(one)
+                    yield one
+            if ended.error is not None:
+                raise _Failed
+            timeline.draw(picture, f"{place.name}, {ended.seconds:.1f} s")
+        yield ended
 
 
 class _Timeline:
-    def __init__(self, place: Path, labels: Sequence[str], mel_bins: int) -> None:
-        self.place, self.labels, self.mel_bins = place, labels, mel_bins
+    def __init__(self, file: TextIO, labels: Sequence[str], mel_bins: int) -> None:
+        self.labels, self.mel_bins = labels, mel_bins
         self.bins = TimeBins(_FRAME_SECONDS, mel_bins + len(labels))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        self.beside = _beside(place, ".csv.tmp")
-        self.file = self.beside.open("w", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.file)
+        self.writer = csv.writer(file)
         self.writer.writerow(["start", "end", "label", "probability", *labels])
 
     def add(self, window: Window) -> None:
@@ -79,18 +97,11 @@ class _Timeline:
         times = window.start + torch.arange(frames, dtype=torch.float64) * ((window.end - window.start) / frames)
         self.bins.add(times, torch.cat([window.spectrogram, window.probabilities.expand(frames, -1)], 1))
 
-    def finish(self, ended: Ended) -> None:
+    def draw(self, path: Path, title: str) -> None:
         from ssamba.evaluation.pictures import draw_timeline  # matplotlib takes long to import
 
         spectrogram, chances = self.bins.means().split([self.mel_bins, len(self.labels)], 1)
-        title = f"{self.place.name}, {ended.seconds:.1f} s"
-        draw_timeline(_beside(self.place, ".png"), spectrogram, chances, self.bins.seconds, self.labels, title)
-        self.file.close()
-        os.replace(self.beside, _beside(self.place, ".csv"))
-
-    def close(self) -> None:
-        self.file.close()
-        self.beside.unlink(missing_ok=True)
+        draw_timeline(path, spectrogram, chances, self.bins.seconds, self.labels, title)
 
 
 class TimeBins:

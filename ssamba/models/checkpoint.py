@@ -3,6 +3,7 @@ and its classes) and preprocessor_config.json (what its spectrograms are), with 
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssamba.errors import UserError
-from ssamba.files import write_json
+from ssamba.files import write_json, written_beside
 from ssamba.models.encoder import SIZES, STACKS, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
@@ -85,13 +86,23 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
         }
     path, held = folder / "model.safetensors", model.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
-    save_file(tensors, f"{path}.tmp", metadata={"format": "pt"})
-    os.replace(f"{path}.tmp", path)
+    write_safetensors(path, tensors)
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", {
         "feature_extractor_type": "FeatureExtractor", "num_mel_bins": arguments["num_mel_bins"],
         "max_length": arguments["max_length"], **asdict(audio),
     })  # fmt: skip
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous tensors on the CPU, each with memory of its own; NotWritten if the disk does not take them."""
+    with written_beside(path) as beside:
+        try:
+            save_file(dict(tensors), beside, metadata={"format": "pt"})
+        except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):  # which safetensors tells in its words alone
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(beside)) from error
+            raise
 
 
 def model_folder(path: str | Path) -> Path:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ssamba.errors import UserError
@@ -27,6 +25,7 @@ from ssamba.models.checkpoint import (
     read_config,
     read_safetensors,
     save_model,
+    write_safetensors,
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
@@ -140,13 +139,10 @@ def import_checkpoint(checkpoint: Path, out: Path, audio: Mapping[str, Any], tol
     unused = {name: short[name].clone(memory_format=torch.contiguous_format) for name in UNUSED if name in short}
     types = {str(x.dtype).removeprefix("torch.") for name, x in short.items() if name not in unused and x.ndim}
     settings = replace(AUDIOSET_LIBRISPEECH, **audio)
-    try:
-        with whole_folder(out) as folder:
-            save_model(folder, model, settings, classifier)
-            if unused:
-                save_file(unused, folder / _UNUSED_FILE, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
+    with whole_folder(out) as folder:
+        save_model(folder, model, settings, classifier)
+        if unused:
+            write_safetensors(folder / _UNUSED_FILE, unused)
     used, others = len(state) - len(unused), tuple(sorted(types - {"float32"}))
     assumed = {name: {**source.arguments, **source.arguments["options"]}[name] for name in source.assumed}
     assumed |= {name: value for name, value in asdict(settings).items() if name not in audio}
@@ -198,11 +194,8 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
     kept = _read_unused(path)
     tensors = to_authors(load_model(path).model) | kept
     zeros = {f"module.{name}" for name in UNUSED} & tensors.keys() - kept.keys()
-    try:
-        with written_beside(out) as beside:
-            torch.save(tensors, beside)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
+    with written_beside(out) as beside, beside.open("wb") as file:
+        torch.save(tensors, file)
     return Exported(tensors, tuple(sorted(zeros)))
 
 

@@ -59,7 +59,7 @@ class MetricsFile(Logger):
             else:
                 self._append()
         except OSError as error:
-            log.warning("%s could not be written: %s; its rows wait", self.path, error)
+            log.warning("%s could not be written: %s; its rows wait", self.path, error.strerror)
             return
         self._columns = columns
         self._waiting = []

@@ -372,7 +372,7 @@ def test_what_is_half_written_is_cleared_away(
     recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
     stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
-    torn = tmp_path / "out.partial" / "finished" / "train" / "000004-0123.tar.0123.tmp"
+    torn = tmp_path / "out.partial" / "finished" / "train" / ".ssamba-tmp-0123.tar"
     torn.write_text("half")
     stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
     assert not torn.exists()

@@ -267,7 +267,7 @@ def test_what_is_interrupted_leaves_nothing(classifier: Path, make_sound: MakeSo
     assert call("predict", *words, "--out", tmp_path / "x.txt", "--timeline", tmp_path / "timeline")[0] == 130
     calls.clear()
     assert call("embed", *words, "--out", tmp_path / "x.npz")[0] == 130
-    assert sorted(one.name for one in tmp_path.rglob("*")) == ["long.wav", "timeline"]
+    assert sorted(one.name for one in tmp_path.rglob("*")) == ["long.wav"]
 
 
 def test_a_folder_for_timelines_is_no_file(classifier: Path, make_sound: MakeSound, call: Call) -> None:

@@ -598,7 +598,7 @@ def test_a_folder_is_complete_or_not_there(
     def full(*given: Any, **named: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssamba.models.transfer.save_file", full)
+    monkeypatch.setattr("ssamba.models.checkpoint.save_file", full)
     assert "No space left on device" in refused("import", small, tmp_path / "model")
     monkeypatch.undo()
     call("import", small, tmp_path / "model")

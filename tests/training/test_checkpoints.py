@@ -4,9 +4,8 @@ import errno
 import json
 import logging
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from ssamba.training.checkpoints import CheckpointFiles, newest_checkpoint, read
 from ssamba.training.loggers import MetricsFile
 
 Runs = Callable[[str], Path]
+NoRoom = Callable[[int], AbstractContextManager[None]]
 
 
 def write(run: Path, *steps: int) -> None:
@@ -150,17 +150,7 @@ def test_without_a_usable_one_the_user_decides(tmp_path: Path) -> None:
 # A disk without room: files may not grow beyond a size
 
 
-@contextmanager
-def no_room(most_bytes: int) -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_what_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_room: NoRoom) -> None:
     run, files = tmp_path / "run", CheckpointFiles()
     write(run, 2)
     path = run / "checkpoints" / "step-0000004.ckpt"
@@ -186,7 +176,7 @@ def test_an_error_of_ours_is_no_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def full_at(monkeypatch: pytest.MonkeyPatch, no_room: NoRoom) -> Callable[..., None]:
     """The disk is full at these steps."""
 
     def fill(*steps: int) -> None:
@@ -257,7 +247,7 @@ def test_a_score_whose_weights_were_not_written_is_not_the_best(
 # metrics.csv
 
 
-def test_rows_wait_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture, no_room: NoRoom) -> None:
     path = tmp_path / "metrics.csv"
     logger = MetricsFile(path)
     logger.log_metrics({"b": 1.5}, 0)
