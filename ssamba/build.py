@@ -1,7 +1,7 @@
 """Config to objects: the only place that reads a whole recipe and makes models, data and trainers of it."""
 
 import functools
-import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream, Labels, read_labels, stratified_subset
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
+from ssamba.evaluation.report import scoring_device
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
@@ -34,13 +35,17 @@ from ssamba.models.checkpoint import (
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.ops.scan import resolve_backend
 from ssamba.training.callbacks import ReconstructionPictures, SkippedSamples, StepProgress, Throughput
-from ssamba.training.checkpoints import Checkpoints, Saved, newest_checkpoint
+from ssamba.training.checkpoints import Checkpoints, Saved, check_fits, newest_checkpoint
 from ssamba.training.common import OptimizerSettings
 from ssamba.training.finetuning import Augmentation, FineTuning
 from ssamba.training.interruptions import Interruptions
 from ssamba.training.pretraining import MASKS, Pretraining
-from ssamba.training.runs import check_run, make_trainer, open_run, provenance
+from ssamba.training.runs import RunLock, check_run, make_trainer, open_run, provenance
+
+log = logging.getLogger(__name__)
 
 _MEASURED_CLIPS = 2000  # enough for three digits of the statistics
 
@@ -119,6 +124,46 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
     return encoder
 
 
+def check_machine(recipe: Recipe) -> None:
+    """Whether what a recipe asks for by name is here, before anything is read.
+
+    Raises:
+        UserError: it is not.
+    """
+    trainer, model = recipe.trainer, recipe.model
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if trainer.accelerator == "gpu" and not gpus:
+        raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device, or auto")
+    if trainer.accelerator != "cpu" and 0 < gpus < trainer.devices:
+        raise UserError(f"trainer.devices is {trainer.devices}, but torch finds {gpus} on this machine")
+    if model.encoder == "ssast":
+        return
+    device = "cuda" if gpus and trainer.accelerator != "cpu" else "cpu"
+    try:
+        resolve_backend(model.scan_backend, device, _TYPES[trainer.precision])
+    except RuntimeError as error:
+        raise UserError(
+            f"model.scan_backend is {model.scan_backend}: {error}; expected auto, or one that is here"
+        ) from error
+
+
+_TYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def backend_here(recipe: Recipe, device: torch.device) -> str:
+    """The recipe's scan backend for evaluation on a device; "auto" where that one is not here, for a run may have been
+    made elsewhere."""
+    backend = recipe.model.scan_backend
+    if recipe.model.encoder == "ssast":
+        return "auto"
+    try:
+        resolve_backend(backend, device.type, torch.float32)
+    except RuntimeError as error:
+        log.warning("%s; auto takes its place", error)
+        return "auto"
+    return backend
+
+
 def _compile(recipe: Recipe, module: Pretraining | FineTuning) -> None:
     """Compile the model in place, so that the names of its tensors stay, if the recipe asks for it."""
     trainer = recipe.trainer
@@ -176,7 +221,8 @@ def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
 
 
 def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
-    """Everything that `recipe` says, checked against the data, before any long work."""
+    """Everything that `recipe` says, checked against the machine and the data, before any long work."""
+    check_machine(recipe)
     shards = build_shards(recipe)
     audio = build_audio(recipe, shards)
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
@@ -211,7 +257,8 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
 
 
 def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
-    """Everything that `recipe` says, checked against the data, before any long work."""
+    """Everything that `recipe` says, checked against the machine and the data, before any long work."""
+    check_machine(recipe)
     shards = build_shards(recipe)
     labels = build_labels(recipe, shards)
     audio = build_audio(recipe, shards)
@@ -261,7 +308,7 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
     if saved is None:
         if resume != "auto":
             raise UserError(f"{folder} has no checkpoint to go on from; --resume auto starts a run that has none")
-        if (folder / "run.json").exists():
+        if (folder / RECORD_NAME).exists():
             raise UserError(f"the run in {folder} is finished and its checkpoints are gone; --overwrite replaces it")
         check_run(folder, overwrite=True)
         return None
@@ -282,10 +329,15 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
 
 def is_finished(recipe: Recipe, start: Saved | None) -> bool:
     """Whether the run that would go on from `start` has all its steps behind it, and wrote what comes after them."""
-    record = Path(recipe.run_dir) / "run.json"
-    if start is None or not record.exists():
+    path = Path(recipe.run_dir) / RECORD_NAME
+    if start is None or not path.exists():
         return False
-    return bool(json.loads(record.read_text())["steps"] == start.step == recipe.trainer.max_steps)
+    try:
+        steps = read_record(path)["steps"]
+    except UserError as error:
+        log.warning("%s; the run goes on from its checkpoint of step %d", error, start.step)
+        return False
+    return bool(steps == start.step == recipe.trainer.max_steps)
 
 
 def build_trainer(
@@ -306,8 +358,6 @@ def build_trainer(
     if isinstance(recipe, PretrainRecipe):
         callbacks.append(ReconstructionPictures(folder / "pictures"))
     del settings["recompute"], settings["compile"]  # the model's
-    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device, or auto")
     made = make_trainer(
         folder, **settings, validates=validates, gradient_clip=recipe.optimizer.gradient_clip,
         wandb_mode=recipe.wandb.mode, wandb_project=recipe.wandb.project,
@@ -316,14 +366,22 @@ def build_trainer(
     return made, checkpoints
 
 
-def start_run(recipe: Recipe, built: Pretrainer | Finetuner, start: Saved | None, overwrite: bool) -> dict[str, Any]:
-    """Make the run folder, or take it over, with its resolved recipe; returns the first half of its run.json."""
+def start_run(
+    recipe: Recipe, built: Pretrainer | Finetuner, start: Saved | None, overwrite: bool, lock: RunLock
+) -> dict[str, Any]:
+    """Make the run folder, or take it over, with its resolved recipe; returns the first half of its run.json.
+
+    Raises:
+        UserError: the checkpoint to go on from is not this model's, or another process is at work in the folder.
+    """
     folder = Path(recipe.run_dir)
     if start is None:
-        open_run(folder, overwrite)
+        open_run(folder, overwrite, lock)
+    else:
+        check_fits(start.path, built.module)
     # The module does not know its rank before it is fitted, the launcher's environment does.
     rank_zero_only(save_recipe)(recipe, folder / "recipe.yaml")
-    rank_zero_only((folder / "run.json").unlink)(missing_ok=True)  # a run that goes on is not finished
+    rank_zero_only((folder / RECORD_NAME).unlink)(missing_ok=True)  # a run that goes on is not finished
     record = provenance(parameter_count(built.module.model), built.shards.fingerprints(), recipe.seed)
     if start is None:
         return {**record, "resumed": []}
@@ -333,7 +391,7 @@ def start_run(recipe: Recipe, built: Pretrainer | Finetuner, start: Saved | None
 
 def build_class_evaluation(recipe: FinetuneRecipe) -> tuple[AudioClassifier, LogMel, ClipStream, int, Sequence[str]]:
     """The classifier in run_dir and its test clips: model, spectrograms, stream, number of clips, class names."""
-    saved = load_model(recipe.run_dir, recipe.model.scan_backend)
+    saved = load_model(recipe.run_dir, backend_here(recipe, scoring_device()))
     if saved.classifier is None or not isinstance(saved.model, AudioClassifier):
         raise UserError(f"{recipe.run_dir} holds a pretrained model; expected a fine-tuned one for a finetune recipe")
     if not recipe.data.test:
@@ -353,7 +411,7 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> tuple[AudioClassifier, Log
 
 def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
     """The pretrained model in run_dir, its training clips for the baseline and its validation clips to be scored."""
-    saved = load_model(recipe.run_dir, recipe.model.scan_backend)
+    saved = load_model(recipe.run_dir, backend_here(recipe, torch.device("cpu")))
     if not isinstance(saved.model, MaskedPatchModel):
         raise UserError(f"{recipe.run_dir} holds a classifier; expected a pretrained model for a pretrain recipe")
     if not recipe.data.validation:

@@ -28,44 +28,49 @@ def pretrain(arguments: argparse.Namespace) -> None:
     assert isinstance(recipe, PretrainRecipe)
     from ssamba.build import build_pretrainer, find_start
     from ssamba.models.checkpoint import save_model
+    from ssamba.training.runs import RunLock
 
     check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
-    start = find_start(recipe, arguments.resume, arguments.overwrite)
-    if _already_finished(recipe, start):
-        return
-    built = build_pretrainer(recipe)
-    trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, best=False)
-    if trainer.global_rank == 0:
-        save_model(Path(recipe.run_dir) / "model", built.module.model, built.audio, weights=weights)
-        _finish(Path(recipe.run_dir), trainer, checkpoints, skipped, {})
+    folder = Path(recipe.run_dir)
+    with RunLock(folder) as lock:
+        start = find_start(recipe, arguments.resume, arguments.overwrite)
+        if _already_finished(recipe, start):
+            return
+        built = build_pretrainer(recipe)
+        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock, best=False)
+        if trainer.global_rank == 0:
+            save_model(folder / "model", built.module.model, built.audio, weights=weights)
+            _finish(folder, trainer, checkpoints, skipped, {})
 
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Train a classifier on labelled clips, from model.pretrained or from scratch; scored on data.test at the end."""
     recipe = load_recipe(arguments.recipe, _overrides(arguments), "finetune")
     assert isinstance(recipe, FinetuneRecipe)
-    from ssamba.build import build_finetuner, find_start
-    from ssamba.evaluation.report import write_class_scores
+    from ssamba.build import backend_here, build_finetuner, find_start
+    from ssamba.evaluation.report import scoring_device, write_class_scores
     from ssamba.models.checkpoint import load_model, save_model
     from ssamba.models.heads import AudioClassifier
+    from ssamba.training.runs import RunLock
 
     check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
-    start = find_start(recipe, arguments.resume, arguments.overwrite)
-    if _already_finished(recipe, start):
-        return
-    built = build_finetuner(recipe)
-    trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, best=True)
-    if trainer.global_rank == 0:
-        folder = Path(recipe.run_dir)
-        save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
-        scores: dict[str, Any] = {}
-        if built.shards.test:
-            # As it was saved, since the trained one may be spread over the ranks.
-            model = load_model(folder, recipe.model.scan_backend).model
-            assert isinstance(model, AudioClassifier)
-            stream, names, total = built.data.test_stream(), built.classifier.labels, built.shards.test.samples
-            scores = write_class_scores(folder / "test", model, built.module.log_mel, stream, total, names)
-        _finish(folder, trainer, checkpoints, skipped, scores)
+    folder = Path(recipe.run_dir)
+    with RunLock(folder) as lock:
+        start = find_start(recipe, arguments.resume, arguments.overwrite)
+        if _already_finished(recipe, start):
+            return
+        built = build_finetuner(recipe)
+        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock, best=True)
+        if trainer.global_rank == 0:
+            save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
+            scores: dict[str, Any] = {}
+            if built.shards.test:
+                # As it was saved, since the trained one may be spread over the ranks.
+                model = load_model(folder, backend_here(recipe, scoring_device())).model
+                assert isinstance(model, AudioClassifier)
+                stream, names, total = built.data.test_stream(), built.classifier.labels, built.shards.test.samples
+                scores = write_class_scores(folder / "test", model, built.module.log_mel, stream, total, names)
+            _finish(folder, trainer, checkpoints, skipped, scores)
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
@@ -83,7 +88,7 @@ def _already_finished(recipe: Recipe, start: Any) -> bool:
     return True
 
 
-def _train(recipe: Recipe, built: Any, start: Any, arguments: argparse.Namespace,
+def _train(recipe: Recipe, built: Any, start: Any, arguments: argparse.Namespace, lock: Any,
            best: bool) -> tuple[Any, Any, Any, Any]:  # fmt: skip
     """Make the run folder and train: the trainer, its checkpoints, the weights (of the best validation) on the first
     rank, and the samples that were skipped. From here on the ranks are by themselves."""
@@ -94,8 +99,8 @@ def _train(recipe: Recipe, built: Any, start: Any, arguments: argparse.Namespace
 
     skipped = SkippedSamples()
     trainer, checkpoints = build_trainer(recipe, skipped, start)
-    checkpoints.record = start_run(recipe, built, start, arguments.overwrite or arguments.resume is not None)
-    fit(trainer, built.module, built.data, start and start.path)
+    checkpoints.record = start_run(recipe, built, start, arguments.overwrite or arguments.resume is not None, lock)
+    fit(trainer, built.module, built.data, start and start.path, checkpoints)
     weights = checkpoints.trained_weights(trainer, best)
     part_at_exit()
     return trainer, checkpoints, weights, skipped
@@ -109,11 +114,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"{out} exists; --overwrite replaces the scores in it")
     from ssamba.build import build_class_evaluation, build_masked_evaluation
     from ssamba.evaluation.report import write_class_scores, write_masked_scores
+    from ssamba.training.runs import RunLock
 
-    if isinstance(recipe, PretrainRecipe):
-        scores = write_masked_scores(out, build_masked_evaluation(recipe))
-    else:
-        scores = write_class_scores(out, *build_class_evaluation(recipe))
+    with RunLock(Path(recipe.run_dir)):
+        if isinstance(recipe, PretrainRecipe):
+            scores = write_masked_scores(out, build_masked_evaluation(recipe))
+        else:
+            scores = write_class_scores(out, *build_class_evaluation(recipe))
     _print_scores(scores, out)
 
 
@@ -288,6 +295,7 @@ def export(arguments: argparse.Namespace) -> None:
 def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: dict[str, Any]) -> None:
     from ssamba.evaluation.pictures import draw_curves
     from ssamba.files import write_json
+    from ssamba.models.record import RECORD_NAME
 
     values = checkpoints.metrics
     result = {
@@ -296,7 +304,7 @@ def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: 
         "last_metrics": values,
         "test": scores,
     }
-    write_json(folder / "run.json", {**checkpoints.record, **result, "skipped_samples": list(skipped.names)})
+    write_json(folder / RECORD_NAME, {**checkpoints.record, **result, "skipped_samples": list(skipped.names)})
     draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
     _print_scores(scores or {name: value for name, value in values.items() if name.startswith("val/")}, folder)
 

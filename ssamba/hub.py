@@ -4,7 +4,7 @@ keeps models.
 Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, D width, C classes.
 """
 
-import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ from ssamba.files import write_json
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_model, model_folder, save_model
 from ssamba.models.encoder import Encoded
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.models.record import RECORD_NAME, read_record
+
+log = logging.getLogger(__name__)
 
 _FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "run.json"]
 
@@ -138,10 +141,7 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         folder = model_folder(place)
         saved = load_model(folder, scan_backend)
         # A run's record stands beside the model's folder; save_pretrained puts it inside.
-        found = [path for path in (folder / "run.json", folder.parent / "run.json") if path.is_file()]
-        return cls(
-            saved.model, saved.audio, saved.classifier, json.loads(found[0].read_text()) if found else None
-        ).eval()
+        return cls(saved.model, saved.audio, saved.classifier, _record(folder)).eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(save_directory, self.network, self.audio, self.classifier)
@@ -152,6 +152,17 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         """The README.md of the folder: what the model is and, from its run's record alone, how it came about and what
         it scored there."""
         return ModelCard(_card(self))
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The record of the run that made a model; None where there is none, or one that cannot be used, which is told: the
+    model needs it for its card alone."""
+    found = [path for path in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if path.is_file()]
+    try:
+        return read_record(found[0]) if found else None
+    except UserError as error:
+        log.warning("%s; the model is used without it", error)
+        return None
 
 
 def _card(model: SsambaModel) -> str:

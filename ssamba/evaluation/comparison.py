@@ -1,7 +1,6 @@
 """Runs side by side: a table and a page with pictures, read from their folders."""
 
 import html
-import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from ssamba.errors import UserError
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_text
+from ssamba.models.record import RECORD_NAME, read_record
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,13 @@ class Run:
     def score(self) -> float:
         """Test accuracy (mAP for several labels a clip); of a pretraining run its held-out masked accuracy."""
         if isinstance(self.recipe, PretrainRecipe):
-            return float(self.record["last_metrics"]["val/accuracy"])
-        return float(self.record["test"]["mAP" if self.recipe.task.loss == "bce" else "accuracy"])
+            part, name = "last_metrics", "val/accuracy"
+        else:
+            part, name = "test", "mAP" if self.recipe.task.loss == "bce" else "accuracy"
+        score = self.record[part].get(name)
+        if score is None:
+            raise UserError(f"{self.folder / RECORD_NAME} has no {name} in {part}; expected a run that was scored")
+        return float(score)
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -44,11 +49,11 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; UserError if it holds no finished run."""
-    record = folder / "run.json"
+    """Read a run folder; UserError if it holds no finished run, or one whose record is damaged."""
+    record = folder / RECORD_NAME
     if not record.is_file():
         raise UserError(f"{folder} has no run.json; expected the folder of a finished run")
-    return Run(folder, load_recipe(folder), json.loads(record.read_text()))
+    return Run(folder, load_recipe(folder), read_record(record))
 
 
 HEADER = ("task", "encoder", "start", "labels", "score", "seeds", "parameters", "steps", "training time")

@@ -17,17 +17,21 @@ from ssamba.files import whole_folder, write_json
 from ssamba.models.heads import AudioClassifier
 
 
+def scoring_device() -> torch.device:
+    """Where classifiers are scored: on a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def write_class_scores(folder: Path, model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int,
                        names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Score a classifier: scores.json, predictions.csv; for one label a clip, confusion.png. Replaces the folder."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = predict(model, log_mel, stream, total, device)
+    found = predict(model, log_mel, stream, total, scoring_device())
     scores: dict[str, Any] = {**clip_metrics(found.logits, found.labels), "clips": len(found.keys)}
     with whole_folder(folder) as beside:
         write_json(beside / "scores.json", scores)
         _write_predictions(beside / "predictions.csv", found, names)
         if found.labels.ndim == 1:
-            title = f"{folder.parent.name}: {scores['accuracy']:.1%} of {len(found.keys)} clips"
+            title = f"{folder.resolve().parent.name}: {scores['accuracy']:.1%} of {len(found.keys)} clips"
             draw_confusion(beside / "confusion.png", confusion_matrix(found.logits, found.labels), names, title)
     return scores
 

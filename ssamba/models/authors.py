@@ -315,7 +315,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
 
 def some_of(names: Iterable[str]) -> str:
     """Names for a message: all if they are few, else the first and how many there are."""
-    names = sorted(names)
+    names = sorted(name if len(name) <= 100 else f"{name[:100]}..." for name in names)
     return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
 
 

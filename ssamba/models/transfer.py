@@ -6,6 +6,7 @@ Nothing in a checkpoint is executed: files are read by torch.load(weights_only=T
 import csv
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ AUDIOSET_LIBRISPEECH = AudioSettings(16000, -4.2677393, 4.5689974, "pad")
 # Where other trainers put the state dict in what they save.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _UNUSED_FILE = "unused.safetensors"
+_MOST_REPEATED = 1 << 26  # bytes of numbers that are stored once for several places, as in classifiers of zeros
+_WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SIZE_TYPES = (torch.int64, torch.int32)
 
 
 class ClassifierOptions(NamedTuple):
@@ -85,12 +89,45 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         held = next((held[key] for key in _WRAPPERS if isinstance(held.get(key), Mapping)), held)
     if not isinstance(held, Mapping):
         raise UserError(f"{path} holds a {type(held).__name__}; expected a state dict, of names and tensors")
-    if odd := [str(name) for name, value in held.items() if not (isinstance(name, str) and _is_plain(value))]:
+    if odd := [_named(name) for name, value in held.items() if not (isinstance(name, str) and _is_plain(value))]:
         raise UserError(f"{path} holds what is no plain tensor: {some_of(odd)}; expected a state dict alone")
+    _check_numbers(path, held)
     prefix = "model."
     if all(name.startswith(prefix) for name in held):
         return {name.removeprefix(prefix): tensor for name, tensor in held.items()}
     return dict(held)
+
+
+def _named(name: object) -> str:
+    # What else a name may be can be nested without end, or have more digits than Python writes.
+    known = isinstance(name, str) or (isinstance(name, int) and abs(name) < 10**9)
+    return str(name) if known else f"one named by a {type(name).__name__}"
+
+
+def _check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """UserError for tensors that tell far more numbers than are stored, of types that no weights have, or not finite.
+
+    A tensor of one number may claim any shape by strides of 0, and many may lie in one storage: nothing is copied, or
+    built by their shapes, before that is known.
+    """
+    told = sum(tensor.nbytes for tensor in tensors.values())
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    stored = sum(storages.values())
+    if told > 2 * stored + _MOST_REPEATED:
+        name = max(tensors, key=lambda name: tensors[name].nbytes)
+        raise UserError(
+            f"{path} stores {stored:,} bytes for tensors of {told:,}, the largest {name} of "
+            f"{tuple(tensors[name].shape)}; expected tensors with all their numbers"
+        )
+    for name, tensor in tensors.items():
+        # The sizes of the input are whole numbers, of no dimension.
+        if tensor.dtype not in _WEIGHT_TYPES and (tensor.ndim or tensor.dtype not in _SIZE_TYPES):
+            types = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_TYPES)
+            raise UserError(f"{path}: {name} is of {str(tensor.dtype).removeprefix('torch.')}; expected {types}")
+    if wrong := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise UserError(
+            f"{path} holds numbers that are not finite, in {some_of(wrong)}; expected those of a trained model"
+        )
 
 
 def read_label_names(path: Path) -> tuple[str, ...]:
@@ -210,7 +247,10 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses about a file that is none of its own
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that a storage has no more bytes than the file, whatever the pickle tells of it.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except UserError:
+        raise
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
@@ -218,6 +258,17 @@ def _unpickle(path: Path) -> Any:
                 "alone. Whoever trusts it can load it elsewhere and torch.save its state_dict()"
             ) from error
         raise UserError(f"{path} is damaged, or no checkpoint; expected a file written by torch.save") from error
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file is of torch's new format, whose parts are stored as they are; UserError where they are not."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    with zipfile.ZipFile(path) as archive:
+        if packed := [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]:
+            raise UserError(f"{path} is a compressed archive ({some_of(packed)}); expected what torch.save writes")
+    return True
 
 
 def _is_plain(value: object) -> bool:

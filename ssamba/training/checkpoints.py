@@ -8,14 +8,15 @@ import hashlib
 import json
 import logging
 import math
-import os
 import pickle
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
+import msgspec
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
@@ -25,12 +26,19 @@ from torch import Tensor
 from ssamba.data.datamodule import ClipDataModule
 from ssamba.data.stream import Batch
 from ssamba.errors import UserError
-from ssamba.files import written_beside
+from ssamba.files import TEMPORARY, Count, Sha256, read_json, written_beside
+from ssamba.models.record import Start
+from ssamba.training.common import TrainingModule
 from ssamba.training.loggers import MetricsFile
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2
+# What torch and msgspec raise of a file that is not what it should be.
+_UNUSABLE = (
+    UserError, OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError,
+    msgspec.MsgspecError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,23 +50,182 @@ class Saved:
     run: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Description:
+    """The JSON file beside a checkpoint."""
+
+    sha256: Sha256
+    step: Count
+    bytes: Count
+
+
+@dataclass(frozen=True)
+class _Best:
+    score: float
+    step: Count
+
+
+@dataclass(frozen=True)
+class _RunState:
+    """What `Checkpoints` keeps."""
+
+    record: Start
+    metrics: dict[str, float]
+    best: _Best | None
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    validation_due: bool
+    rows: Count
+    wandb_id: str | None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What `TrainingModule` keeps."""
+
+    recent: list[float]
+    skipped: Count
+    in_a_row: Count
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What `ClipDataModule` keeps."""
+
+    epoch: Count
+    clips: Count
+    order: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _ParameterGroup:
+    """Of AdamW."""
+
+    lr: Annotated[float, msgspec.Meta(ge=0)]
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    params: list[Count]
+
+
+@dataclass(frozen=True)
+class _OptimizerState:
+    state: dict[Count, dict[str, Any]]
+    param_groups: list[_ParameterGroup]
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    """What `SkippedSamples` keeps."""
+
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Of best.ckpt, and in every other checkpoint."""
+
+    global_step: Count
+    state_dict: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Content(_Weights):
+    run: _RunState
+    judged: _Judged
+    callbacks: dict[str, _Skipped]
+    optimizer_states: Annotated[list[_OptimizerState], msgspec.Meta(min_length=1, max_length=1)]
+    lr_schedulers: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1)]
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a finished checkpoint holds, its tensors mapped from the file.
 
     Raises:
-        UserError: without its JSON file, of other bytes than were written, or with more in it than plain data.
+        UserError: without its JSON file, of other bytes than were written, with more in it than plain data, or with
+            something else than a run keeps: other types, weights that are not finite.
     """
     try:
-        written = json.loads(path.with_suffix(".json").read_text())
-        if (size := path.stat().st_size) != written["bytes"]:
-            raise ValueError(f"it has {size} bytes; {written['bytes']} were written")
+        described = read_json(path.with_suffix(".json"), _Description, "what was written beside a checkpoint")
+        if (size := path.stat().st_size) != described.bytes:
+            raise ValueError(f"it has {size} bytes; {described.bytes} were written")
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != described.sha256:
                 raise ValueError("its bytes are not those that were written")
         content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return content
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        _check_content(content, _Weights if path.stem == "best" else _Content)
+        if content["global_step"] != described.step or path.stem not in ("best", _name(described.step)):
+            raise ValueError(f"it is of step {content['global_step']}, and described as of step {described.step}")
+    except _UNUSABLE as error:
         raise UserError(f"checkpoint {path} cannot be used: {error}") from error
+    return content
+
+
+def _check_content(content: Any, kind: type[_Weights]) -> None:
+    """ValueError for something else than a run keeps."""
+    msgspec.convert(content, kind)
+    if kind is _Content:
+        msgspec.convert(content.get("ClipDataModule"), _Place)
+        if "train" not in content["run"]["record"]["data"]:
+            raise ValueError("its record does not say what was trained on")
+    for name, tensor in content["state_dict"].items():
+        if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} is no tensor of finite numbers")
+    for name, tensor in _tensors(content.get("optimizer_states", [])):
+        if bool(tensor.isnan().any()):
+            raise ValueError(f"{name} of the optimizer holds what is no number")
+
+
+def _tensors(optimizer_states: list[Any]) -> Iterator[tuple[str, Tensor]]:
+    for number, moments in ((n, held) for one in optimizer_states for n, held in one["state"].items()):
+        for name, value in moments.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} of parameter {number} of the optimizer is no tensor")
+            yield f"{name} of parameter {number}", value
+
+
+def check_fits(path: Path, module: TrainingModule) -> None:
+    """Whether a checkpoint that can be read is one of this module: its tensors and what its optimizer keeps of them.
+
+    Raises:
+        UserError: it is not.
+    """
+    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    wrong = [name for name, tensor in content["state_dict"].items() if shapes.get(name) != tensor.shape]
+    wrong += sorted(shapes.keys() - content["state_dict"].keys())
+    (state,), (schedule,) = content["optimizer_states"], content["lr_schedulers"]
+    optimizer = torch.optim.AdamW(module.parameter_groups())
+    own_schedule = module.scheduler(optimizer).state_dict()
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups] or not all(
+        _alike(saved.get(name), value)
+        for saved, group in zip(state["param_groups"], groups, strict=True) for name, value in group.items()
+    ):  # fmt: skip
+        wrong.append("the optimizer's groups of parameters")
+    parameters = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["state"].items():
+        own = parameters[number] if number < len(parameters) else None
+        expected = {"step": (), "exp_avg": own, "exp_avg_sq": own}
+        if {name: tuple(value.shape) for name, value in moments.items()} != expected:
+            wrong.append(f"the optimizer's moments of parameter {number}")
+    if schedule.keys() != own_schedule.keys() or not all(
+        _alike(schedule[name], value) for name, value in own_schedule.items()
+    ):
+        wrong.append("the schedule of the learning rate")
+    if wrong:
+        raise UserError(
+            f"checkpoint {path} is of another model than the recipe's: {', '.join(wrong[:8])}"
+            + (", ..." if len(wrong) > 8 else "")
+            + "; --overwrite starts the run again"
+        )
+
+
+def _alike(value: Any, own: Any) -> bool:
+    """Whether a plain value is of the kind of another; None is of any."""
+    if isinstance(own, list | tuple) and isinstance(value, list | tuple):
+        return len(value) == len(own) and all(map(_alike, value, own))
+    numbers = isinstance(own, int | float) and isinstance(value, int | float)
+    return value is None or own is None or numbers or type(value) is type(own)
 
 
 def newest_checkpoint(run: Path) -> Saved | None:
@@ -71,7 +238,7 @@ def newest_checkpoint(run: Path) -> Saved | None:
     """
     folder = run / "checkpoints"
     damaged = []
-    for path in sorted(folder.glob("step-*.ckpt"), key=_step, reverse=True):
+    for path in sorted(_of_steps(folder, "ckpt"), key=_step, reverse=True):
         if not path.with_suffix(".json").exists():
             log.warning("checkpoint %s was not finished; it is passed over", path)
             continue
@@ -88,15 +255,18 @@ def newest_checkpoint(run: Path) -> Saved | None:
     return None
 
 
+def _name(step: int) -> str:
+    return f"step-{step:07d}"
+
+
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def _step_of(description: Path) -> int | None:
-    try:
-        return int(json.loads(description.read_text())["step"])
-    except (OSError, ValueError, LookupError):
-        return None
+def _of_steps(folder: Path, ending: str) -> list[Path]:
+    """The files that are named as checkpoints of steps are."""
+    numbered = [path for path in folder.glob(f"step-*.{ending}") if path.stem.removeprefix("step-").isdecimal()]
+    return [path for path in numbered if path.stem == _name(_step(path))]
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -125,11 +295,9 @@ class CheckpointFiles(TorchCheckpointIO):
         path.parent.mkdir(exist_ok=True)
         sidecar = path.with_suffix(".json")
         # Left in the reverse order: the checkpoint is renamed, then what tells that it is finished.
-        with written_beside(sidecar) as described, written_beside(path) as beside:
+        with written_beside(sidecar, durable=True) as described, written_beside(path, durable=True) as beside:
             with beside.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
             with beside.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             said = {"sha256": digest, "step": checkpoint["global_step"], "bytes": beside.stat().st_size}
@@ -159,6 +327,8 @@ class Checkpoints(Checkpoint):
         """score and step of best.ckpt."""
         self.seconds = 0.0
         """Of training, over all the starts of the run, up to the newest checkpoint."""
+        self.started = False
+        """Whether training is under way: what a checkpoint holds has its place."""
         self._saved = (0, False)  # the newest checkpoint: its step, and whether the validation after that is due
         self._validation_due = False  # in what is being saved
         self._counted = time.perf_counter()
@@ -196,7 +366,7 @@ class Checkpoints(Checkpoint):
         now = time.perf_counter()
         self.seconds, self._counted = self.seconds + now - self._counted, now
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not self._written(trainer, self.folder / f"step-{step:07d}.ckpt"):
+        if not self._written(trainer, self.folder / f"{_name(step)}.ckpt"):
             return False
         self._saved = (step, validation_due)
         if trainer.is_global_zero:
@@ -214,15 +384,14 @@ class Checkpoints(Checkpoint):
 
     def _prune(self, step: int) -> None:
         # Later ones than this are of a future that did not happen: it was damaged, and an earlier one taken.
-        steps = sorted((_step(path) for path in self.folder.glob("step-*.json")), reverse=True)
+        steps = sorted(map(_step, _of_steps(self.folder, "json")), reverse=True)
         kept = [other for other in steps if other <= step][:_KEPT]
-        for path in self.folder.glob("step-*.json"):
-            if _step(path) not in kept:
-                path.unlink()
-        for path in self.folder.glob("step-*.ckpt"):
-            if _step(path) not in kept:
-                path.unlink()
-        for path in self.folder.glob("*.tmp"):
+        for ending in ("json", "ckpt"):
+            for path in _of_steps(self.folder, ending):
+                if _step(path) not in kept:
+                    path.unlink()
+        # What was left by a process that was killed: who holds the lock of the run writes here alone.
+        for path in self.folder.glob(f"{TEMPORARY}*"):
             path.unlink()
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule,
@@ -263,12 +432,23 @@ class Checkpoints(Checkpoint):
 
     # Going on
 
+    def _step_of_best(self) -> int | None:
+        """The step of best.ckpt; None where there is none, or one that cannot be used, which is told."""
+        path = self.folder / "best.ckpt"
+        if not path.exists():
+            return None
+        try:
+            return int(read_checkpoint(path)["global_step"])
+        except UserError as error:
+            log.warning("%s; the best validation from here on takes its place", error)
+            return None
+
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule,
                            checkpoint: dict[str, Any]) -> None:  # fmt: skip
         run, step = checkpoint["run"], checkpoint["global_step"]
         self.metrics, self.best, self.seconds = run["metrics"], run["best"], run["seconds"]
         self._saved = (step, run["validation_due"])
-        if self.best is not None and self.best["step"] != _step_of(self.folder / "best.json"):
+        if self.best is not None and self.best["step"] != self._step_of_best():
             self.best = None  # best.ckpt is of a future that did not happen
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
@@ -280,6 +460,7 @@ class Checkpoints(Checkpoint):
             loop.max_steps += 1  # or the loop does not even start
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.started = True
         if not self._saved[1]:
             return
         # As the training loop validates after a step.

@@ -65,28 +65,34 @@ class TrainingModule(lightning.LightningModule):
             mesh = self.trainer.strategy.device_mesh["data_parallel"]
             shard(self.model, self.model.encoder.stack.layers, mesh)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What AdamW is given."""
+        decay = self.settings.weight_decay
+        return [group for part, rate in self.trained_parts() for group in parameter_groups(part, rate, decay)]
+
     def configure_optimizers(self) -> Any:
         s = self.settings
-        groups = [
-            group for part, rate in self.trained_parts() for group in parameter_groups(part, rate, s.weight_decay)
-        ]
+        groups = self.parameter_groups()
         # Under mixed precision Lightning clips no gradients for a fused step, which may have to unscale them first.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.999), fused=fused)
+        held: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": "step"}
         if s.schedule == "plateau":
-            # Warm-up is the module's own factor on the rates that the plateau rule lowers (optimizer_step below).
-            scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, factor=0.5, patience=s.plateau_patience
-            )
             # Lightning saves it with the run and never comes to step it, for it counts the batches of one start alone:
             # on_validation_end does.
-            never = {"interval": "step", "frequency": sys.maxsize, "monitor": "val/loss"}
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **never}}
+            held |= {"frequency": sys.maxsize, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": held}
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """What sets the learning rates of `parameter_groups`."""
+        s = self.settings
+        if s.schedule == "plateau":
+            # Warm-up is the module's own factor on the rates that the plateau rule lowers (optimizer_step below).
+            return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=s.plateau_patience)
         factor = warmup_then_constant(s.warmup_steps)
         if s.schedule == "cosine":
             factor = warmup_then_cosine(s.warmup_steps, s.max_steps, s.final_fraction)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)

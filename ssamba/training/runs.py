@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import filelock
 import lightning
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -26,7 +28,64 @@ from ssamba.training.checkpoints import CheckpointFiles, Checkpoints
 from ssamba.training.distributed import make_strategy, part_at_exit
 from ssamba.training.loggers import MetricsFile, wandb_logger
 
+LOCK = ".lock"
+"""The file in a run folder that whoever writes there holds a lock on."""
+
+log = logging.getLogger(__name__)
+
 _PACKAGES = ("ssamba", "torch", "torchaudio", "lightning", "numpy", "numba", "soundfile", "soxr")
+
+
+class RunLock:
+    """The right to write into a run folder, which one process has at a time (of the ranks of a run the first, for all).
+
+    As a context: of a folder that holds a run from the start, of a new one from `take` on. The lock is the system's own
+    (flock): it ends with its process, however that ends, and a file that is left hinders nobody.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken = False
+        """Whether the right is this process's: no other has it, or the file system cannot tell."""
+        self._lock: filelock.BaseFileLock | None = None
+
+    def __enter__(self) -> Self:
+        if (self.folder / "recipe.yaml").is_file():
+            self.take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            # While it is held: who waits with the file open sees that it is gone, and asks for another.
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+
+    def take(self) -> None:
+        """Take it, if this is not done.
+
+        Raises:
+            UserError: another process has it.
+        """
+        if rank() or self.taken:
+            return
+        # Where the system has no such locks, the file alone would outlive its process.
+        lock = filelock.FileLock(self.folder / LOCK, timeout=0, fallback_to_soft=False)
+        try:
+            lock.acquire()
+            self._lock = lock
+        except filelock.Timeout as error:
+            raise UserError(
+                f"another process is at work on the run in {self.folder}; wait for its end, or give another run_dir"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            log.warning("%s cannot be locked (%s); start no second process on this run", self.folder, error)
+        self.taken = True
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK]
 
 
 def check_run(folder: Path, overwrite: bool) -> None:
@@ -35,7 +94,7 @@ def check_run(folder: Path, overwrite: bool) -> None:
     Raises:
         UserError: it exists and is not empty; with `overwrite`, only if it is no run's folder, which is left alone.
     """
-    if rank() or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if rank() or not folder.exists() or (folder.is_dir() and not _content(folder)):
         return
     if not overwrite:
         raise UserError(f"run folder {folder} exists; give another run_dir, or --overwrite to replace the run in it")
@@ -44,12 +103,23 @@ def check_run(folder: Path, overwrite: bool) -> None:
 
 
 @rank_zero_only
-def open_run(folder: Path, overwrite: bool) -> None:
-    """Make a new run folder, in place of the run in it with `overwrite`; UserError as `check_run`."""
+def open_run(folder: Path, overwrite: bool, lock: RunLock) -> None:
+    """Make a new run folder and lock it, in place of the run in it with `overwrite`.
+
+    Raises:
+        UserError: as `check_run`, or another process is at work there.
+    """
     check_run(folder, overwrite)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    known = lock.taken
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.take()
+    if not known and _content(folder):
+        raise UserError(f"another process has made a run in {folder} meanwhile; give another run_dir")
+    for path in _content(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def provenance(parameters: int, data: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -121,12 +191,16 @@ def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: st
     return trainer
 
 
+# What Lightning and torch raise of a checkpoint with plain data in it that are not theirs.
+_NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError)
+
+
 def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule,
-        start: Path | None) -> None:  # fmt: skip
+        start: Path | None, checkpoints: Checkpoints) -> None:  # fmt: skip
     """Train, from a checkpoint if there is one.
 
     Raises:
-        UserError: a loader's worker was killed.
+        UserError: a checkpoint that is not this run's, or a loader's worker was killed.
         Stopped: a signal asked for it.
     """
     try:
@@ -138,6 +212,8 @@ def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lig
         # Processes that Lightning started beside this one would wait for it.
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
+        if start is not None and not checkpoints.started and isinstance(error, _NOT_RESTORED):
+            raise UserError(f"checkpoint {start} cannot be gone on from: {type(error).__name__}: {error}") from error
         if (lost := _lost_worker(error)) is None:
             raise
         raise UserError(

@@ -58,7 +58,7 @@ def checkpoint(patch: str, family: str, kind: str) -> dict[str, Tensor]:
         if name.removeprefix("module.") in UNUSED:
             state[name] = torch.randn(state[name].shape, generator=generator)
     bias = state["module.v.patch_embed.proj.bias"].clone()
-    bias[:2] = torch.tensor([-0.0, float("nan")])
+    bias[:2] = torch.tensor([-0.0, 1e-45])
     return {**state, "module.v.patch_embed.proj.bias": bias}
 
 
@@ -493,6 +493,64 @@ def test_a_file_of_something_else(content: Any, said: str, tmp_path: Path, refus
     torch.save(content, tmp_path / "file.pth")
     message = refused("import", tmp_path / "file.pth", tmp_path / "model")
     assert message.startswith(str(tmp_path / "file.pth")) and said in message and len(message) < 600
+
+
+WEIGHT = "module.v.layers.0.mixer.A_b_log"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"module.v.head.weight": torch.zeros(1).expand(10**10)}, "largest module.v.head.weight of (10000000000,);"),
+        ({WEIGHT: torch.zeros(9999).as_strided((5000, 5000), (1, 1))}, f"largest {WEIGHT} of (5000, 5000);"),
+        ({f"module.x{n}": torch.zeros(10**5) for n in range(3)}, "tensors of no known use: x0, x1, x2"),
+        ({WEIGHT: torch.ones(48, 16, dtype=torch.int64)}, f"{WEIGHT} is of int64; expected float32, bfloat16"),
+        ({WEIGHT: torch.ones(48, 16, dtype=torch.bool)}, f"{WEIGHT} is of bool"),
+        ({WEIGHT: torch.ones(48, 16, dtype=torch.uint8)}, f"{WEIGHT} is of uint8"),
+        ({WEIGHT: torch.ones(48, 16).to(torch.float8_e4m3fn)}, f"{WEIGHT} is of float8_e4m3fn"),
+        ({WEIGHT: torch.quantize_per_tensor(torch.ones(48, 16), 1, 0, torch.qint8)}, f"no plain tensor: {WEIGHT};"),
+        ({WEIGHT: torch.full((48, 16), float("nan"))}, f"not finite, in {WEIGHT};"),
+        ({WEIGHT: torch.full((48, 16), float("-inf"))}, f"not finite, in {WEIGHT};"),
+        ({WEIGHT: torch.ones(())}, "has shape ()"),
+        ({"module.p_input_tdim": torch.tensor(2**62)}, "p_input_tdim is 4611686018427387904; expected"),
+        ({"module.p_input_tdim": torch.tensor([96])}, "p_input_tdim is of int64;"),
+        ({"module.p_input_tdim": torch.tensor([96.0])}, "p_input_tdim has shape (1,)"),
+        ({10**20: torch.ones(1)}, "no plain tensor: one named by a int;"),
+        ({("a", ("b",)): torch.ones(1)}, "no plain tensor: one named by a tuple;"),
+        ({"x" * 10**6: [[[]]]}, "no plain tensor: " + "x" * 100 + "...;"),
+        ({"a": {"b": {"c": torch.ones(1)}}}, "no plain tensor: a;"),
+    ],
+)
+def test_odd_tensors_are_told_before_anything_is_built(
+    change: dict[Any, Any], said: str, small: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({**plain_load(small), **change}, small)
+    monkeypatch.setattr("ssamba.models.transfer.AudioEncoder", None)
+    message = refused("import", small, tmp_path / "model")
+    assert message.startswith(f"{small}") and said in message and len(message) < 600
+
+
+def test_many_tensors_of_one_storage_are_told_and_a_few_are_fine(small: Path, tmp_path: Path, refused: Refused) -> None:
+    state = plain_load(small)
+    whole = torch.zeros(10**6)  # 4 MB
+    torch.save({**state, **{f"x{n}": whole for n in range(100)}}, small)
+    message = refused("import", small, tmp_path / "model")
+    assert "for tensors of 400," in message and "expected tensors with all" in message
+    # Views of one tensor that holds them all, as some trainers save.
+    flat = torch.cat([tensor.flatten().float() for tensor in state.values()])
+    parts = flat.split([tensor.numel() for tensor in state.values()])
+    views = {name: part.view(state[name].shape) if state[name].ndim else state[name]
+             for name, part in zip(state, parts, strict=True)}  # fmt: skip
+    torch.save(views, small)
+    assert_same_bits(read_checkpoint(small), state)
+
+
+def test_a_compressed_archive_is_not_unpacked(small: Path, tmp_path: Path, refused: Refused) -> None:
+    torch.save({**plain_load(small), "module.v.head.weight": torch.zeros(10**6)}, small)
+    with zipfile.ZipFile(small) as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    assert "is a compressed archive" in refused("import", tmp_path / "packed.pth", tmp_path / "model")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, refused: Refused) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,32 @@ Runs = Callable[[str], Path]
 NoRoom = Callable[[int], AbstractContextManager[None]]
 
 
+def content(step: int) -> dict[str, Any]:
+    """What a run of one weight keeps after a step."""
+    split = {"samples": 3, "seconds": 2.5, "fingerprint": "0f"}
+    record = {
+        "command": ["ssamba"], "started": "2026-01-02", "seed": 0, "git_commit": None, "python": "3", "parameters": 9,
+        "versions": {}, "hardware": {"processor": "", "threads": 1, "gpus": []}, "data": {"train": split},
+        "resumed": [],
+    }  # fmt: skip
+    run = {
+        "record": record, "metrics": {"train/loss": 0.5}, "best": None, "seconds": 1.5 * step, "rows": 0,
+        "validation_due": False, "wandb_id": None,
+    }  # fmt: skip
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(1000), "exp_avg_sq": torch.zeros(1000)}
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "params": [0]}
+    return {
+        "global_step": step, "run": run, "state_dict": {"w": torch.arange(1000.0)}, "lr_schedulers": [{}],
+        "optimizer_states": [{"state": {0: moments}, "param_groups": [group]}], "callbacks": {},
+        "judged": {"recent": [], "skipped": 0, "in_a_row": 0}, "ClipDataModule": {"epoch": 0, "clips": 8, "order": {}},
+    }  # fmt: skip
+
+
 def write(run: Path, *steps: int) -> None:
     files = CheckpointFiles()
     run.mkdir(exist_ok=True)
     for step in steps:
-        content = {"global_step": step, "run": {"seconds": 1.5 * step}, "state_dict": {"w": torch.arange(1000.0)}}
-        files.save_checkpoint(content, run / "checkpoints" / f"step-{step:07d}.ckpt")
+        files.save_checkpoint(content(step), run / "checkpoints" / f"step-{step:07d}.ckpt")
         assert files.error is None
 
 
@@ -82,7 +103,7 @@ def test_the_newest_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert newest_checkpoint(tmp_path / "run") is None
     write(tmp_path / "run", 9_999_999, 10_000_000, 8)
     saved = newest_checkpoint(tmp_path / "run")
-    assert saved is not None and (saved.step, saved.run) == (10_000_000, {"seconds": 15_000_000.0})
+    assert saved is not None and (saved.step, saved.run["seconds"]) == (10_000_000, 15_000_000.0)
     assert saved.path.name == "step-10000000.ckpt" and not caplog.records
 
 
@@ -132,7 +153,7 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     files = CheckpointFiles()
     path = tmp_path / "run" / "checkpoints" / "step-0000002.ckpt"
     path.parent.mkdir(parents=True)
-    files.save_checkpoint({"global_step": 2, "run": {}, "held": Path("a file")}, path)
+    files.save_checkpoint({**content(2), "held": Path("a file")}, path)
     with pytest.raises(UserError, match="step-0000002.ckpt cannot be used"):
         read_checkpoint(path)
     with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
@@ -166,7 +187,7 @@ def test_what_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", refuse)  # its description alone
-        files.save_checkpoint({"global_step": 4, "run": {}}, path)
+        files.save_checkpoint(content(4), path)
     assert files.error is not None and read_checkpoint(path)["state_dict"]["w"].shape == (1000,)
 
 

@@ -1,0 +1,62 @@
+"""run.json: what a run says of itself, for model cards, comparisons and whoever would make it again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssamba.files import Count, read_json
+
+RECORD_NAME = "run.json"
+_EXPECTED = "the record of a finished run, as training writes it"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The processor's name, the threads that torch used, the GPUs' names."""
+
+    processor: str
+    threads: Count
+    gpus: list[str]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What a split held."""
+
+    samples: Count
+    seconds: float
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known when a run starts."""
+
+    command: list[str]
+    started: str
+    seed: Count
+    versions: dict[str, str]
+    hardware: Hardware
+    parameters: Count
+    data: dict[str, SplitRecord]
+    resumed: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunRecord(Start):
+    """A finished run. Scores that were not finite are null in JSON."""
+
+    steps: Count
+    training_seconds: float
+    last_metrics: dict[str, float | None]
+    test: dict[str, float | None]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run.json, all its fields, those of `RunRecord` checked.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    read_json(path, RunRecord, _EXPECTED)
+    return read_json(path, dict[str, Any], _EXPECTED)
