@@ -36,7 +36,7 @@ import soundfile
 import torch
 import torchaudio
 
-from ssamba.audio import LogMel, read_audio
+from ssamba.audio import LogMel
 from ssamba.data.index import ShardSet, find_shards, write_samples
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.reader import SampleReader
@@ -47,6 +47,7 @@ from ssamba.evaluation.efficiency import Goal, goals_table, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
 from ssamba.progress import progress_bar
+from ssamba.recordings import read_audio
 from ssamba.training.runs import hardware
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,12 +25,12 @@ import soxr
 import torch
 from torchaudio.functional import resample
 
-from ssamba.audio import read_audio
 from ssamba.data.sources import recordings_below
 from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.efficiency import Goal, goals_table, interleaved_times, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
+from ssamba.recordings import read_audio
 from ssamba.training.runs import hardware
 
 RESULTS = Path(__file__).parent / "results"

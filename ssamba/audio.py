@@ -1,151 +1,20 @@
-"""Audio in, log-mel spectrograms out.
+"""Waveforms in, log-mel spectrograms out.
 
 Shapes: B batch, S samples, T frames, M mel bins.
 """
 
-import io
-import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
-
-import numpy as np
-import numpy.typing as npt
-import soundfile
-import soxr
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ssamba.errors import BadAudio
 
 FRAME_MS = 25.0
 HOP_MS = 10.0
 _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
-_BLOCK = 1 << 15  # samples of each channel that are decoded at a time
 _FLOOR = float(torch.finfo(torch.float32).eps)
 # By is_cuda: on a CPU few enough to stay in its cache, on a GPU a bound on what a long recording takes on the way.
 _FRAMES_AT_ONCE = (64, 8192)
 _BANDS = 4  # a filter reads few of the frequencies, so that filters are multiplied with their own share of them
-
-Waveform = npt.NDArray[np.float32]
-
-
-def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate: int, max_seconds: float) -> Waveform:
-    """Decode a recording, mix it to mono and resample it: float32 (S,), full scale is 1.
-
-    Args:
-        source: a path, an open file or the bytes of one, in any format that libsndfile reads.
-        sampling_rate: Hz of the result; soxr's high-quality resampler if the recording has another one.
-        max_seconds: a recording whose header says that it is longer is not decoded.
-
-    Raises:
-        BadAudio: unreadable, empty, longer than max_seconds, or with samples that are not finite.
-    """
-    blocks = list(stream_audio(source, sampling_rate, max_seconds))
-    if not blocks:  # as can be what is left of very few samples
-        raise BadAudio("it holds no samples")
-    return np.concatenate(blocks)
-
-
-def stream_audio(source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate: int,
-                 max_seconds: float = math.inf) -> Iterator[Waveform]:  # fmt: skip
-    """The same recording block by block: float32 (S,), none of them empty. Joined they are what `read_audio` gives.
-
-    No more than a block is in memory, and nothing depends on the length that the header gives.
-
-    Raises:
-        BadAudio: as `read_audio` does, an empty recording aside, when the block in question is asked for.
-    """
-    resampler = None
-    for rate, mono in _decode(source, max_seconds):
-        if rate != sampling_rate:
-            resampler = resampler or soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
-            mono = resampler.resample_chunk(mono)
-        if mono.size:
-            yield mono
-    rest = resampler.resample_chunk(np.empty(0, np.float32), last=True) if resampler else None
-    if rest is not None and rest.size:
-        yield rest
-
-
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """A file read from front to back. soundfile seeks after each block of a file that can be sought in, and that fails
-    at the end of a FLAC whose header gives no length, as one that came through a pipe, or a wrong one."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def read_segment(source: bytes, sampling_rate: int, start: int, out: Waveform) -> None:
-    """Decode a part of a recording into `out`, float32 (S,): S samples from `start` on, mixed to mono, and no others.
-
-    Raises:
-        BadAudio: unreadable, of another sampling rate, shorter than that, or with samples that are not finite.
-    """
-    with _decoding(), _Forward(io.BytesIO(source)) as file:
-        if file.samplerate != sampling_rate:
-            raise BadAudio(f"it is of {file.samplerate} Hz; expected {sampling_rate} Hz")
-        if start:
-            file.seek(start)
-        if file.channels == 1:
-            read = len(file.read(dtype="float32", out=out))
-        else:
-            samples = file.read(len(out), dtype="float32", always_2d=True)
-            read = len(samples)
-            out[:read] = _mixed(samples)
-    if read < len(out):
-        raise BadAudio(f"it ends after {start + read} samples; at least {start + len(out)} are expected")
-    if not np.isfinite(out).all():
-        raise BadAudio("it holds samples that are not finite")
-
-
-def decoded_length(source: bytes) -> tuple[int, int]:
-    """Sampling rate in Hz and number of samples of a recording, by decoding all of it: what a header says may be wrong.
-
-    Raises:
-        BadAudio: unreadable, or with samples that are not finite.
-    """
-    blocks = [(rate, mono.size) for rate, mono in _decode(source, math.inf)]
-    return blocks[0][0] if blocks else 0, sum(size for _, size in blocks)
-
-
-@contextmanager
-def _decoding() -> Iterator[None]:
-    try:
-        yield
-    except soundfile.LibsndfileError as error:
-        # Its whole text would name an open file by its address, another one each time.
-        raise BadAudio(f"it cannot be decoded: {error.error_string}") from error
-    except (OSError, TypeError, UnicodeError) as error:  # its name ends in .raw, or is no UTF-8
-        raise BadAudio(f"it cannot be decoded: {error}") from error
-
-
-def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
-    """A recording's sampling rate and its next samples, mixed to mono."""
-    with _decoding(), _Forward(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        if file.frames > max_seconds * file.samplerate:
-            seconds = file.frames / file.samplerate
-            raise BadAudio(f"its header says {seconds:.0f} s; at most {max_seconds:g} s are read")
-        read = 0
-        while (samples := file.read(_BLOCK, dtype="float32", always_2d=True)).size:
-            mono = _mixed(samples)
-            if not (finite := np.isfinite(mono)).all():
-                first = (read + int(finite.argmin())) / file.samplerate
-                raise BadAudio(f"it holds samples that are not finite, the first at {first:.3f} s")
-            read += len(samples)
-            yield file.samplerate, mono
-
-
-def _mixed(samples: Waveform) -> Waveform:
-    """(S, channels) -> (S,), their mean."""
-    if samples.shape[1] == 1:
-        return np.ascontiguousarray(samples[:, 0])
-    # Column by column: numpy's mean over rows of two takes sixteen times as long.
-    total: Waveform = sum(samples.T[1:], start=samples[:, 0])
-    return total / samples.shape[1]
 
 
 def frames_in(samples: int, sampling_rate: int) -> int:

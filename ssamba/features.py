@@ -12,9 +12,10 @@ import soxr
 import torch
 from torch import Tensor, nn
 
-from ssamba.audio import LogMel, Waveform, frames_in, read_audio, samples_for
+from ssamba.audio import LogMel, frames_in, samples_for
 from ssamba.errors import BadAudio
 from ssamba.models.checkpoint import AudioSettings
+from ssamba.recordings import Waveform, check_level, read_audio
 
 Audio = str | os.PathLike[str] | Waveform | Tensor
 _MAX_SECONDS = 600.0  # of a file that is read at once; longer ones are for windows
@@ -93,6 +94,10 @@ class FeatureExtractor(nn.Module):
             samples = np.asarray(audio.detach().cpu() if isinstance(audio, Tensor) else audio, np.float32)
             if samples.ndim != 1 or not np.isfinite(samples).all():
                 raise BadAudio(f"waveform {name} has shape {samples.shape}; expected finite samples (S,)")
+            try:
+                check_level(samples, rate)
+            except BadAudio as error:
+                raise BadAudio(f"waveform {name}: {error}") from error
             if sampling_rate not in (None, rate) and samples.size:
                 samples = soxr.resample(samples, sampling_rate, rate, quality="HQ")
         if samples.size < self.min_samples:

@@ -27,7 +27,8 @@ INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(), "files": {"errors"}, "launch": {"errors"}, "printable": set(), "progress": {"errors", "launch"},
-    "config": LEAVES, "recordings": LEAVES, "audio": LEAVES,
+    "config": LEAVES, "audio": LEAVES,
+    "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "cli": {"build", "inference", "deploy", *INFERENCE, *BUILD},

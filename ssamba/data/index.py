@@ -37,6 +37,7 @@ from ssamba.errors import BadAudio, UserError
 from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, written_beside
 from ssamba.printable import printable
 from ssamba.progress import progress_bar
+from ssamba.recordings import decoded_length
 
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.npy"
@@ -99,6 +100,8 @@ class ShardIndex:
     """Of samples.npy, in hex."""
     passed_over: Mapping[str, Count] = field(default_factory=dict)
     """What was found beside the recordings and not read, such as `.txt` or `hidden files` -> how many of it."""
+    above_full_scale: Count = 0
+    """How many recordings had samples above full scale when the shards were made; they are read at their level."""
 
     @property
     def samples(self) -> int:
@@ -172,6 +175,7 @@ class ShardIndex:
             "shards": [asdict(shard) for shard in self.shards],
             "samples_sha256": self.samples_sha256,
             "passed_over": dict(self.passed_over),
+            "above_full_scale": self.above_full_scale,
         }
         write_text(folder / INDEX_NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
@@ -568,9 +572,6 @@ def _shard_problems(check: _Check, file: io.BufferedReader) -> Iterator[str]:
 
 
 def _audio_problems(content: bytes, length: int, sampling_rate: int) -> Iterator[str]:
-    # Here, because torch comes with it.
-    from ssamba.audio import decoded_length
-
     try:
         rate, samples = decoded_length(content)
     except BadAudio as error:

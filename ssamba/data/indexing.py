@@ -1,13 +1,12 @@
-"""The index of shards that another program wrote, or an older version of this one. Imports no torch of its own.
+"""The index of shards that another program wrote, or an older version of this one. Imports no torch.
 
-A sample is `<key>.<extension>` with audio that libsndfile reads, and perhaps `<key>.json`, as webdataset has it: the
-key is a member's name up to the first dot after its folder. Nothing is unpacked, and nothing but the index is written.
-A JSON counts if it has "labels", a mapping of a label's key to a name or a list of names, and no "key" that is no text;
-one that has no such words, or means something else by them, is passed over, as are members of other kinds.
+A sample is `<key>.<extension>` with audio that `ssamba.recordings` reads, and perhaps `<key>.json`, as webdataset has
+it: the key is a member's name up to the first dot after its folder. Nothing is unpacked, and nothing but the index is
+written. A JSON counts if it has "labels", a mapping of a label's key to a name or a list of names, and no "key" that is
+no text; one that has no such words, or means something else by them, is passed over, as are members of other kinds.
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -22,7 +21,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from ssamba.data.index import INDEX_NAME, SAMPLE, Samples, ShardIndex, ShardInfo, Skipped, Text, write_samples
 from ssamba.data.jobs import processes, run_jobs
@@ -30,7 +28,7 @@ from ssamba.data.writer import MAX_BAD_FRACTION
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import read_json
 from ssamba.progress import progress_bar
-from ssamba.recordings import ENDINGS
+from ssamba.recordings import ENDINGS, measured_length
 
 log = logging.getLogger(__name__)
 
@@ -360,17 +358,8 @@ def _row(file: BinaryIO, sample: _Sample, labels: dict[str, set[str]]) -> tuple[
 
 
 def _measured(content: bytes) -> tuple[int, int]:
-    """Sampling rate in Hz and number of samples, by the header if it tells them."""
-    try:
-        header = soundfile.info(io.BytesIO(content))
-        rate, length = header.samplerate, header.frames
-    except soundfile.LibsndfileError as error:
-        raise BadAudio(f"it cannot be decoded: {error.error_string}") from error
-    if not 0 < length <= _MOST_BYTES:  # as of a FLAC that came through a pipe
-        # Here, because torch comes with it.
-        from ssamba.audio import decoded_length
-
-        rate, length = decoded_length(content)
+    """Sampling rate in Hz and number of samples of a recording, as training will find them."""
+    rate, length = measured_length(content)
     if not 0 < length <= _MOST_BYTES:
         raise BadAudio(f"it has {length} samples; expected 1 to {_MOST_BYTES}")
     return rate, length

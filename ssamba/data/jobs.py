@@ -104,7 +104,7 @@ def processes(workers: int) -> Iterator[Executor | None]:
         return
     # A server that has imported everything once and runs no threads is safe and quick to fork from.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["ssamba.audio"])
+    context.set_forkserver_preload(["ssamba.recordings"])
     with ProcessPoolExecutor(workers, context, initializer=_obey_parent) as pool:
         yield pool
 

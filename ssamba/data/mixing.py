@@ -1,4 +1,4 @@
-"""Recordings mixed into one, which the writer's workers do. Imports no torch of its own."""
+"""Recordings mixed into one, which the writer's workers do. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ssamba.data.writer import MAX_SECONDS
 from ssamba.errors import BadAudio
+from ssamba.recordings import read_audio
 
 BACKGROUND_DB = -50.0
 """RMS of the background, where a full scale of 1 is 0 dB."""
@@ -44,9 +45,6 @@ class Mix:
         Raises:
             BadAudio: a recording in it that is unreadable.
         """
-        # Here, because torch comes with it.
-        from ssamba.audio import read_audio
-
         mixed = np.zeros(self.seconds * sampling_rate, np.float32)
         if self.noise is not None:
             mixed += _brown(np.random.default_rng(self.noise), len(mixed), sampling_rate)

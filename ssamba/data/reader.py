@@ -11,6 +11,7 @@ import numpy as np
 from ssamba.data.index import Shard, ShardSet
 from ssamba.data.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
+from ssamba.recordings import LOUDEST
 
 _OPEN = 64  # shards that are held open; a window of the order seldom needs more
 
@@ -52,11 +53,12 @@ class SampleReader:
         return self._read(number, "audio")
 
     def description(self, number: int) -> dict[str, Any]:
-        """A sample's JSON: its key, its labels. A sample without one, or whose JSON gives no key, is named after its
-        place.
+        """A sample's JSON: its key, its labels, and the full scale that its audio is to be multiplied by, if it gives
+        one. A sample without a JSON, or whose JSON gives no key, is named after its place.
 
         Raises:
-            BadAudio: it cannot be parsed, or its key is no text, or it has no labels. UserError: as `audio`.
+            BadAudio: it cannot be parsed, its key is no text, it has no labels, or a full scale that cannot be.
+            UserError: as `audio`.
         """
         content = self._read(number, "json")
         if not content:
@@ -70,6 +72,9 @@ class SampleReader:
         if not (isinstance(described, dict) and isinstance(described["key"], str)
                 and isinstance(described.get("labels"), dict)):  # fmt: skip
             raise BadAudio("its .json has no key or no labels")
+        full_scale = described.get("full_scale", 1)
+        if not isinstance(full_scale, int | float) or not 0 < full_scale <= LOUDEST:
+            raise BadAudio(f"its .json has the full scale {full_scale!r:.40}; expected a number up to {LOUDEST:g}")
         return described
 
     def _name(self, number: int) -> str:

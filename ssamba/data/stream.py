@@ -15,13 +15,14 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from ssamba.audio import Waveform, read_segment, samples_for
+from ssamba.audio import samples_for
 from ssamba.data.index import ShardSet
 from ssamba.data.order import ClipOrder, Segment
 from ssamba.data.reader import SampleReader
 from ssamba.data.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
+from ssamba.recordings import Waveform, read_segment
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +253,8 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
             if len(out) < self.least_samples and self.order.rules.short != "pack":
                 raise BadAudio(f"it has {len(out)} samples; one frame takes {self.least_samples}")
             read_segment(self.reader.audio(segment.number), self.sampling_rate, segment.start, out)
+            if (full_scale := described.get("full_scale", 1)) != 1:
+                out *= np.float32(full_scale)
         except BadAudio as error:
             name = described["key"] if described else f"sample {segment.number}"
             self._bad += 1

@@ -1,7 +1,8 @@
-"""Recordings to webdataset shards, and the command line that data_prep's scripts share. Imports no torch of its own.
+"""Recordings to webdataset shards, and the command line that data_prep's scripts share. Imports no torch.
 
-A sample is `<key>.flac` (16-bit, mono) beside `<key>.json`: {"key", "source", "labels", "seconds"}. What is written is
-a function of the recordings, the seed and the shard size alone: no dates, no owners, no order of workers.
+A sample is `<key>.flac` (16-bit, mono) beside `<key>.json`: {"key", "source", "labels", "seconds"}, and "full_scale"
+for a recording with samples above full scale: it is written divided by that, and read times that. What is written is a
+function of the recordings, the seed and the shard size alone: no dates, no owners, no order of workers.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import soxr
 
 from ssamba.data.fetch import Archive, fetch
 from ssamba.data.index import (
@@ -43,6 +43,7 @@ from ssamba.data.unfinished import how_to_go_on, publish, unfinished
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import write_text, written_beside
 from ssamba.progress import progress_bar
+from ssamba.recordings import decoder_versions, read_audio, read_cut
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class _Written:
     info: ShardInfo
     samples: Samples
     skipped: tuple[Skipped, ...]
+    above_full_scale: int
+    """How many of its samples have a full scale of their own."""
     host: str
     """That it was made on."""
 
@@ -121,7 +124,7 @@ class _Written:
             return None
         skipped = tuple(Skipped(**one) for one in content["skipped"])
         samples = np.array([tuple(row) for row in content["samples"]], SAMPLE)
-        return cls(info, samples, skipped, content["host"]) if whole else None
+        return cls(info, samples, skipped, content["above_full_scale"], content["host"]) if whole else None
 
     def write(self, record: Path) -> None:
         content = {**asdict(self), "samples": self.samples.tolist()}
@@ -203,7 +206,7 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
     plan: dict[str, str | int | float] = {
         "format": FORMAT, "sampling_rate": sampling_rate, "samples_per_shard": samples_per_shard, "seed": seed,
         "min_seconds": min_seconds, "max_seconds": max_seconds,
-        "libraries": f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__libsoxr_version__}",
+        "libraries": decoder_versions(),
         **{f"split {split}": _summary(recordings, root) for split, recordings in splits.items()},
     }  # fmt: skip
     with unfinished(out, plan, overwrite) as partial:
@@ -226,7 +229,9 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
             digest = write_samples(folder, np.concatenate([shard.samples for shard in done]))
             infos = tuple(replace(shard.info, name=name) for name, shard in names.items())
             skipped = tuple(one for shard in done for one in shard.skipped)
-            indexes[split] = ShardIndex(dataset, split, sampling_rate, label_lists, skipped, infos, digest)
+            above = sum(shard.above_full_scale for shard in done)
+            index = ShardIndex(dataset, split, sampling_rate, label_lists, skipped, infos, digest)
+            indexes[split] = replace(index, above_full_scale=above)
             indexes[split].write(folder)
             moves |= {f"whole/{split}/{name}": f"finished/{split}/{shard.info.name}" for name, shard in names.items()}
         publish(partial, out, moves)
@@ -293,7 +298,8 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
         return 130
     for split, index in indexes.items():
         print(f"{given.out / split}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
-              f"{len(index.shards)} shards, {len(index.skipped)} skipped")  # fmt: skip
+              f"{len(index.shards)} shards, {len(index.skipped)} skipped"
+              + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
     return 0
 
 
@@ -481,15 +487,18 @@ def _digest(job: _Job) -> str:
 def _write_shard(job: _Job, path: Path, name: str) -> _Written:
     rows: list[tuple[int, int, int, int, int]] = []
     skipped: list[Skipped] = []
+    above = 0
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for recording in job.recordings:
             described = _described(recording, job.root)
             try:
-                samples = _read(recording, job)
+                samples, full_scale = _read(recording, job)
             except BadAudio as error:
                 skipped.append(Skipped(str(described["source"]), str(error)))
                 continue
             described = {**described, "seconds": len(samples) / job.sampling_rate}
+            if full_scale > 1:
+                described, above = {**described, "full_scale": full_scale}, above + 1
             audio = _add(archive, f"{recording.key}.flac", _flac(samples, job.sampling_rate))
             text = _add(archive, f"{recording.key}.json", json.dumps(described, ensure_ascii=False).encode())
             rows.append((*audio, *text, len(samples)))
@@ -498,7 +507,7 @@ def _write_shard(job: _Job, path: Path, name: str) -> _Written:
     table = np.array(rows, SAMPLE)
     seconds = float(table["length"].sum(dtype=np.int64)) / job.sampling_rate
     info = ShardInfo(name, len(rows), seconds, path.stat().st_size, digest)
-    return _Written(info, table, tuple(skipped), socket.gethostname())
+    return _Written(info, table, tuple(skipped), above, socket.gethostname())
 
 
 def _source(recording: Recording, root: str) -> str:
@@ -509,44 +518,22 @@ def _source(recording: Recording, root: str) -> str:
     return f"{name}#t={recording.start or 0}" + ("" if recording.stop is None else f",{recording.stop}")
 
 
-def _read(recording: Recording, job: _Job) -> npt.NDArray[np.int16]:
+def _read(recording: Recording, job: _Job) -> tuple[npt.NDArray[np.int16], float]:
+    """16-bit samples, and what full scale stands for in them: 1, or the peak of a recording that goes beyond it."""
     samples = recording.mix(job.sampling_rate) if recording.mix else _decode(recording, job)
     if len(samples) < max(1, job.min_seconds * job.sampling_rate):
         raise BadAudio(f"it has {len(samples) / job.sampling_rate:.3f} s; at least {job.min_seconds:g} s are wanted")
+    full_scale = max(1.0, float(np.abs(samples).max()))
     # A 16-bit source of the same rate comes out as it went in.
-    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    return np.clip(np.rint(samples * np.float32(32768 / full_scale)), -32768, 32767).astype(np.int16), full_scale
 
 
 def _decode(recording: Recording, job: _Job) -> npt.NDArray[np.float32]:
-    # Here, because torch comes with it: a script's --help and its complaints need not wait for that.
-    from ssamba.audio import read_audio
-
     if not recording.path.is_file():
         raise BadAudio(_MISSING)
-    whole = recording.start is None and recording.stop is None
-    source = recording.path if whole else _cut(recording, job.max_seconds)
-    return read_audio(source, job.sampling_rate, job.max_seconds)
-
-
-def _cut(recording: Recording, max_seconds: float) -> bytes:
-    """The wanted part of a file as a WAV of its own, so that a minute is not decoded for each second of it."""
-    start = recording.start or 0
-    try:
-        with soundfile.SoundFile(recording.path) as file:
-            rate = file.samplerate
-            stop = file.frames if recording.stop is None else round(recording.stop * rate)
-            first = round(start * rate)
-            if first >= file.frames or stop > file.frames:
-                raise BadAudio(f"it has {file.frames / rate:.3f} s; the cut is from {start:g} to {stop / rate:g} s")
-            if stop - first > max_seconds * rate:
-                raise BadAudio(f"the cut has {(stop - first) / rate:.0f} s; at most {max_seconds:g} s are read")
-            file.seek(first)
-            part = file.read(stop - first, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise BadAudio(f"it cannot be decoded: {error}") from error
-    wav = io.BytesIO()
-    soundfile.write(wav, part, rate, format="WAV", subtype="FLOAT")
-    return wav.getvalue()
+    if recording.start is None and recording.stop is None:
+        return read_audio(recording.path, job.sampling_rate, job.max_seconds)
+    return read_cut(recording.path, job.sampling_rate, job.max_seconds, recording.start or 0, recording.stop)
 
 
 def _flac(samples: npt.NDArray[np.int16], sampling_rate: int) -> bytes:

@@ -11,28 +11,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssamba.audio import Waveform
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
-from ssamba.recordings import ENDINGS
+from ssamba.recordings import ENDINGS, Waveform
 
 
 def find_recordings(places: Sequence[str]) -> list[str]:
-    """Files, folders and glob patterns -> paths, each once, in the order of `places`.
+    """Files, folders and glob patterns -> paths, each once, in the order of `places`; `~` is the user's home.
 
-    A folder stands for every file in and under it that ends as a recording does, sorted, hidden ones aside; a file
-    that is named itself may end as it likes.
+    A folder stands for every file in and under it that ends as a recording does, sorted, hidden ones aside, also
+    behind links to folders; a file that is named itself may end as it likes.
 
     Raises:
-        UserError: something that does not exist or holds no such file.
+        UserError: something that does not exist, holds no such file, or is no file but a pipe or the like.
     """
     found: dict[str, str] = {}
     for place in places:
-        matches = [place] if os.path.exists(place) else sorted(glob.glob(place, recursive=True))
+        whole = os.path.expanduser(place)
+        matches = [whole] if os.path.exists(whole) else sorted(glob.glob(whole, recursive=True))
         if not matches:
             what = "matches no file" if glob.has_magic(place) else "does not exist"
             raise UserError(f"{place} {what}; expected recordings, folders of them or patterns")
+        if len(matches) == 1 and not (os.path.isdir(matches[0]) or os.path.isfile(matches[0])):
+            raise UserError(f"{place} is a pipe or a device; expected a file, which can be read more than once: write "
+                            "what comes out of it to one")  # fmt: skip
         named = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
+        named = [path for path in named if os.path.isfile(path)]
         if not named:
             raise UserError(f"{place} holds no recording; expected files that end in {', '.join(sorted(ENDINGS))}")
         for path in named:
@@ -42,11 +46,26 @@ def find_recordings(places: Sequence[str]) -> list[str]:
 
 def _inside(folder: str) -> list[str]:
     found = []
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    # A link may lead to a folder above it, and two to the same one.
+    seen = {_identity(folder)}
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        inner = {name: _identity(os.path.join(path, name)) for name in sorted(folders) if not name.startswith(".")}
+        # Of several that are the same, the first by name.
+        new = {identity: name for name, identity in reversed(inner.items()) if identity not in seen}
+        folders[:] = sorted(new.values())
+        seen |= new.keys()
         found += [os.path.join(path, name) for name in names
                   if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")]  # fmt: skip
     return sorted(found)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 class Windows(NamedTuple):

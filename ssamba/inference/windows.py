@@ -6,21 +6,20 @@ Shapes: B windows, T frames, M mel bins, F and P grid sizes in frequency and tim
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import soundfile
 import torch
 from torch import Tensor
 
-from ssamba.audio import Waveform, frames_in, samples_for, stream_audio
+from ssamba.audio import frames_in, samples_for
 from ssamba.errors import BadAudio, UserError
 from ssamba.hub import SsambaModel
 from ssamba.inference.sources import Windows
 from ssamba.progress import print_above, progress_bar
+from ssamba.recordings import Waveform, stream_audio, told_seconds
 
 BATCH_SIZE = 8
-_LONGEST = 1e6  # seconds that a header is believed; where it gives no length, libsndfile gives its largest number
 
 
 class Window(NamedTuple):
@@ -118,18 +117,17 @@ def load(model: str, device: str) -> SsambaModel:
 
 def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
     """Each recording's windows, then that it ended, one recording after another; a batch has windows of several."""
-    failed: set[str] = set()
     waiting: list[_Piece | Ended] = []
-    for item in itertools.chain.from_iterable(_pieces(path, job, failed) for path in paths):
+    for item in itertools.chain.from_iterable(_pieces(path, job) for path in paths):
         waiting.append(item)
         pieces = sum(isinstance(one, _Piece) for one in waiting)
         if pieces in (0, job.batch_size):
-            yield from _answers(waiting, job, failed)
+            yield from _answers(waiting, job)
             waiting.clear()
-    yield from _answers(waiting, job, failed)
+    yield from _answers(waiting, job)
 
 
-def _pieces(path: str, job: Job, failed: Set[str]) -> Iterator[_Piece | Ended]:
+def _pieces(path: str, job: Job) -> Iterator[_Piece | Ended]:
     extractor, rate = job.model.feature_extractor, job.model.feature_extractor.sampling_rate
     start, end = -job.windows.hop, 0
     try:
@@ -137,28 +135,20 @@ def _pieces(path: str, job: Job, failed: Set[str]) -> Iterator[_Piece | Ended]:
             if samples.size < extractor.min_samples:
                 raise BadAudio(extractor.too_short(samples.size))
             yield _Piece(path, first, first - start, samples)
-            if path in failed:
-                return
             start, end = first, first + samples.size
         yield Ended(path, end / rate, None if end else "it holds no samples")
     except BadAudio as error:
         yield Ended(path, end / rate, str(error))
 
 
-def _answers(waiting: Sequence[_Piece | Ended], job: Job, failed: set[str]) -> Iterator[Window | Ended]:
-    """`waiting` with windows in the place of pieces; nothing more of a recording once it has failed."""
+def _answers(waiting: Sequence[_Piece | Ended], job: Job) -> Iterator[Window | Ended]:
+    """`waiting` with windows in the place of pieces."""
     answers = iter(_infer([one for one in waiting if isinstance(one, _Piece)], job))
-    for one in waiting:
-        found = next(answers) if isinstance(one, _Piece) else one
-        if found.path not in failed:
-            yield found
-        if isinstance(found, Ended) and found.error is not None:
-            failed.add(found.path)
+    yield from (next(answers) if isinstance(one, _Piece) else one for one in waiting)
 
 
 @torch.no_grad()
-def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window | Ended]:
-    """A piece's window, or the end of its recording if the spectrogram is not finite."""
+def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
     if not pieces:
         return []
     model, rate = job.model, job.model.feature_extractor.sampling_rate
@@ -168,14 +158,10 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window | Ended]:
     if out.logits is not None and model.classifier is not None:
         chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(1)).cpu()
     state = None if job.layer is None else (out.pooled[0].cpu(), out.hidden_states[0].transpose(1, 2).cpu())
-    found: list[Window | Ended] = []
+    found: list[Window] = []
     for row, piece in enumerate(pieces):
         start, end = piece.start / rate, (piece.start + piece.samples.size) / rate
         spectrogram = spectrograms[row, : frames_in(piece.samples.size, rate)]
-        if not torch.isfinite(spectrogram).all():
-            largest = abs(piece.samples).max()
-            found.append(Ended(piece.path, end, f"its samples, up to {largest:g}, are too large for a spectrogram"))
-            continue
         seconds = start + _column_seconds(model, len(spectrogram), int(out.columns[row]))
         pooled, tokens = (None, None) if state is None else (state[0][row], state[1][row, : len(seconds)])
         found.append(Window(piece.path, start, end, piece.step / rate, spectrogram,
@@ -195,7 +181,7 @@ def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
 
 def watched(paths: Sequence[str], job: Job, desc: str) -> Iterator[Window | Ended]:
     """`run` with a bar over seconds of audio, as the headers tell them, and each failure named on stderr."""
-    lengths = [_header_seconds(path) for path in paths]
+    lengths = [told_seconds(path) for path in paths]
     ends = dict(zip(paths, itertools.accumulate(lengths), strict=True))
     starts = {path: ends[path] - length for path, length in zip(paths, lengths, strict=True)}
     with progress_bar(round(sum(lengths)), "s", desc) as bar:
@@ -204,11 +190,3 @@ def watched(paths: Sequence[str], job: Job, desc: str) -> Iterator[Window | Ende
             if isinstance(found, Ended) and found.error is not None:
                 print_above(f"ssamba: {found.path}: {found.error}", sys.stderr)
             yield found
-
-
-def _header_seconds(path: str) -> float:
-    try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError, TypeError, UnicodeError):
-        return 0.0  # told when it is read
-    return info.duration if info.duration < _LONGEST else 0.0

@@ -17,8 +17,12 @@ import soxr
 import webdataset
 
 from ssamba.data.index import ShardIndex, find_shards, verify_shards
+from ssamba.data.order import ClipOrder, ClipRules
+from ssamba.data.remote import ShardCache
+from ssamba.data.stream import ClipStream
 from ssamba.data.writer import Recording, _finish_shard, _Written, safe_key, write_shards
 from ssamba.errors import UserError
+from ssamba.recordings import read_audio
 
 
 def tone(path: Path, seconds: float = 0.1, rate: int = 16000, channels: int = 1, hertz: float = 440.0) -> Path:
@@ -116,6 +120,7 @@ def test_index_on_disk(recordings: list[Recording], tmp_path: Path) -> None:
         ],
         "samples_sha256": hashlib.sha256(shard.with_name("samples.npy").read_bytes()).hexdigest(),
         "passed_over": {},
+        "above_full_scale": 0,
     }
 
 
@@ -150,9 +155,7 @@ def test_audio_comes_back(tmp_path: Path) -> None:
     same = tone(tmp_path / "same.wav", 0.5)
     slow = tone(tmp_path / "slow.wav", 0.5, rate=8000)
     stereo = tone(tmp_path / "stereo.wav", 0.5, channels=2)
-    full = tmp_path / "full.wav"
-    soundfile.write(full, np.array([1.5, -1.5, 1.0, -1.0, 0.0] * 200), 16000, subtype="FLOAT")
-    paths = [same, slow, stereo, full]
+    paths = [same, slow, stereo]
     write_shards({"train": [Recording(path.stem, path) for path in paths]}, tmp_path / "out", "toy")
     held = samples_in(tmp_path / "out" / "train")
 
@@ -164,7 +167,28 @@ def test_audio_comes_back(tmp_path: Path) -> None:
     ideal = 0.5 * 32768 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
     np.testing.assert_allclose(held["slow"][0][500:-500], ideal[500:-500], atol=20)
     np.testing.assert_allclose(held["stereo"][0], soundfile.read(stereo)[0].mean(1) * 32768, atol=1)
-    np.testing.assert_array_equal(held["full"][0][:5], [32767, -32768, 32767, -32768, 0])
+    assert all("full_scale" not in described for _, _, described in held.values())
+
+
+def test_samples_above_full_scale_are_kept_at_their_level(tmp_path: Path) -> None:
+    """What training hears of a recording is what is heard of its file elsewhere."""
+    loud, full = tmp_path / "loud.wav", tmp_path / "full.wav"
+    soundfile.write(loud, np.array([3.0, -1.5, 1.0, -0.75, 0.0] * 200), 16000, subtype="FLOAT")
+    soundfile.write(full, np.array([1.0, -1.0, 0.5, 0.0, 0.0] * 200), 16000, subtype="FLOAT")
+    paths = [loud, full]
+    made = write_shards({"train": [Recording(path.stem, path) for path in paths]}, tmp_path / "out", "toy")["train"]
+    assert made.above_full_scale == 1 and ShardIndex.read(tmp_path / "out" / "train").above_full_scale == 1
+    held = samples_in(tmp_path / "out" / "train")
+    assert held["loud"][2]["full_scale"] == 3 and "full_scale" not in held["full"][2]
+    np.testing.assert_array_equal(held["loud"][0][:5], [32767, -16384, 10923, -8192, 0])
+    np.testing.assert_array_equal(held["full"][0][:5], [32767, -32768, 16384, 0, 0])
+    shards = find_shards(str(tmp_path / "out" / "train"))
+    assert verify_shards(shards, progress=False) == []
+    order = ClipOrder(shards, ClipRules(1000, "pad", 0, 0), None)
+    (batch,) = ClipStream(shards, order, batch_size=2, sampling_rate=16000, training=False, max_bad_fraction=0.0,
+                          cache=ShardCache(10**6))  # fmt: skip
+    for key, waveform in zip(batch["keys"], batch["waveform"].numpy(), strict=True):
+        np.testing.assert_allclose(waveform, read_audio(tmp_path / f"{key}.wav", 16000, 10), atol=3 / 32768)
 
 
 @pytest.mark.parametrize("rate", [16000, 8000])
@@ -356,12 +380,13 @@ def test_a_worker_that_is_killed(recordings: list[Recording], tmp_path: Path, mo
 
 
 def test_a_file_whose_name_is_no_text(recordings: list[Recording], tmp_path: Path) -> None:
-    """libsndfile opens none; it is skipped as any other that cannot be used, and named."""
     odd = recordings[0].path.rename(tmp_path / "in" / "caf\udce9.wav")
     found = [Recording("odd", odd), *recordings[1:]]
-    (skipped,) = write_shards({"train": found}, tmp_path / "out", "toy", max_bad_fraction=0.1)["train"].skipped
-    assert skipped.source == "caf\\udce9.wav" and "cannot be decoded" in skipped.why
-    assert ShardIndex.read(tmp_path / "out" / "train").skipped == (skipped,)
+    assert not write_shards({"train": found}, tmp_path / "out", "toy")["train"].skipped
+    held = samples_in(tmp_path / "out" / "train")
+    assert held["odd"][2]["source"] == "caf\\udce9.wav"
+    plain = odd.rename(tmp_path / "in" / "plain.wav")
+    np.testing.assert_array_equal(held["odd"][0], soundfile.read(plain, dtype="int16")[0])
 
 
 def test_neither_module_imports_torch() -> None:

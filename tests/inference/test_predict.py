@@ -123,11 +123,11 @@ def test_a_table_lines_up(classifier: Path, make_sound: MakeSound, call: Call, t
 
 
 def test_a_name_that_is_no_text(classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path) -> None:
-    """libsndfile is not given such a name, but it is told."""
-    path = make_sound("a.wav", 1)
-    path.rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
-    status, out, err = call("predict", classifier, tmp_path, "--format", "jsonl")
-    assert status == 1 and "cannot be decoded" in json.loads(out)["error"] and r"caf\udce9.wav: it cannot" in err
+    make_sound("a.wav", 1).rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    status, out, _ = call("predict", classifier, tmp_path, "--format", "jsonl")
+    assert (
+        status == 0 and json.loads(out)["path"] == str(tmp_path / "caf\udce9.wav") and json.loads(out)["seconds"] == 1
+    )
 
 
 def test_answers_into_a_file(classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def mixed(make_sound: MakeSound, tmp_path: Path) -> Path:
 
 
 REASONS = {"a.wav": "cannot be decoded", "b.mp3": "cannot be decoded", "d.flac": "cannot be decoded",
-           "huge.wav": "too large for a spectrogram", "nan.wav": "not finite, the first at 20.000 s",
+           "huge.wav": "where full scale is 1", "nan.wav": "not finite, the first at 20.000 s",
            "short.wav": "it has 0.050 s; the model needs 0.175 s"}  # fmt: skip
 
 

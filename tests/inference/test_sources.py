@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssamba.audio import Waveform
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
 from ssamba.inference.sources import Windows, find_recordings
 from ssamba.models.checkpoint import AudioSettings
+from ssamba.recordings import Waveform
 
 
 @pytest.fixture
