@@ -5,19 +5,23 @@ Needs torch and `ssamba.ops` alone, whose operators the file's graph calls; noth
 Shapes: B batch, S samples of a clip, C classes.
 """
 
-import json
 import os
+import pickle
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 import ssamba.ops  # noqa: F401 - registers ssamba::scan and ssamba::conv
 from ssamba.errors import UserError
+from ssamba.files import parse_json
 
 DESCRIPTION = "ssamba.json"
 
@@ -34,10 +38,10 @@ class Description:
 
     labels: tuple[str, ...]
     label: str
-    problem_type: str
-    sampling_rate: int
-    samples: int
-    least_samples: int
+    problem_type: Literal["single_label_classification", "multi_label_classification"]
+    sampling_rate: Annotated[int, Meta(ge=1, le=768_000)]
+    samples: Annotated[int, Meta(ge=1, le=2**31)]
+    least_samples: Annotated[int, Meta(ge=1, le=2**31)]
     torch: str
 
 
@@ -90,7 +94,14 @@ def load_program(path: str | os.PathLike[str], device: str | torch.device = "cpu
     with warnings.catch_warnings():
         # Its weights lie on bytes that may not be written to, and nothing writes to them.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        program = torch.export.load(os.fspath(path))
+        try:
+            program = torch.export.load(os.fspath(path))
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError, EOFError,
+                pickle.UnpicklingError) as error:  # fmt: skip
+            raise UserError(
+                f"{path} cannot be loaded by torch {torch.__version__}; it was written by torch {description.torch}: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            ) from error
     where = torch.device(device)
     if where.type != "cpu":
         program = move_to_device_pass(program, where)
@@ -98,13 +109,17 @@ def load_program(path: str | os.PathLike[str], device: str | torch.device = "cpu
 
 
 def _describe(path: str | os.PathLike[str]) -> Description:
+    expected = "a .pt2 of `ssamba export --format torch`"
     try:
         with zipfile.ZipFile(path) as archive:
             # Everything lies in one folder, whose name is torch's choice.
             name = next(name for name in archive.namelist() if PurePosixPath(name).name == DESCRIPTION)
-            held = json.loads(archive.read(name))
-        return Description(**{**held, "labels": tuple(held["labels"])})
+            # More than the file has is what a bomb unpacks to: torch stores weights as they are.
+            if sum(member.file_size for member in archive.infolist()) > os.path.getsize(path):
+                raise zipfile.BadZipFile("it unpacks to more than it has")
+            return parse_json(archive.read(name), Description, path, expected)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    except (zipfile.BadZipFile, StopIteration, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no program; expected a .pt2 of `ssamba export --format torch`") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, zlib.error, StopIteration, ValueError, NotImplementedError, RuntimeError,
+            EOFError) as error:  # fmt: skip
+        raise UserError(f"{path} holds no program; expected {expected}") from error

@@ -284,6 +284,35 @@ def test_what_is_no_program(tmp_path: Path, programs: Callable[..., tuple[Ssamba
             load_program(wrong)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": "dog"}, "Expected `array`, got `str` at `labels`"), ({"samples": 0}, "at `samples`"),
+        ({"sampling_rate": 1e3}, "cannot be used"), ({"problem_type": "x"}, "Invalid enum value 'x' at `problem_type`"),
+        ({"least_samples": None}, "at `least_samples`"), ("[" * 100_000, "cannot be used"), (b"\xff", "cannot be used"),
+    ],
+)  # fmt: skip
+def test_a_description_that_is_none(
+    change: Any, said: str, tmp_path: Path, programs: Callable[..., tuple[SsambaModel, Path]]
+) -> None:
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(programs("ssast")[1]) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source.infolist():
+            content: Any = source.read(member)
+            if PurePosixPath(member.filename).name == "ssamba.json":
+                content = json.dumps({**json.loads(content), **change}) if isinstance(change, dict) else change
+            target.writestr(member.filename, content)
+    with pytest.raises(UserError, match=said):
+        load_program(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pt2", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/extra/ssamba.json", " " * 10_000_000 + "{}")
+    with pytest.raises(UserError, match="bomb.pt2 holds no program"):
+        load_program(tmp_path / "bomb.pt2")
+
+
 def test_what_becomes_no_program(
     pretrained: Callable[[str], Path], finetuned: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -128,6 +128,35 @@ def test_a_card_without_a_run_gives_no_score(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run.json").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[" * 100_000, '{"steps": -1}', '{"command": 5, "data": null}', '"\\ud800"', "\xff" * 10],
+)
+def test_a_record_that_is_none_costs_its_place_in_the_card(
+    text: str, finetuned: Runs, copy_of: Callable[[Path], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy_of(finetuned("ssast"))
+    (run / "run.json").write_text(text)
+    model = SsambaModel.from_pretrained(run)
+    assert model.record is None and f"{run / 'run.json'} cannot be used" in caplog.text
+    model.save_pretrained(tmp_path / "saved")
+    assert "without the record of a run" in (tmp_path / "saved" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "field", ["command", "started", "hardware", "versions", "data", "test", "last_metrics", "seed"]
+)
+def test_every_field_of_a_record_is_typed(
+    field: str, finetuned: Runs, copy_of: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy_of(finetuned("ssast"))
+    record = json.loads((run / "run.json").read_text())
+    assert SsambaModel.from_pretrained(run).record == record and not caplog.records
+    for value in (None, 1.5, {"a": []}, [{}]):
+        (run / "run.json").write_text(json.dumps({**record, field: value}))
+        assert SsambaModel.from_pretrained(run).record is None
+
+
 @pytest.mark.parametrize(("kind", "encoder"), [("finetuned", "ssamba")])
 def test_a_model_goes_to_the_hub_as_its_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, Any] = {}

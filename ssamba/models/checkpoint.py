@@ -1,28 +1,34 @@
 """A trained model as a folder, readable without the recipe that made it: model.safetensors, config.json (the network
 and its classes) and preprocessor_config.json (what its spectrograms are), with the names that `transformers` uses."""
 
-import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from msgspec import UNSET, Meta, UnsetType
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssamba.errors import UserError
-from ssamba.files import write_json, written_beside
-from ssamba.models.encoder import SIZES, STACKS, AudioEncoder
+from ssamba.files import parse_json, read_bounded, read_json, write_json, written_beside
+from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
-_PROBLEMS = {"cross_entropy": "single_label_classification", "bce": "multi_label_classification"}
-SHORT = ("pad", "repeat", "keep")
+Problem = Literal["single_label_classification", "multi_label_classification"]
+_PROBLEMS: dict[str, Problem] = {"cross_entropy": "single_label_classification", "bce": "multi_label_classification"}
+_LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
+
+
+SamplingRate = Annotated[int, Meta(ge=1000, le=768_000)]
+Level = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,10 @@ class AudioSettings:
     """What a model's spectrograms were: sampling rate in Hz, statistics of the log-mel values, and what became of a
     recording shorter than the clip: filled with zeros ("pad"), with itself ("repeat"), or left as it is ("keep")."""
 
-    sampling_rate: int
-    mean: float
-    std: float
-    short: str
+    sampling_rate: SamplingRate
+    mean: Level
+    std: Deviation
+    short: Annotated[str, Meta(pattern="^(pad|repeat|keep)$")]
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class ClassifierSettings:
     head_norm: bool = True
 
     @property
-    def problem_type(self) -> str:
+    def problem_type(self) -> Problem:
         """The loss as `transformers` names it."""
         return _PROBLEMS[self.loss]
 
@@ -113,34 +119,110 @@ def model_folder(path: str | Path) -> Path:
     raise UserError(f"{path} holds no model; expected config.json and model.safetensors in it or in its model/ folder")
 
 
+# What the files of a model folder may say. The bounds are far above the largest published model, and low enough that
+# whatever is within them is refused or built without harm.
+Width = Annotated[int, Meta(ge=1, le=65_536)]
+Positive = Annotated[int, Meta(ge=1, le=1024)]
+Frames = Annotated[int, Meta(ge=1, le=60_000)]  # ten minutes
+Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
+_MOST_CLIP_SAMPLES = 1 << 25
+_MOST_JSON_BYTES = 1 << 24
+_MOST_HEADER_BYTES = 1 << 24
+_FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    num_mel_bins: Positive
+    max_length: Frames
+    fshape: Positive
+    tshape: Frames
+    frequency_stride: Positive
+    time_stride: Frames
+    hidden_size: Width
+    num_hidden_layers: Positive
+    label: str | None = None
+    problem_type: Problem | None = None
+    pooling: Literal["mean", "class"] | None = None
+    head_norm: bool | None = None
+    id2label: dict[str, str] | None = None
+    label2id: dict[str, int] | None = None
+    architectures: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SsambaConfig(_Config):
+    model_type: Literal["ssamba"]
+    state_size: Positive
+    expand: Positive
+    conv_kernel: Positive
+    residual: Literal["doubling", "plain"]
+    layer_norm_eps: Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SsastConfig(_Config):
+    model_type: Literal["ssast"]
+    num_attention_heads: Positive
+    layer_norm_eps: Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AumConfig(_Config):
+    model_type: Literal["aum"]
+    state_size: Positive
+    expand: Positive
+    conv_kernel: Positive
+    scan_layout: Literal["fo_fo", "fo_bi", "bi_bi"]
+    rms_norm_eps: Epsilon
+
+
+_CONFIGS: dict[str, type[_Config]] = {"ssamba": _SsambaConfig, "ssast": _SsastConfig, "aum": _AumConfig}
+
+
+@dataclass(frozen=True)
+class _Family:
+    model_type: str
+
+
+@dataclass(frozen=True)
+class _Preprocessor(AudioSettings):
+    num_mel_bins: int | UnsetType = UNSET
+    max_length: int | UnsetType = UNSET
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a model or run folder; UserError if it is none of ours."""
-    text = model_folder(path) / "config.json"
-    try:
-        config = json.loads(text.read_text())
-        family = config["model_type"]
-        known = family in STACKS and {*_PATCH_FIELDS, *SIZES[family]["nano"]} <= config.keys()
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{text} is not a model's config.json: {error!r}") from error
-    if not known:
-        raise UserError(f"{text} describes a {family!r}; expected one of {', '.join(STACKS)}, complete")
-    assert isinstance(config, dict)
-    return config
+    """The config.json of a model or run folder, the fields that mean something here.
+
+    Raises:
+        UserError: it is none of ours, or a field is missing or of another type or size than a model's.
+    """
+    place, expected = model_folder(path) / "config.json", "a model's config.json, complete, as `ssamba` writes it"
+    content = read_bounded(place, expected, _MOST_JSON_BYTES)
+    family = parse_json(content, _Family, place, expected).model_type
+    if family not in _CONFIGS:
+        raise UserError(f"{place} describes a {family!r}; expected one of {', '.join(_CONFIGS)}")
+    config = parse_json(content, _CONFIGS[family], place, expected)
+    return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 def read_audio_settings(path: str | Path) -> AudioSettings:
-    """The preprocessor_config.json of a model or run folder; UserError if it is missing or incomplete."""
-    text = model_folder(path) / "preprocessor_config.json"
-    try:
-        config = json.loads(text.read_text())
-        settings = AudioSettings(**{field.name: config[field.name] for field in fields(AudioSettings)})
-    except FileNotFoundError as error:
-        raise UserError(f"{text} is missing; expected sampling_rate, mean, std and short in it") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{text} does not describe a model's spectrograms: {error!r}") from error
-    if settings.short not in SHORT:
-        raise UserError(f"{text} has short {settings.short!r}; expected one of {', '.join(SHORT)}")
-    return settings
+    """The preprocessor_config.json of a model or run folder; UserError if it is missing, incomplete or contradicts the
+    config.json beside it."""
+    place = model_folder(path) / "preprocessor_config.json"
+    expected = "sampling_rate, mean, std and short (pad, repeat or keep) of a model's spectrograms"
+    if not place.is_file():
+        raise UserError(f"{place} is missing; expected {expected} in it")
+    told, config = read_json(place, _Preprocessor, expected, _MOST_JSON_BYTES), read_config(path)
+    for name in ("num_mel_bins", "max_length"):
+        if getattr(told, name) not in (UNSET, config[name]):
+            raise UserError(f"{place} has {name} {getattr(told, name)}; expected {config[name]}, as in its config.json")
+    if (samples := config["max_length"] * told.sampling_rate // 100) > _MOST_CLIP_SAMPLES:
+        raise UserError(
+            f"{place} has sampling_rate {told.sampling_rate}, at which a clip of its config.json's "
+            f"{config['max_length']} frames has {samples} samples; expected at most {_MOST_CLIP_SAMPLES}"
+        )
+    return AudioSettings(told.sampling_rate, told.mean, told.std, told.short)
 
 
 def build_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> AudioEncoder:
@@ -150,46 +232,107 @@ def build_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> Audi
     return AudioEncoder(config["model_type"], options, **patch, scan_backend=scan_backend)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a model or run folder, on the CPU."""
-    return read_safetensors(model_folder(path) / "model.safetensors")
+def read_weights(path: str | Path, finite: bool = True) -> dict[str, Tensor]:
+    """The tensors of a model or run folder, float32, on the CPU.
+
+    Raises:
+        UserError: a damaged file or, with `finite`, numbers that are not.
+    """
+    place = model_folder(path) / "model.safetensors"
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in read_safetensors(place).items()}
+    if finite and (bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]):
+        raise UserError(
+            f"{place} has numbers that are not finite in {', '.join(bad[:8])}{', ...' if len(bad) > 8 else ''}: the "
+            "model is of no use; expected one of a training that did not diverge"
+        )
+    return weights
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, on the CPU; UserError for a damaged one."""
+    read_header(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def load_model(path: str | Path, scan_backend: str = "auto") -> SavedModel:
-    """Read a model or run folder. UserError for weights that do not fit their config.json, with the names."""
-    config = read_config(path)
-    encoder = build_encoder(config, scan_backend)
-    settings = None
-    model: MaskedPatchModel | AudioClassifier
-    if "id2label" in config:
-        settings = _classifier_settings(config, path)
-        model = AudioClassifier(encoder, len(settings.labels), settings.pooling, settings.head_norm)
-    else:
-        model = MaskedPatchModel(encoder)
-    _load_strictly(model, read_weights(path), path)
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> dtype, in safetensors' words, and shape of what a .safetensors file holds, without reading the tensors.
+
+    Raises:
+        UserError: it is damaged, or its header is larger than any model's.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > _MOST_HEADER_BYTES:
+            raise UserError(f"{path} is damaged: its header has {size} bytes; expected {_MOST_HEADER_BYTES} at most")
+        with safe_open(path, "pt") as tensors:
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def load_model(path: str | Path, scan_backend: str = "auto", finite: bool = True) -> SavedModel:
+    """Read a model or run folder.
+
+    Args:
+        finite: refuse weights that are not; a conversion takes them as they are.
+
+    Raises:
+        UserError: a file that is damaged or says what cannot be, or weights that do not fit their config.json.
+    """
+    config, audio = read_config(path), read_audio_settings(path)
+    model, settings = _checked_model(config, path, scan_backend)
+    _fill(model, read_weights(path, finite), path)
     model.eval()
-    return SavedModel(model, read_audio_settings(path), settings)
+    return SavedModel(model, audio, settings)
+
+
+def _checked_model(
+    config: Mapping[str, Any], path: str | Path, scan_backend: str = "auto"
+) -> tuple[MaskedPatchModel | AudioClassifier, ClassifierSettings | None]:
+    """The model that a folder's config.json describes, without memory for its tensors.
+
+    Raises:
+        UserError: it describes none, or another one than the header of the weights.
+    """
+    settings = _classifier_settings(config, path) if "id2label" in config else None
+    header = read_header(model_folder(path) / "model.safetensors")
+    # A number of layers costs nothing until the weights have as many: two more show which names are missing.
+    layers = {name.split(".")[3] for name in header if name.startswith("encoder.stack.layers.")}
+    described = {**config, "num_hidden_layers": min(config["num_hidden_layers"], len(layers) + 2)}
+    model: MaskedPatchModel | AudioClassifier
+    try:
+        with torch.device("meta"):
+            encoder = build_encoder(described, scan_backend)
+            if settings is None:
+                model = MaskedPatchModel(encoder)
+            else:
+                model = AudioClassifier(encoder, len(settings.labels), settings.pooling, settings.head_norm)
+    except ValueError as error:
+        raise UserError(f"config.json in {path} describes no model: {error}") from error
+    _compare(model, {name: shape for name, (_, shape) in header.items()}, path)
+    if others := [f"{name} has type {dtype}" for name, (dtype, _) in header.items() if dtype not in _FLOATS]:
+        raise UserError(f"the weights in {path} do not fit: {_some(others)}; expected one of {', '.join(_FLOATS)}")
+    return model, settings
 
 
 def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> ClassifierSettings:
-    try:
-        names = {int(number): name for number, name in config["id2label"].items()}
-        loss = {problem: loss for loss, problem in _PROBLEMS.items()}[config["problem_type"]]
-        labels = tuple(names[number] for number in range(len(names)))
-        return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"])
-    except (KeyError, ValueError, AttributeError) as error:
+    missing = [name for name in ("label", "problem_type", "pooling", "head_norm") if name not in config]
+    names = config["id2label"]
+    numbers = [str(number) for number in range(len(names))]
+    if missing or not numbers or names.keys() != set(numbers):
+        problem = f"it has no {missing[0]}" if missing else "its id2label is none"
         raise UserError(
-            f"config.json in {path} does not describe a classifier: {error!r}; expected id2label (numbers from 0), "
-            f"label, pooling, and problem_type {' or '.join(_PROBLEMS.values())}"
-        ) from error
+            f"config.json in {path} does not describe a classifier: {problem}; expected id2label (numbers from 0), "
+            f"label, pooling, head_norm, and problem_type {' or '.join(_LOSSES)}"
+        )
+    labels = tuple(names[number] for number in numbers)
+    loss = _LOSSES[config["problem_type"]]
+    return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"])
 
 
 def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:
@@ -213,25 +356,33 @@ def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:
             + ", ".join(f"{name} {asked[name]}" for name in differing)
             + ". Pretrain such a model, or change the recipe's model section"
         )
+    _checked_model(config, path)
     prefix = "encoder."
     state = {name.removeprefix(prefix): x for name, x in read_weights(path).items() if name.startswith(prefix)}
     if "positions" in state:
         with torch.no_grad():
             state["positions"] = fit_positions(state["positions"], *encoder.grid).contiguous()
-    _load_strictly(encoder, state, path)
+    _fill(encoder, state, path)
 
 
-def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not known" for name in state if name not in own]
+def _fill(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Give a module tensors of the shapes that it has; the tensors become the module's."""
+    _compare(module, {name: tuple(tensor.shape) for name, tensor in state.items()}, path)
+    module.load_state_dict(dict(state), assign=True)
+
+
+def _compare(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], path: str | Path) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [f"{name} is missing" for name in own if name not in shapes]
+    wrong += [f"{name} is not known" for name in shapes if name not in own]
     wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name} has shape {shapes[name]}, expected {shape}"
+        for name, shape in own.items()
+        if name in shapes and shapes[name] != shape
     ]
     if wrong:
-        raise UserError(
-            f"the weights in {path} do not fit: " + "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
-        )
-    module.load_state_dict(dict(state))
+        raise UserError(f"the weights in {path} do not fit: {_some(wrong)}")
+
+
+def _some(complaints: Sequence[str]) -> str:
+    return "; ".join(complaints[:8]) + ("; ..." if len(complaints) > 8 else "")

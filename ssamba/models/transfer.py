@@ -229,7 +229,7 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
     if held != family:
         raise UserError(f"{path} holds a model of {held}; expected one of {family} for --format {family}")
     kept = _read_unused(path)
-    tensors = to_authors(load_model(path).model) | kept
+    tensors = to_authors(load_model(path, finite=False).model) | kept
     zeros = {f"module.{name}" for name in UNUSED} & tensors.keys() - kept.keys()
     with written_beside(out) as beside, beside.open("wb") as file:
         torch.save(tensors, file)

@@ -19,6 +19,7 @@ from ssamba.models.checkpoint import (
     model_folder,
     read_config,
     save_model,
+    write_safetensors,
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
@@ -213,7 +214,7 @@ def test_truncated_weights_are_told(keep: float, tmp_path: Path) -> None:
     [
         ({"num_hidden_layers": 4}, "stack.layers.2.norm.weight is missing"),
         ({"hidden_size": 48}, r"encoder.class_tokens has shape \(1, 32\), expected \(1, 48\)"),
-        ({"num_hidden_layers": 0}, "stack.layers.0.mixer.ahead.A_log is not known"),
+        ({"residual": "plain", "num_hidden_layers": 1}, "stack.layers.1.mixer.ahead.A_log is not known"),
     ],
 )
 def test_weights_that_their_config_does_not_describe(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -227,12 +228,13 @@ def test_weights_that_their_config_does_not_describe(change: dict[str, Any], sai
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is not a model's config.json"),
-        ("[]", "is not a model's config.json"),
-        ("{}", "is not a model's config.json"),
+        ("{", "cannot be used: Input data was truncated; expected a model's config.json"),
+        ("[]", "cannot be used: Expected `object`, got `array`"),
+        ("{}", "cannot be used: Object missing required field `model_type`"),
         ('{"model_type": "bert"}', "describes a 'bert'; expected one of ssamba, ssast"),
-        ('{"model_type": ["ssamba"]}', "config.json"),
-        ('{"model_type": "ssamba", "mean": 0}', "describes a 'ssamba'.*complete"),
+        ('{"model_type": ["ssamba"]}', "cannot be used: Expected `str`, got `array` at `model_type`"),
+        ('{"model_type": "ssamba", "mean": 0}', "cannot be used: Object missing required field .*complete"),
+        ('{"a":' * 100_000, "cannot be used: it is nested too deep|cannot be used: .*truncated"),
     ],
 )
 def test_a_config_that_is_none(text: str, said: str, tmp_path: Path) -> None:
@@ -254,7 +256,12 @@ def test_a_config_without_the_sizes_of_its_stack(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"short": "wrap"}, "short 'wrap'; expected one of pad, repeat, keep"), ({"std": None}, "does not describe")],
+    [
+        ({"short": "wrap"}, r"Expected `str` matching regex .* at `short`; expected .* short \(pad, repeat or keep\)"),
+        ({"std": None}, "missing required field `std`"),
+        ({"max_length": 47}, "has max_length 47; expected 48, as in its config.json"),
+        ({"num_mel_bins": 64}, "has num_mel_bins 64; expected 32, as in its config.json"),
+    ],
 )
 def test_spectrograms_that_are_not_described(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     pretrained(tmp_path, "ssamba")
@@ -269,7 +276,7 @@ def test_spectrograms_that_are_not_described(change: dict[str, Any], said: str, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"id2label": {"1": "no", "2": "yes"}}, {"problem_type": "regression"}, {"id2label": ["no", "yes"]}]
+    "change", [{"id2label": {"1": "no", "2": "yes"}}, {"id2label": {"0": "no", "01": "yes"}}, {"id2label": {}}]
 )
 def test_classes_that_are_not_described(change: dict[str, Any], tmp_path: Path) -> None:
     settings = ClassifierSettings(("no", "yes"), "word", "bce", "mean")
@@ -291,3 +298,112 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no model"):
         model_folder(tmp_path)
+
+
+# Each field of each file, with each value that it may not have
+
+NUMBERS = (1.5, -1, 0, 10**6, 10**12, 10**400, -(10**400), 1e300, math.nan, math.inf)
+WRONG: tuple[Any, ...] = ("x", None, [], {}, True, *NUMBERS)
+RIGHT: dict[str, tuple[Any, ...]] = {
+    "label": ("x",), "head_norm": (True,), "mean": (1.5, -1, 0, 10**6), "std": (1.5, 10**6),
+    "architectures": (None, []), "label2id": (None, {}),
+}  # fmt: skip
+"""Of `WRONG`, those that can stand in a field."""
+
+
+def damaged(folder: Path, name: str, field: str, value: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+
+
+@each_encoder
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_no_field_is_believed(encoder: str, name: str, tmp_path: Path) -> None:
+    settings = ClassifierSettings(("no", "yes"), "word", "bce", "mean")
+    save_model(tmp_path, AudioClassifier(make(encoder), 2, "mean"), AUDIO, settings)
+    whole = (tmp_path / name).read_text()
+    for field in json.loads(whole):
+        if field == "feature_extractor_type":
+            continue
+        for value in WRONG:
+            (tmp_path / name).write_text(whole)
+            damaged(tmp_path, name, field, value)
+            if any(type(value) is type(one) and value == one for one in RIGHT.get(field, ())):
+                load_model(tmp_path)
+                continue
+            with pytest.raises(UserError) as told:
+                load_model(tmp_path)
+            assert "\n" not in str(told.value) and str(tmp_path) in str(told.value), (field, value)
+    for content in (
+        b"",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[" * 100_000,
+        whole.encode()[:40],
+        b'{"model_type":"\xed\xa0\x80"}',
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{tmp_path / name} cannot be used"):
+            load_model(tmp_path)
+
+
+@each_encoder
+def test_a_config_costs_nothing_before_the_weights_agree(encoder: str, tmp_path: Path) -> None:
+    pretrained(tmp_path, encoder)
+    for field, value in (("hidden_size", 65_536), ("num_hidden_layers", 1024), ("fshape", 32), ("max_length", 60_000)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ssamba.models.checkpoint.load_file", lambda path: pytest.fail("the weights were read"))
+            whole = (tmp_path / "config.json").read_text()
+            damaged(tmp_path, "config.json", field, value)
+            damaged(tmp_path, "preprocessor_config.json", "max_length", value if field == "max_length" else 48)
+            with pytest.raises(UserError, match="do not fit: encoder"):
+                load_model(tmp_path)
+            (tmp_path / "config.json").write_text(whole)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.bfloat16, None), (torch.float16, None), (torch.float64, "mask_token has type F64; expected one of F32"),
+        (torch.int64, "mask_token has type I64"), (torch.bool, "has type BOOL"), 
+        (torch.float8_e5m2, "has type F8_E5M2"),
+    ],
+)  # fmt: skip
+def test_types_of_weights(dtype: torch.dtype, said: str | None, tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    weights = load_file(tmp_path / "model.safetensors")
+    held = weights["encoder.mask_token"].to(dtype)
+    write_safetensors(tmp_path / "model.safetensors", {**weights, "encoder.mask_token": held})
+    if said is not None:
+        with pytest.raises(UserError, match=said):
+            load_model(tmp_path)
+        return
+    loaded = load_model(tmp_path).model.encoder.mask_token
+    assert loaded.dtype == torch.float32 and torch.equal(loaded, held.float())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["encoder.mask_token"][3] = value
+    write_safetensors(tmp_path / "model.safetensors", weights)
+    with pytest.raises(UserError, match="not finite in encoder.mask_token: the model is of no use"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="not finite in encoder.mask_token"):
+        load_pretrained_encoder(make("ssamba"), tmp_path)
+
+
+def test_headers_that_are_none(tmp_path: Path) -> None:
+    pretrained(tmp_path, "ssamba")
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    told = json.loads(whole[8 : 8 + size])
+    told["encoder.mask_token"]["shape"] = [10**12]
+    other = json.dumps(told).encode()
+    for content in (b"", b"\xff" * 8 + whole[8:], (1 << 40).to_bytes(8, "little") + whole[8:], whole + b"more",
+                    len(other).to_bytes(8, "little") + other + whole[8 + size :], b"[" * 10_000):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{path} is damaged"):
+            load_model(tmp_path)
