@@ -210,7 +210,7 @@ class _Sndfile:
 
     def __init__(self, file: soundfile.SoundFile, content: Content) -> None:
         self.file, self.content, self.rate = file, content, int(file.samplerate)
-        self.count = _block(self.rate, file.channels)
+        self.count, self.done = _block(self.rate, file.channels), 0
         self.frames: int | None = int(file.frames)
         if content.frames is not None or content.kind == "flac":
             self.frames = content.frames
@@ -220,7 +220,8 @@ class _Sndfile:
         """A sample is the same wherever the decoder comes from, and it is found at once."""
         subtype = self.file.subtype
         exact = subtype.startswith("PCM_") or subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
-        return exact and self.frames is not None and self.frames < 1 << 40
+        # Of formats that keep their samples in blocks, libsndfile does not find the last ones.
+        return exact and self.file.format not in ("PAF", "SDS") and self.frames is not None and self.frames < 1 << 40
 
     @property
     def seconds(self) -> float | None:
@@ -229,24 +230,24 @@ class _Sndfile:
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Waveform]]:
         """Sampling rate in Hz and samples: float32 (S, channels), none of them empty, from `start` to `stop`, or to
         where the recording ends. To know that it is whole, it must be read to its end."""
-        done = 0
         if start and self.seekable:
             if start >= (self.frames or 0):
                 return
             self._seek(start)
-            done = start
+            self.done = start
         # Not beyond the end that a header tells: behind the sound may be what would be taken for damage.
         last = self.frames if self.frames is not None and not self.content.guessed else 1 << 62
         end = last if stop is None else min(last, stop)
-        while done < end:
-            samples = self._read(min(self.count, end - done), done)
+        while self.done < end:
+            samples = self._read(min(self.count, end - self.done))
             if not len(samples):
                 break
-            if done + len(samples) > start:
-                yield self.rate, samples[max(0, start - done) :]
-            done += len(samples)
+            before = self.done
+            self.done += len(samples)
+            if self.done > start:
+                yield self.rate, samples[max(0, start - before) :]
         if stop is None and self.frames is not None:
-            _check_whole(done, self.frames, self.rate, self.content.inexact, not self.seekable)
+            _check_whole(self.done, self.frames, self.rate, self.content.inexact, not self.seekable)
 
     def fill(self, start: int, out: Waveform) -> int:
         """Samples from `start` on in one go, where that is possible: how many, and they are in `out`."""
@@ -254,7 +255,7 @@ class _Sndfile:
             return 0
         if start:
             self._seek(start)
-        return len(self._read(len(out), start, out))
+        return len(self._read(len(out), out))
 
     def _seek(self, start: int) -> None:
         try:
@@ -265,7 +266,7 @@ class _Sndfile:
                 f"it is cut or damaged: {start / self.rate:.3f} s of the {told:.3f} s it tells of cannot be found"
             ) from error
 
-    def _read(self, count: int, done: int, out: Waveform | None = None) -> Waveform:
+    def _read(self, count: int, out: Waveform | None = None) -> Waveform:
         try:
             if out is None:
                 samples: Waveform = self.file.read(count, dtype="float32", always_2d=True)
@@ -275,7 +276,7 @@ class _Sndfile:
         except soundfile.LibsndfileError as error:
             whole = f" of {self.frames / self.rate:.3f}" if self.frames else ""
             raise BadAudio(
-                f"it cannot be decoded beyond {done / self.rate:.3f}{whole} s: {error.error_string}"
+                f"it cannot be decoded beyond {self.done / self.rate:.3f}{whole} s: {error.error_string}"
             ) from error
 
 
@@ -288,6 +289,7 @@ class _Ffmpeg:
         # What a container says of the rate is not always what comes out.
         self._first = next(self._blocks, None)
         self.rate, self.frames = self._first[0] if self._first else 0, content.frames
+        self.done = 0
 
     @property
     def seconds(self) -> float | None:
@@ -295,20 +297,21 @@ class _Ffmpeg:
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Waveform]]:
         """As `_Sndfile.blocks`."""
-        done = 0
         for rate, samples in chain([self._first] if self._first else [], self._blocks):
-            begin = done
-            done += len(samples)
+            begin = self.done
+            self.done += len(samples)
             part = samples[max(0, start - begin) : None if stop is None else max(0, stop - begin)]
             if len(part):
                 yield rate, part
-            if stop is not None and done >= stop:
+            if stop is not None and self.done >= stop:
                 return
         if stop is None and self.rate:
             if self.frames is not None:
-                _check_whole(done, self.frames, self.rate, self.content.inexact)
+                _check_whole(self.done, self.frames, self.rate, self.content.inexact)
             elif self.seconds is not None:
-                _check_whole(done, int(self.seconds * self.rate), self.rate)
+                _check_whole(self.done, int(self.seconds * self.rate), self.rate)
+        elif self.seconds and not self.rate:
+            raise BadAudio(f"it is cut or damaged: nothing of the {self.seconds:.3f} s it tells of can be decoded")
 
 
 _Decoder = _Sndfile | _Ffmpeg
@@ -436,7 +439,7 @@ def _between(decoder: _Decoder, start: float, stop: float | None, max_seconds: f
             raise BadAudio(f"the cut has more than {max_seconds:g} s; at most that is read")
         yield rate, mono
     if rate and read < (1 if last is None else last - first):
-        raise _beyond((first + read) / rate if read else decoder.seconds or 0.0, start, stop)
+        raise _beyond(decoder.done / rate, start, stop)
 
 
 def _beyond(seconds: float, start: float, stop: float | None) -> BadAudio:

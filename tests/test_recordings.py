@@ -1,9 +1,16 @@
-"""Recordings of every format that there is a decoder for, whole, in part, cut, and without a decoder."""
+"""Recordings of every format that there is a decoder for: whole, in part, cut, joined, and without PyAV."""
 
 import io
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -11,8 +18,16 @@ import soxr
 
 from ssamba.errors import BadAudio
 from ssamba.recordings import (
+    ENDINGS,
+    LOUDEST,
+    check_level,
+    decoded_length,
+    measured_length,
     read_audio,
+    read_cut,
+    read_segment,
     stream_audio,
+    told_seconds,
 )
 
 
@@ -123,3 +138,319 @@ def test_a_path_that_cannot_be_decoded_is_refused(name: str, tmp_path: Path) -> 
         (tmp_path / written).write_bytes(b"words " * 100)
     with pytest.raises(BadAudio, match="cannot be decoded"):
         read_audio(tmp_path / name, 16000, 10)
+
+
+# Formats
+
+SECONDS = 1.3
+# RAW says nothing of what it holds, SD2 keeps it in another file; libsndfile writes no layers I and II.
+NOT_WRITTEN = {"RAW", "SD2", "MP3 MPEG_LAYER_I", "MP3 MPEG_LAYER_II", "WAV MPEG_LAYER_III", "AIFF DWVW_12"}
+BY_LIBSNDFILE = [
+    f"{container} {subtype}"
+    for container in soundfile.available_formats()
+    for subtype in soundfile.available_subtypes(container)
+    if not {container, f"{container} {subtype}"} & NOT_WRITTEN
+]
+# Muxer and encoder of PyAV, and what libsndfile does not do with it.
+BY_PYAV = [
+    "ipod aac", "mp4 aac", "mov alac", "ipod alac", "3gp aac", "adts aac", "caf alac", "matroska libopus",
+    "matroska aac", "matroska flac", "matroska libmp3lame", "webm libopus", "asf wmav1", "asf wmav2", "amr amr_nb",
+    "ogg flac", "wav adpcm_swf", "wav g726", "tta tta", "wv wavpack", "ac3 ac3", "eac3 eac3",
+]  # fmt: skip
+
+
+def chirp(rate: int, seconds: float = SECONDS) -> np.ndarray:
+    time = np.arange(round(seconds * rate)) / rate
+    return 0.4 * np.sin(2 * np.pi * (200 + 500 * time) * time)
+
+
+@cache
+def by_libsndfile(name: str) -> bytes:
+    container, subtype = name.split()
+    for rate in (16000, 8000):
+        try:
+            return encoded(chirp(rate), rate, container, subtype)
+        except soundfile.LibsndfileError:  # of one rate alone
+            continue
+    raise AssertionError(f"{name} is not written")
+
+
+@cache
+def by_pyav(name: str, seconds: float = SECONDS, rate: int = 16000, **options: str) -> bytes:
+    muxer, codec = name.split()
+    only = {"amr_nb": 8000, "libopus": 48000, "adpcm_swf": 22050, "g726": 8000}
+    rate = only.get(codec, 44100 if codec in ("wmav1", "wmav2", "ac3", "eac3") else rate)
+    file = io.BytesIO()
+    with av.open(file, "w", format=muxer, options=options) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = {"amr_nb": 12200, "g726": 32000}.get(codec, 64000)
+        samples = np.round(32767 * chirp(rate, seconds)).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = rate
+        fitting = av.AudioResampler(stream.codec_context.format, "mono", rate, stream.codec_context.frame_size or 4096)
+        for part in [*fitting.resample(frame), *fitting.resample(None), None]:
+            container.mux([packet for packet in stream.encode(part) if packet.size])
+    return file.getvalue()
+
+
+def recording(name: str) -> bytes:
+    return by_libsndfile(name) if name in BY_LIBSNDFILE else by_pyav(name)
+
+
+def without_xing(seconds: float, quality: str = "5") -> bytes:
+    """An MP3 of a bit rate that varies and no header that tells how long it is."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp3", options={"write_xing": "0", "id3v2_version": "0"}) as container:
+        stream = container.add_stream("libmp3lame", rate=44100, layout="mono")
+        stream.codec_context.global_quality = int(quality) * 118
+        stream.codec_context.flags |= 2  # a constant quality
+        rate, silence = 44100, np.zeros(44100)
+        samples = np.concatenate([silence, chirp(rate, seconds - 2), silence])
+        frame = av.AudioFrame.from_ndarray(np.round(32767 * samples).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate = rate
+        fitting = av.AudioResampler("s16p", "mono", rate, 1152)
+        for part in [*fitting.resample(frame), *fitting.resample(None), None]:
+            container.mux(stream.encode(part))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", [*BY_LIBSNDFILE, *BY_PYAV])
+def test_every_format_is_read_whole_and_alike_everywhere(name: str, tmp_path: Path) -> None:
+    data = recording(name)
+    path = tmp_path / "named.wrongly.raw"
+    path.write_bytes(data)
+    rate, length = decoded_length(data)
+    assert measured_length(data) == measured_length(path) == decoded_length(path) == (rate, length)
+    # Encoders fill the last of their blocks, and some put silence before the sound; FFmpeg's decoder of WMA keeps its
+    # last one. These know one rate alone.
+    written = SECONDS * (16000 if name.startswith(("VOC", "WVE", "XI")) else rate)
+    assert (-0.05 if name.startswith("asf") else -0.01) * rate <= length - written <= 0.15 * rate
+    whole = read_audio(data, rate, 10)
+    assert whole.shape == (length,) and 0.2 < np.sqrt(np.mean(whole**2)) < 0.33
+    for source in (path, str(path), io.BytesIO(data)):
+        assert np.array_equal(read_audio(source, rate, 10), whole)
+    assert abs(told_seconds(path) - length / rate) < 0.15 or not told_seconds(path)
+    for start, size in ((0, 100), (0, length), (1, 999), (length // 3, 5000), (length - 1700, 1700), (length - 1, 1)):
+        out = np.zeros(size, np.float32)
+        read_segment(data, rate, start, out)
+        assert np.array_equal(out, whole[start : start + size]), start
+    np.testing.assert_array_equal(read_cut(path, rate, 1, 0.125, 0.25), whole[round(rate / 8) : round(rate / 4)])
+    np.testing.assert_array_equal(read_cut(path, rate, 4, 0.375), whole[round(3 * rate / 8) :])
+    with pytest.raises(BadAudio, match=f"it ends after {length} samples; at least {length + 10} are"):
+        read_segment(data, rate, length - 10, np.zeros(20, np.float32))
+    with pytest.raises(BadAudio, match=rf"it has {length / rate:.3f} s; the cut is from 9 to 10 s"):
+        read_cut(path, rate, 2, 9, 10)
+    for read in (lambda: read_audio(path, 16000, 0.2), lambda: read_cut(path, 16000, 0.2, 0.1, 0.4)):
+        with pytest.raises(BadAudio, match=r"at most"):
+            read()
+
+
+# Those that tell no length, what old samplers and MATLAB made, and frames one behind another.
+BELIEVED = {"IRCAM", "PAF", "PVF", "AVR", "MAT4", "MAT5", "MPC2K", "SDS", "XI", "WVE",
+            "adts", "amr", "ac3", "eac3"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*BY_LIBSNDFILE, *BY_PYAV])
+def test_what_is_cut_is_refused_by_everything(name: str) -> None:
+    data = recording(name)
+    cut = data[: len(data) * 3 // 5]
+    if name.split()[0] in BELIEVED:
+        assert decoded_length(cut)[1] <= decoded_length(data)[1]
+        return
+    rate, length = decoded_length(data)
+    for read in (lambda: read_audio(cut, 16000, 10), lambda: list(stream_audio(cut, 16000)),
+                 lambda: decoded_length(cut), lambda: measured_length(cut)):  # fmt: skip
+        with pytest.raises(BadAudio, match="cut|cannot be decoded"):
+            read()
+    with pytest.raises(BadAudio):
+        read_segment(cut, rate, length - 2000, np.zeros(2000, np.float32))
+
+
+@pytest.mark.parametrize("name", BY_PYAV)
+def test_without_pyav_it_is_refused_with_what_would_help(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = recording(name)
+    monkeypatch.setitem(sys.modules, "av", None)
+    for read in (lambda: read_audio(data, 16000, 10), lambda: measured_length(data)):
+        with pytest.raises(BadAudio, match=r'pip install "ssamba\[formats\]"'):
+            read()
+
+
+def joined(data: bytes) -> bytes:
+    return data + data
+
+
+def tagged(data: bytes) -> bytes:
+    return data + b"TAG" + bytes(125) + data
+
+
+@pytest.mark.parametrize(
+    ("data", "seconds"),
+    [
+        pytest.param(lambda: without_xing(9.0), 9, id="VBR without a header"),
+        pytest.param(lambda: joined(without_xing(5.0)), 10, id="joined VBR"),
+        pytest.param(lambda: joined(by_libsndfile("MP3 MPEG_LAYER_III")), 2 * SECONDS, id="joined MP3"),
+        pytest.param(lambda: tagged(by_libsndfile("MP3 MPEG_LAYER_III")), 2 * SECONDS, id="joined MP3 with tags"),
+        pytest.param(lambda: bytes(3000) + by_libsndfile("MP3 MPEG_LAYER_III"), SECONDS, id="zeros before MP3"),
+        pytest.param(lambda: joined(by_libsndfile("OGG VORBIS")), 2 * SECONDS, id="chained Vorbis"),
+        pytest.param(lambda: joined(by_libsndfile("OGG OPUS")), 2 * SECONDS, id="chained Opus"),
+        pytest.param(lambda: wav(0, 0), SECONDS, id="WAV of size 0"),
+        pytest.param(lambda: wav(36, 0), SECONDS, id="WAV whose sizes were not filled in"),
+    ],
+)
+def test_what_libsndfile_would_read_in_part(
+    data: Callable[[], bytes], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = data()
+    # What an encoder puts before and after the sound is sound where a second file begins.
+    assert 0 <= len(read_audio(content, 16000, 30)) / 16000 - seconds < 0.2
+    rate, length = measured_length(content)
+    assert length == decoded_length(content)[1]
+    monkeypatch.setitem(sys.modules, "av", None)
+    try:
+        assert decoded_length(content)[1] >= seconds * rate
+    except BadAudio as error:
+        assert 'pip install "ssamba[formats]"' in str(error)
+
+
+def wav(riff: int | None = None, size: int | None = None, samples: int = round(SECONDS * 16000), rate: int = 16000,
+        channels: int = 1, before: bytes = b"", after: bytes = b"") -> bytes:  # fmt: skip
+    """16-bit; the sizes are right unless others are given."""
+    sound = np.round(32767 * chirp(16000)).astype("<i2").tobytes()[: 2 * samples]
+    size = len(sound) if size is None else size
+    frame = 2 * channels & 0xFFFF
+    form = struct.pack("<HHIIHH", 1, channels, rate, rate * frame & 0xFFFFFFFF, frame, 16)
+    body = b"WAVEfmt \x10\0\0\0" + form + before + b"data" + struct.pack("<I", size) + sound + after
+    return b"RIFF" + struct.pack("<I", len(body) if riff is None else riff) + body
+
+
+ID3 = b"ID3\3\0\0" + bytes([0, 1, 7, 0x76]) + bytes((1 << 14) + (7 << 7) + 0x76)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wav(0xFFFFFFFF, 0xFFFFFFFF), wav(0x7FFFFFFF, 0x7FFFFFFF), wav(0xFFFFFFFF, 0x7FFFF000), wav(0, 0), wav(36, 0),
+        wav(None, 2 * round(SECONDS * 16000) + 16), wav(after=b"ID3" + bytes(997)), wav(before=b"note\3\0\0\0abc\0"),
+        wav(0), wav(0xFFFFFFFF), ID3 + wav(), ID3 + by_libsndfile("FLAC PCM_16"),
+        ID3 + ID3 + by_libsndfile("FLAC PCM_16"),
+        by_libsndfile("FLAC PCM_16") + b"TAG" + bytes(125),
+    ],
+)  # fmt: skip
+def test_sizes_and_tags_that_take_nothing_from_the_sound(data: bytes, tmp_path: Path) -> None:
+    wanted = read_audio(wav(), 16000, 10)
+    (tmp_path / "sound").write_bytes(data)
+    for source in (data, tmp_path / "sound"):
+        np.testing.assert_allclose(read_audio(source, 16000, 10), wanted, atol=2**-15)
+        assert measured_length(source) == (16000, len(wanted))
+    out = np.zeros(3000, np.float32)
+    read_segment(data, 16000, 9000, out)
+    np.testing.assert_allclose(out, wanted[9000:12000], atol=2**-15)
+
+
+@pytest.mark.parametrize("tail", [b"", b"TAG" + bytes(125)])
+def test_a_flac_of_unknown_length(tail: bytes) -> None:
+    data = bytearray(by_libsndfile("FLAC PCM_16"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    wanted = read_audio(by_libsndfile("FLAC PCM_16"), 16000, 10)
+    assert np.array_equal(read_audio(bytes(data) + tail, 16000, 10), wanted)
+    assert measured_length(bytes(data) + tail) == (16000, len(wanted)) and told_seconds(bytes(data) + tail) == 0
+    out = np.zeros(3000, np.float32)
+    read_segment(bytes(data) + tail, 16000, 9000, out)
+    assert np.array_equal(out, wanted[9000:12000])
+    with pytest.raises(BadAudio, match=r"more than 0\.5 s; at most"):
+        read_audio(bytes(data) + tail, 16000, 0.5)
+
+
+def test_a_cut_mp3_says_how_much_is_there() -> None:
+    data = by_pyav("mp3 libmp3lame", 4.0)
+    with pytest.raises(BadAudio, match=r"it is cut or damaged: 2\.\d+ s of the 4\.\d+ s that its header tells of"):
+        read_audio(data[: len(data) // 2], 16000, 10)
+    hole = data[:6000] + b"\x55" * 900 + data[6900:]
+    with pytest.raises(BadAudio, match="it is cut or damaged|it is damaged"):
+        read_audio(hole, 16000, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "it is empty"),
+        (b"<html><body>403 Forbidden</body></html>", "it begins like a web page"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", "it begins like a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"PK\3\4" + bytes(99), "it is an archive"),
+        (b"words, and more words\n", "it begins like text"),
+        (b"ID3\3\0\0\0\0\7\x76" + bytes(1014), r"a tag \(ID3\) and no sound"),
+        (b"#EXTM3U\n#EXTINF:9,\nhttp://localhost/x.ts\n", "it begins like text"),
+        (wav(rate=0), "cannot be decoded"),
+        (wav(channels=0), "cannot be decoded"),
+        (wav(samples=0), "no samples"),
+    ],
+)
+def test_what_is_no_recording_is_told(data: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.wav").write_bytes(data)
+    for source in (data, tmp_path / "x.wav"):
+        with pytest.raises(BadAudio, match=said):
+            read_audio(source, 16000, 10)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BadAudio, match=said):
+        read_audio(data, 16000, 10)
+
+
+@pytest.mark.parametrize("claimed", [10**9, 2**31 + 2, 2**32 - 70000])
+def test_a_size_that_is_claimed_takes_no_memory(claimed: int) -> None:
+    with pytest.raises(BadAudio, match=r"it is cut: 1\.300 s of the"):
+        read_audio(wav(claimed, claimed), 16000, 10)
+    flac = bytearray(by_libsndfile("FLAC PCM_16"))
+    flac[22:26] = (claimed & 0xFFFFFFFF).to_bytes(4, "big")
+    with pytest.raises(BadAudio, match=r"at most 10 s are read"):
+        read_audio(bytes(flac), 16000, 10)
+    with pytest.raises(BadAudio, match="cannot be decoded|cut or damaged"):
+        decoded_length(bytes(flac))
+    with pytest.raises(BadAudio):
+        measured_length(bytes(flac))
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(1, 1), (7, 1), (100, 2), (384000, 1), (768000, 8), (16000, 1000)])
+def test_odd_rates_and_many_channels(rate: int, channels: int) -> None:
+    samples = len(wav()) // 2 - 22
+    seconds = samples // channels / rate
+    blocks = [len(block) for block in stream_audio(wav(rate=rate, channels=channels, samples=samples), 16000, 1e9)
+              ] if seconds < 1000 else []  # fmt: skip
+    assert not blocks or abs(sum(blocks) / 16000 - seconds) < 0.01
+    assert measured_length(wav(rate=rate, channels=channels)) == (rate, samples // channels)
+
+
+def test_folders_pipes_and_devices_are_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    begin = time.monotonic()
+    for path, said in ((tmp_path, "a folder"), (tmp_path / "pipe.wav", "a pipe"), (Path(os.devnull), "a device"),
+                       (tmp_path / "gone.wav", "No such file"), ("a\0b.wav", "null")):  # fmt: skip
+        with pytest.raises(BadAudio, match=f"it cannot be decoded: .*{said}"):
+            read_audio(path, 16000, 10)
+        assert told_seconds(path) == 0
+    assert time.monotonic() - begin < 10  # and nothing was waited for
+
+
+@pytest.mark.parametrize("scale", [128.0, 32768.0, 1e30])
+def test_floats_of_integer_scale_are_named(scale: float) -> None:
+    data = encoded(scale * chirp(16000), 16000, subtype="FLOAT" if scale < 1e9 else "DOUBLE")
+    if 0.4 * scale < LOUDEST:
+        assert len(read_audio(data, 16000, 10))
+        return
+    for read in (lambda: read_audio(data, 16000, 10), lambda: decoded_length(data),
+                 lambda: read_segment(data, 16000, 5000, np.zeros(5000, np.float32))):  # fmt: skip
+        with pytest.raises(BadAudio, match=r"its samples reach \S+, where full scale is 1"):
+            read()
+
+
+def test_levels_above_full_scale_are_kept() -> None:
+    samples = 3 * chirp(16000) / 0.4
+    np.testing.assert_allclose(read_audio(encoded(samples, 16000, subtype="FLOAT"), 16000, 10), samples, atol=1e-6)
+    check_level(samples.astype(np.float32), 16000)
+
+
+def test_endings_are_small_and_told_apart() -> None:
+    assert all(ending == ending.lower() and ending.startswith(".") for ending in ENDINGS)
+    assert {".aifc", ".snd", ".voc", ".sph", ".m4a", ".aac", ".mp4", ".mka", ".webm", ".wma", ".amr", ".spx"} <= ENDINGS
+    assert not {".raw", ".txt", ".json", ".csv", ".npy", ".cls"} & ENDINGS

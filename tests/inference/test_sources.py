@@ -1,6 +1,7 @@
 """What stands for which recordings, and how they are cut."""
 
 import math
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,29 @@ def test_what_is_not_there(place: str, said: str, files: Path, monkeypatch: pyte
     monkeypatch.chdir(files)
     with pytest.raises(UserError, match=said):
         find_recordings(["b.wav", place])
+
+
+def test_a_home_links_and_what_is_no_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to folders are followed, each folder once; pipes and folders that are named as recordings are none."""
+    monkeypatch.setenv("HOME", str(files))
+    (files / "elsewhere").mkdir()
+    (files / "elsewhere/x.m4a").touch()
+    view = files / "view"
+    (view / "folder.wav").mkdir(parents=True)
+    (view / "folder.wav/inner.wav").touch()
+    os.mkfifo(view / "pipe.wav")
+    os.symlink("gone.wav", view / "dangling.wav")
+    os.symlink("../elsewhere", view / "linked")
+    os.symlink("../elsewhere", view / "linked again")
+    os.symlink("..", view / "above")
+    found = [Path(path).relative_to(view).as_posix() for path in find_recordings(["~/view"])]
+    assert [name for name in found if not name.startswith("above/")] == ["folder.wav/inner.wav", "linked/x.m4a"]
+    # What lies above is there once, but for what was found without it.
+    above = [name.removeprefix("above/") for name in found if name.startswith("above/")]
+    assert above == ["a.FLAC", "b.wav", "deep/d.aif", "deep/er/c.ogg", "take[1].wav"]
+    for place in (str(view / "pipe.wav"), "~/view/pi*.wav"):
+        with pytest.raises(UserError, match="is a pipe or a device; expected a file"):
+            find_recordings([place])
 
 
 # Windows
