@@ -2,24 +2,51 @@
 
 import argparse
 import errno
+import io
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssamba.config import ENCODERS, AudioConfig, DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
+from ssamba.config import (
+    AUDIO_RANGES,
+    ENCODERS,
+    AudioConfig,
+    DataConfig,
+    FinetuneRecipe,
+    PretrainRecipe,
+    Recipe,
+    load_recipe,
+)
 from ssamba.errors import Stopped, UserError
+from ssamba.files import check_place
 from ssamba.launch import check_launch, rank
+from ssamba.printable import printable
+from ssamba.values import (
+    Argument,
+    new_path,
+    number,
+    path,
+    path_text,
+    pattern_text,
+    plain_text,
+    source_text,
+    whole_number,
+)
 
 # torch and Lightning take seconds to import: the commands import what they need, so that --help and a mistake in a
 # recipe are answered at once.
 
 
 _LET_OTHERS_SPEAK = 10.0  # seconds; Lightning looks after its processes every 5
+_STDOUT = "stdout"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_SECONDS = (0.001, 1e6)  # of a window and a hop
+_MANY = 10**9  # more clips, labels or steps than there are
+_MOST_VALUES = 2**31  # of a tensor whose speed is measured
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -32,6 +59,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
     check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
     folder = Path(recipe.run_dir)
+    check_place(folder)
     with RunLock(folder) as lock:
         start = find_start(recipe, arguments.resume, arguments.overwrite)
         if _already_finished(recipe, start):
@@ -55,6 +83,7 @@ def finetune(arguments: argparse.Namespace) -> None:
 
     check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
     folder = Path(recipe.run_dir)
+    check_place(folder)
     with RunLock(folder) as lock:
         start = find_start(recipe, arguments.resume, arguments.overwrite)
         if _already_finished(recipe, start):
@@ -112,6 +141,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out = Path(recipe.run_dir) / "evaluation"
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out} exists; --overwrite replaces the scores in it")
+    check_place(out)
     from ssamba.build import build_class_evaluation, build_masked_evaluation
     from ssamba.evaluation.report import write_class_scores, write_masked_scores
     from ssamba.training.runs import RunLock
@@ -199,13 +229,10 @@ def shards_index(arguments: argparse.Namespace) -> None:
     from ssamba.data.indexing import index_shards
 
     labels: dict[str, tuple[str, ...]] = {}
-    for given in arguments.labels:
-        key, _, file = given.partition("=")
-        if not key or not file:
-            raise UserError(f"--labels is {given}; expected KEY=FILE, such as label=classes.txt")
+    for key, file in arguments.labels:
         from ssamba.models.transfer import read_label_names
 
-        labels[key] = read_label_names(Path(file))
+        labels[key] = read_label_names(file)
     index = index_shards(
         arguments.folder, labels, workers=_workers(arguments), max_bad_fraction=arguments.max_bad_fraction,
         overwrite=arguments.overwrite,
@@ -219,10 +246,7 @@ def shards_index(arguments: argparse.Namespace) -> None:
 def _workers(arguments: argparse.Namespace) -> int:
     from ssamba.data.jobs import usable_cores
 
-    workers = usable_cores() if arguments.workers is None else int(arguments.workers)
-    if workers < 1:
-        raise UserError(f"--workers is {workers}; expected at least 1")
-    return workers
+    return usable_cores() if arguments.workers is None else int(arguments.workers)
 
 
 def bench_scan(arguments: argparse.Namespace) -> None:
@@ -230,8 +254,11 @@ def bench_scan(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"--threads is {arguments.threads}; expected at least 1")
+    values = arguments.batch * arguments.tokens * max(arguments.width, arguments.states)
+    if values > _MOST_VALUES:
+        raise UserError(
+            f"--batch * --tokens * --width or --states is {values}; expected at most {_MOST_VALUES} values of a tensor"
+        )
     import torch
 
     from ssamba.evaluation.efficiency import SCAN_BACKENDS, ScanShape, benchmark_scan, scan_report, versions
@@ -254,19 +281,14 @@ def bench_scan(arguments: argparse.Namespace) -> None:
 def import_checkpoint(arguments: argparse.Namespace) -> None:
     """Make a model folder of a checkpoint in the format of SSAMBA's, SSAST's or AuM's authors."""
     given = vars(arguments)
-    counts = ("num_attention_heads", "num_mel_bins", "max_length", "frequency_stride", "time_stride")
-    for name, least in (*((count, 1) for count in counts), ("sampling_rate", 1000)):
-        if given[name] is not None and given[name] < least:
-            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; expected at least {least}")
     if (arguments.mean is None) != (arguments.std is None):
         raise UserError("--mean and --std: give both or neither")
-    if arguments.std is not None and not (0 < arguments.std < math.inf and math.isfinite(arguments.mean)):
-        raise UserError(f"--mean and --std are {arguments.mean} and {arguments.std}; expected numbers, std more than 0")
     from ssamba.models import transfer
 
     audio = {name: given[name] for name in ("sampling_rate", "mean", "std", "short") if given[name] is not None}
     labels = transfer.read_label_names(arguments.labels) if arguments.labels else None
     options = transfer.ClassifierOptions(labels, arguments.label, arguments.loss, arguments.pooling)
+    counts = ("num_attention_heads", "num_mel_bins", "max_length", "frequency_stride", "time_stride")
     told = {name: given[name] for name in counts}
     imported = transfer.import_checkpoint(
         arguments.checkpoint, arguments.out, audio, told, options, arguments.overwrite
@@ -315,6 +337,24 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     print(f"written to {folder}")
 
 
+def _add(parser: argparse.ArgumentParser, name: str, read: Callable[[str], Any], low: float | None = None,
+         high: float | None = None, **details: Any) -> None:  # fmt: skip
+    """Add an argument whose text a reader of `ssamba.values` takes; `low` and `high` are a number's range."""
+    called = name if name.startswith("-") else details["metavar"]
+    parser.add_argument(name, type=Argument(called, read, low, high), **details)
+
+
+def _run_or_auto(text: str) -> str:
+    return text if text == "auto" else path_text(text)
+
+
+def _label_file(text: str) -> tuple[str, Path]:
+    key, _, file = text.partition("=")
+    if not key or not file:
+        raise ValueError("expected KEY=FILE, such as label=classes.txt")
+    return key, path(file)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssamba", description="Self-supervised audio pretraining with bidirectional state space models."
@@ -323,64 +363,72 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (pretrain, finetune, evaluate):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
-        sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a run folder for the recipe.yaml in it")
+        _add(sub, "recipe", path, metavar="RECIPE", help="a YAML file, or a run folder for the recipe.yaml in it")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it: trainer.max_steps=1000")
         sub.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
         if command is not evaluate:
             goes_on = (
                 "go on with the run in this folder; auto: with that in run_dir, or start it if it has no checkpoint"
             )
-            sub.add_argument("--resume", metavar="RUN|auto", help=goes_on)
+            _add(sub, "--resume", _run_or_auto, metavar="RUN|auto", help=goes_on)
         sub.set_defaults(call=command)
     _add_inference(commands)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
     either = "folders of splits or patterns of shards; or a recipe or run (and key=value), for its data.train"
-    sub.add_argument("sources", nargs="+", metavar="SHARDS|RECIPE|RUN", help=either)
-    sub.add_argument("--num-mel-bins", type=int, help="default: the recipe's, else 128")
-    sub.add_argument("--limit", type=int, default=None, metavar="CLIPS", help="read no more clips than this")
+    _add(sub, "sources", source_text, nargs="+", metavar="SHARDS|RECIPE|RUN", help=either)
+    bins = "default: the recipe's, else 128"
+    _add(sub, "--num-mel-bins", whole_number, *AUDIO_RANGES["num_mel_bins"], metavar="N", help=bins)
+    _add(sub, "--limit", whole_number, 1, _MANY, metavar="CLIPS", help="read no more clips than this")
     sub.set_defaults(call=stats)
     shards = commands.add_parser("shards", help="Look at shards, check them, or make the index of others'.")
     actions = shards.add_subparsers(required=True, metavar="info|verify|index")
     for name, action in (("info", shards_info), ("verify", shards_verify), ("index", shards_index)):
         sub = actions.add_parser(name, help=action.__doc__, description=action.__doc__)
         if action is shards_index:
-            sub.add_argument("folder", type=Path, metavar="FOLDER", help="of .tar files: those of one split")
+            _add(sub, "folder", new_path, metavar="FOLDER", help="of .tar files: those of one split")
             names = "what a label's names are, in the order of their numbers, one a line; again for each further label"
-            sub.add_argument("--labels", action="append", default=[], metavar="KEY=FILE", help=names)
-            sub.add_argument("--max-bad-fraction", type=float, default=0.01, metavar="X",
-                             help="give up if more of the samples have a problem (default: %(default)s)")  # fmt: skip
+            _add(sub, "--labels", _label_file, action="append", default=[], metavar="KEY=FILE", help=names)
+            bad = "give up if more of the samples have a problem (default: %(default)s)"
+            _add(sub, "--max-bad-fraction", number, 0, 1, default=0.01, metavar="X", help=bad)
             sub.add_argument("--overwrite", action="store_true", help="replace an index, of whatever format")
         else:
             where = "a split's folder, a pattern of shards in one, or their url"
-            sub.add_argument("shards", nargs="+", metavar="SHARDS", help=where)
+            _add(sub, "shards", source_text, nargs="+", metavar="SHARDS", help=where)
         if action is not shards_info:
-            sub.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores")
+            _add(sub, "--workers", whole_number, 1, 1024, metavar="N", help="processes; default: the cores")
         sub.set_defaults(call=action)
     sub = commands.add_parser("import", help=import_checkpoint.__doc__, description=import_checkpoint.__doc__)
-    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth of torch.save, or a .safetensors")
-    sub.add_argument("out", type=Path, metavar="OUT", help="a new folder for the model")
-    for name, default in (
-        ("num-attention-heads", "of SSAST; default: by the width, 192: 3, 384: 6, 768: 12"),
-        ("num-mel-bins", "of a fine-tuned model; default: 128"),
+    _add(sub, "checkpoint", path, metavar="CHECKPOINT", help="a .pth of torch.save, or a .safetensors")
+    _add(sub, "out", new_path, metavar="OUT", help="a new folder for the model")
+    for name, most, default in (
+        ("num-attention-heads", 1024, "of SSAST; default: by the width, 192: 3, 384: 6, 768: 12"),
+        ("num-mel-bins", AUDIO_RANGES["num_mel_bins"][1], "of a fine-tuned model; default: 128"),
         (
             "max-length",
+            AUDIO_RANGES["max_length"][1],
             "frames of a fine-tuned model's clips; default: a published one, else its grid's fewest",
         ),
         (
             "frequency-stride",
+            AUDIO_RANGES["num_mel_bins"][1],
             "of a fine-tuned model's patches; default: their mel bins, if that is the only way",
         ),
-        ("time-stride", "of a fine-tuned model's patches; default: their frames, if that is the only way"),
-        ("sampling-rate", "Hz; default: 16000"),
+        (
+            "time-stride",
+            AUDIO_RANGES["max_length"][1],
+            "of a fine-tuned model's patches; default: their frames, if that is the only way",
+        ),
     ):
-        sub.add_argument(f"--{name}", type=int, metavar="N", help=default)
-    sub.add_argument("--mean", type=float, metavar="X", help="of the log-mel values; default: -4.2677393")
-    sub.add_argument("--std", type=float, metavar="X", help="as --mean; default: 4.5689974 (AudioSet and LibriSpeech)")
+        _add(sub, f"--{name}", whole_number, 1, most, metavar="N", help=default)
+    _add(sub, "--sampling-rate", whole_number, *AUDIO_RANGES["sampling_rate"], metavar="N", help="Hz; default: 16000")
+    mean, std = "of the log-mel values; default: -4.2677393", "as --mean; default: 4.5689974 (AudioSet and LibriSpeech)"
+    _add(sub, "--mean", number, *AUDIO_RANGES["mean"], metavar="X", help=mean)
+    _add(sub, "--std", number, *AUDIO_RANGES["std"], metavar="X", help=std)
     short = "what a recording shorter than the clip becomes: padded with zeros, repeated, or kept short; default: pad"
     sub.add_argument("--short", choices=("pad", "repeat", "keep"), help=short)
     names = "class names, one a line, or AudioSet's class_labels_indices.csv; default: 0, 1, ..."
-    sub.add_argument("--labels", type=Path, metavar="FILE", help=names)
-    sub.add_argument("--label", metavar="NAME", help="what the classes are in shards; default: label")
+    _add(sub, "--labels", path, metavar="FILE", help=names)
+    _add(sub, "--label", plain_text, metavar="NAME", help="what the classes are in shards; default: label")
     sub.add_argument("--loss", choices=("cross_entropy", "bce"), help="default: cross_entropy")
     sub.add_argument(
         "--pooling", choices=("mean", "class"), help="of patch tokens or class tokens; default: mean, of AuM: class"
@@ -388,8 +436,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
     sub.set_defaults(call=import_checkpoint)
     sub = commands.add_parser("export", help=export.__doc__, description=export.__doc__)
-    sub.add_argument("model", type=Path, metavar="MODEL", help="a run folder or its model/ folder")
-    sub.add_argument("out", type=Path, metavar="OUT", help="a new file, such as model.pth or, for torch, model.pt2")
+    _add(sub, "model", path, metavar="MODEL", help="a run folder or its model/ folder")
+    _add(sub, "out", new_path, metavar="OUT", help="a new file, such as model.pth or, for torch, model.pt2")
     whose = "whose checkpoint it becomes; torch: a graph from waveforms to logits (torch.export)"
     sub.add_argument("--format", required=True, choices=(*ENCODERS, "torch"), help=whose)
     sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a file")
@@ -399,13 +447,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = actions.add_parser("scan", help=bench_scan.__doc__, description=bench_scan.__doc__)
     sub.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     for name, size in (("batch", 2), ("tokens", 512), ("width", 384), ("states", 16), ("rounds", 10)):
-        sub.add_argument(f"--{name}", type=int, default=size, metavar="N", help="default: %(default)s")
-    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
-                     help="default: %(default)s")  # fmt: skip
-    sub.add_argument("--backends", nargs="+", metavar="BACKEND", help="default: all that run here")
-    sub.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: as many as torch takes")
+        _add(sub, f"--{name}", whole_number, 1, 2**20, default=size, metavar="N", help="default: %(default)s")
+    types = ("float32", "bfloat16", "float16")
+    sub.add_argument("--dtype", default="float32", choices=types, help="default: %(default)s")
+    _add(sub, "--backends", plain_text, nargs="+", metavar="BACKEND", help="default: all that run here")
+    _add(sub, "--threads", whole_number, 1, 1024, metavar="N", help="of the CPU; default: as many as torch takes")
     sub.add_argument("--bidirectional", action="store_true", help="both directions in one operator")
-    sub.add_argument("--out", type=Path, metavar="FILE.json", help="also write everything as JSON")
+    _add(sub, "--out", new_path, metavar="FILE.json", help="also write everything as JSON")
     sub.set_defaults(call=bench_scan)
     return parser
 
@@ -437,25 +485,34 @@ def _add_inference(commands: Any) -> None:
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__,
                                   epilog=epilog + _WINDOWS,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        sub.add_argument("model", metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
-        sub.add_argument("files", nargs="+", metavar="FILES", help="recordings, folders of them, patterns ('**' too)")
-        sub.add_argument("--window", type=float, metavar="SECONDS", help="default: the model's clip")
-        sub.add_argument("--hop", type=float, metavar="SECONDS", help="at most the window, which is the default")
-        sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows; default: %(default)s")
+        _add(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
+        _add(
+            sub,
+            "files",
+            pattern_text,
+            nargs="+",
+            metavar="FILES",
+            help="recordings, folders of them, patterns ('**' too)",
+        )
+        _add(sub, "--window", number, *_SECONDS, metavar="SECONDS", help="default: the model's clip")
+        _add(sub, "--hop", number, *_SECONDS, metavar="SECONDS", help="at most the window, which is the default")
+        windows = "windows; default: %(default)s"
+        _add(sub, "--batch-size", whole_number, 1, 2**16, default=8, metavar="N", help=windows)
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
         sub.add_argument("--overwrite", action="store_true", help="replace what is there")
         sub.set_defaults(call=command)
         if command is embed:
-            sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
-            sub.add_argument("--layer", type=int, default=-1, metavar="N",
-                             help="0: the patches, 1: after the first layer, ...; default: -1, the output")  # fmt: skip
+            _add(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
+            layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
+            _add(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
             continue
         sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")
-        sub.add_argument("--top", type=int, default=3, metavar="K", help="labels a recording; default: %(default)s")
-        sub.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to stdout")
-        sub.add_argument("--timeline", type=Path, metavar="FOLDER",
-                         help="a CSV (a line a window, all classes) and a picture for each recording")  # fmt: skip
+        top = "labels a recording; default: %(default)s"
+        _add(sub, "--top", whole_number, 1, _MANY, default=3, metavar="K", help=top)
+        _add(sub, "--out", new_path, metavar="FILE", help="write there instead of to stdout")
+        both = "a CSV (a line a window, all classes) and a picture for each recording"
+        _add(sub, "--timeline", new_path, metavar="FOLDER", help=both)
 
 
 def _version() -> str:
@@ -466,8 +523,48 @@ def _version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; 0 or the command's own status, or 2 after the message of a mistake that the user can mend."""
+    if sys.stderr is None:  # closed: nobody listens
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    later_rank = False
+    try:
+        later_rank = rank() > 0
+        status = _run(argv, logging.WARNING if later_rank else logging.INFO)
+        sys.stdout.flush()
+        return status
+    except Stopped as stop:
+        if str(stop):
+            _say(str(stop))
+        return stop.status
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except UserError as error:
+        _let_others_speak(later_rank)
+        # A loader's worker wraps its error in its own traceback; the message is what follows the type's last mention.
+        _say(str(error).rpartition("UserError: ")[2].strip())
+    except OSError as error:
+        if error.filename == _STDOUT:  # Python would complain of it again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 141  # whoever read our output has had enough, as `| head` has
+        _let_others_speak(_several_ranks())
+        _say(_of_the_system(error))
+    except MemoryError:
+        _let_others_speak(_several_ranks())
+        _say("there is not enough memory for what was asked for")
+    except Exception:
+        _let_others_speak(_several_ranks())
+        raise
+    return 2
+
+
+def _run(argv: Sequence[str] | None, level: int) -> int:
+    if sys.stdout is None:
+        raise UserError("stdout is closed; expected a place for what is printed, such as a file, or >/dev/null")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _named_stdout(sys.stdout)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("ssamba").setLevel(logging.WARNING if rank() else logging.INFO)
+    logging.getLogger("ssamba").setLevel(level)
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # Overrides may stand after an option, too, where argparse does not look for them.
@@ -475,35 +572,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
-    try:
-        status: int | None = arguments.call(arguments)
-        sys.stdout.flush()
-    except UserError as error:
-        _let_others_speak(rank() > 0)
-        # A loader's worker wraps its error in its own traceback; the message is what follows the type's last mention.
-        print(f"ssamba: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        if str(stop):
-            print(f"ssamba: {stop}", file=sys.stderr)
-        return stop.status
-    except KeyboardInterrupt:
-        print("ssamba: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has had enough, as `| head` has; Python would complain of it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            _let_others_speak(_several_ranks())
-            raise
-        print(f"ssamba: {error}; make room, and go on with --resume if it was training", file=sys.stderr)
-        return 2
-    except Exception:
-        _let_others_speak(_several_ranks())
-        raise
+    status: int | None = arguments.call(arguments)
     return status or 0
+
+
+def _say(message: str) -> None:
+    """A message on stderr, whatever names it holds."""
+    print("ssamba: " + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+
+
+class _Stdout(io.FileIO):
+    """stdout, of which it is said what cannot be written to it."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _STDOUT) from error
+
+
+def _named_stdout(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream with `_Stdout` below; letters that it lacks are escaped."""
+    raw = io.BufferedWriter(_Stdout(stream.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(
+        raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty(), write_through=stream.write_through
+    )
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system says, and of which place, in one line."""
+    places = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    # A loader's worker leaves the text of its traceback alone, which ends with it.
+    said = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if error.errno in _NO_ROOM and error.filename != _STDOUT:
+        said += "; make room, and go on with --resume if it was training"
+    return ": ".join([*places, said])
 
 
 def _several_ranks() -> bool:

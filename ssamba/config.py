@@ -4,17 +4,36 @@ Nothing here imports torch, so that a mistake in a recipe is told at once.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf's own reader
 
 from ssamba.errors import UserError
 from ssamba.files import write_text
+from ssamba.recipe_yaml import MOST_BYTES, Node, Scalar, read_yaml
+from ssamba.values import (
+    expected_range,
+    is_remote,
+    is_unicode,
+    number,
+    path_text,
+    plain_text,
+    source_text,
+    truth,
+    whole_number,
+)
+
+PathText = Annotated[str, path_text]
+"""A path, ~ in it replaced."""
+SourceText = Annotated[str, source_text]
+"""A path or a pattern of paths, ~ in it replaced; or a url or a command as it is."""
 
 SCAN_BACKENDS = ("auto", "reference", "torch-chunked", "cpu", "triton", "mamba-ssm")
 MODEL_SIZES = {
@@ -24,6 +43,15 @@ MODEL_SIZES = {
 }
 ENCODERS = tuple(MODEL_SIZES)
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
+AUDIO_RANGES: dict[str, tuple[float, float]] = {
+    "sampling_rate": (1000, 768_000),
+    "num_mel_bins": (1, 1024),
+    "max_length": (1, 1_000_000),
+    "mean": (-1000, 1000),
+    "std": (0.001, 1000),
+}
+"""The lowest and the highest value of what a spectrogram is. Log-mel values lie between -16 and 30: by a deviation that
+is much larger, all of them would become the same."""
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> Iterator[str]:
@@ -31,9 +59,13 @@ def _one_of(name: str, value: object, choices: Sequence[str]) -> Iterator[str]:
         yield f"{name} is {value!r}; expected one of {', '.join(choices)}"
 
 
-def _within(name: str, value: float | None, low: float, high: float | None = None) -> Iterator[str]:
-    if value is not None and not (value >= low and (high is None or value <= high)):  # so that NaN is told, too
-        yield f"{name} is {value}; expected at least {low}" + ("" if high is None else f" and at most {high}")
+def _within(name: str, value: float | None, low: float, high: float) -> Iterator[str]:
+    if value is not None and (problem := expected_range(value, low, high)):
+        yield f"{name} is {value}; {problem}"
+
+
+_MANY = 10**9  # more steps, recordings or frames than any run has
+_LARGE = 1e6  # more than any weight, rate or amplitude that trains
 
 
 @dataclass
@@ -51,13 +83,10 @@ class AudioConfig:
     """As mean. Spectrograms are (x - mean) / (2 * std)."""
 
     def problems(self) -> Iterator[str]:
-        yield from _within("audio.sampling_rate", self.sampling_rate, 1000)
-        yield from _within("audio.num_mel_bins", self.num_mel_bins, 1)
-        yield from _within("audio.max_length", self.max_length, 1)
+        for name, (low, high) in AUDIO_RANGES.items():
+            yield from _within(f"audio.{name}", getattr(self, name), low, high)
         if (self.mean is None) != (self.std is None):
             yield "audio.mean and audio.std: give both or neither"
-        if self.std is not None and self.std <= 0:
-            yield f"audio.std is {self.std}; expected more than 0"
 
 
 @dataclass
@@ -82,7 +111,7 @@ class ModelConfig:
     """fo_fo | fo_bi | bi_bi, of aum: directions of the convolution and of the scan (fo: forward, bi: both)."""
     scan_backend: str = "auto"
     """auto | reference | torch-chunked | cpu | triton | mamba-ssm, of ssamba and aum: what computes the scan."""
-    pretrained: str | None = None
+    pretrained: PathText | None = None
     """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
 
     def problems(self) -> Iterator[str]:
@@ -93,24 +122,24 @@ class ModelConfig:
         yield from _one_of("model.scan_layout", self.scan_layout, SCAN_LAYOUTS)
         yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
-            yield from _within(f"model.{name}", getattr(self, name), 1)
+            yield from _within(f"model.{name}", getattr(self, name), 1, _MANY)
 
 
 @dataclass
 class DataConfig:
     """Where clips come from. A source is a split's folder (with its index.json) or a pattern of shards in one."""
 
-    train: list[str] = field(default_factory=list)
+    train: list[SourceText] = field(default_factory=list)
     """Here (FOLDER/train, FOLDER/train/{000000..000009}.tar), on a web server (https://HOST/train/,
     https://HOST/train/{000000..000009}.tar), or wherever a command reads them from: `pipe:` and the command that writes
     one of the folder's files to its stdout, with its name in it ("pipe:aws s3 cp s3://BUCKET/train/index.json -";
     index.json stands for all shards). The commands of a recipe are executed: read a stranger's first."""
     weights: list[float] | None = None
     """Of the sources in train: their shares of the clips, to a thousandth; null: every recording equally often."""
-    validation: list[str] = field(default_factory=list)
-    """Held-out clips; none: no validation."""
-    test: list[str] = field(default_factory=list)
-    """Scored once, at the end of fine-tuning and by `ssamba evaluate`."""
+    validation: list[SourceText] = field(default_factory=list)
+    """Held-out clips; null: no validation."""
+    test: list[SourceText] = field(default_factory=list)
+    """Scored once, at the end of fine-tuning and by `ssamba evaluate`; null: nothing is."""
     batch_size: int = 32
     """Clips of one optimizer step, over all devices and accumulated batches: how a run is spread changes neither the
     step nor its learning rate. Each device takes batch_size / (devices * num_nodes * accumulate) clips at a time."""
@@ -124,7 +153,7 @@ class DataConfig:
     """Fine-tuning: share of the labelled training recordings, stratified by label, chosen by the seed."""
     max_bad_fraction: float = 0.01
     """More bad recordings than this share end the run."""
-    cache: str | None = None
+    cache: PathText | None = None
     """Folder for shards that lie elsewhere, on a local disk, shared by all processes and runs of a machine; null:
     XDG_CACHE_HOME/ssamba/shards, else ~/.cache/ssamba/shards. Nothing there needs keeping: it is fetched again."""
     cache_gigabytes: float = 100.0
@@ -136,16 +165,18 @@ class DataConfig:
         return round(self.cache_gigabytes * 1e9)
 
     def problems(self) -> Iterator[str]:
-        yield from _within("data.batch_size", self.batch_size, 1)
+        yield from _within("data.batch_size", self.batch_size, 1, 1_000_000)
         yield from _one_of("data.short", self.short, ("pad", "repeat", "pack"))
-        yield from _within("data.num_workers", self.num_workers, 0)
-        yield from _within("data.shuffle_buffer", self.shuffle_buffer, 1)
+        yield from _within("data.num_workers", self.num_workers, 0, 1024)
+        yield from _within("data.shuffle_buffer", self.shuffle_buffer, 1, _MANY)
         yield from _within("data.max_bad_fraction", self.max_bad_fraction, 0, 1)
-        if not self.cache_gigabytes > 0:
-            yield f"data.cache_gigabytes is {self.cache_gigabytes}; expected more than 0"
-        sources = len(self.train)
-        if self.weights is not None and (len(self.weights) != sources or min(self.weights, default=1) <= 0):
-            yield f"data.weights is {self.weights}; expected {sources} numbers above 0, one for each of data.train"
+        yield from _within("data.cache_gigabytes", self.cache_gigabytes, 1e-9, _LARGE)
+        sources, weights = len(self.train), self.weights
+        if weights is not None and (len(weights) != sources or not all(0 < weight <= _LARGE for weight in weights)):
+            yield (
+                f"data.weights is {weights}; expected {sources} numbers above 0 and at most {_LARGE:.15g}, one for "
+                "each of data.train"
+            )
         if not 0 < self.label_fraction <= 1:
             yield f"data.label_fraction is {self.label_fraction}; expected more than 0 and at most 1"
 
@@ -166,8 +197,8 @@ class ObjectiveConfig:
     def problems(self) -> Iterator[str]:
         yield from _one_of("objective.name", self.name, ("joint", "contrastive", "reconstruction"))
         yield from _one_of("objective.mask", self.mask, ("cluster", "random"))
-        yield from _within("objective.reconstruction_weight", self.reconstruction_weight, 0)
-        yield from _within("objective.masked_patches", self.masked_patches, 1)
+        yield from _within("objective.reconstruction_weight", self.reconstruction_weight, 0, _LARGE)
+        yield from _within("objective.masked_patches", self.masked_patches, 1, _MANY)
 
 
 @dataclass
@@ -208,7 +239,7 @@ class AugmentationConfig:
     def problems(self) -> Iterator[str]:
         yield from _within("augmentation.mixup", self.mixup, 0, 1)
         for name in ("frequency_mask", "time_mask", "noise", "time_shift"):
-            yield from _within(f"augmentation.{name}", getattr(self, name), 0)
+            yield from _within(f"augmentation.{name}", getattr(self, name), 0, _LARGE)
 
 
 @dataclass
@@ -236,13 +267,14 @@ class OptimizerConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("optimizer.schedule", self.schedule, ("cosine", "plateau", "constant"))
-        for name in ("learning_rate", "head_learning_rate", "weight_decay", "warmup_steps", "gradient_clip"):
-            yield from _within(f"optimizer.{name}", getattr(self, name), 0)
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "gradient_clip"):
+            yield from _within(f"optimizer.{name}", getattr(self, name), 0, _LARGE)
+        for name in ("warmup_steps", "plateau_patience"):
+            yield from _within(f"optimizer.{name}", getattr(self, name), 0, _MANY)
         yield from _within("optimizer.final_fraction", self.final_fraction, 0, 1)
-        yield from _within("optimizer.plateau_patience", self.plateau_patience, 0)
         yield from _one_of("optimizer.bad_steps", self.bad_steps, ("stop", "skip"))
         if self.spike_factor != 0:
-            yield from _within("optimizer.spike_factor", self.spike_factor, 1)
+            yield from _within("optimizer.spike_factor", self.spike_factor, 1, _LARGE)
 
 
 @dataclass
@@ -277,9 +309,10 @@ class TrainerConfig:
         yield from _one_of("trainer.precision", self.precision, ("32", "bf16-mixed", "16-mixed"))
         yield from _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         yield from _one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
-        for name in ("max_steps", "accumulate", "devices", "num_nodes", "validate_every_steps",
-                     "checkpoint_every_steps", "log_every_steps"):  # fmt: skip
-            yield from _within(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("max_steps", "accumulate", "validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
+            yield from _within(f"trainer.{name}", getattr(self, name), 1, _MANY)
+        for name in ("devices", "num_nodes"):
+            yield from _within(f"trainer.{name}", getattr(self, name), 1, 100_000)
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             yield "trainer.precision is 16-mixed, whose loss scaling fsdp lacks; expected 32 or bf16-mixed"
 
@@ -305,7 +338,7 @@ class WandbConfig:
 class PretrainRecipe:
     """Masked-patch pretraining on unlabelled clips."""
 
-    run_dir: str
+    run_dir: PathText
     """A new folder for everything that the run makes."""
     task_type: str = "pretrain"
     seed: int = 0
@@ -335,7 +368,7 @@ class PretrainRecipe:
 class FinetuneRecipe:
     """Training a classifier on labelled clips, from pretrained weights or from scratch."""
 
-    run_dir: str
+    run_dir: PathText
     """A new folder for everything that the run makes."""
     task_type: str = "finetune"
     seed: int = 0
@@ -378,11 +411,11 @@ def _sections(schema: DictConfig) -> Iterator[str]:
     for node in (schema._get_node(name) for name in schema):
         if isinstance(node, DictConfig):
             yield from cast(Any, OmegaConf.to_object(node)).problems()
+    yield from _within("seed", schema.seed, 0, 2**32 - 1)
 
 
 def _across(recipe: Recipe) -> Iterator[str]:
     """What is wrong between sections."""
-    yield from _within("seed", recipe.seed, 0, 2**32 - 1)
     for name, bins, patch in (
         ("audio.num_mel_bins", recipe.audio.num_mel_bins, recipe.model.fshape),
         ("audio.max_length", recipe.audio.max_length, recipe.model.tshape),
@@ -408,45 +441,45 @@ def _across(recipe: Recipe) -> Iterator[str]:
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Recipe:
     """Read a YAML recipe, apply `key=value` overrides and check all of it.
 
+    A value is what its key's type makes of the text that was typed, in the file and in an override alike: a text is
+    that text, whole numbers are decimal, numbers are finite, yes and no are true and false, and null or nothing at all
+    switches off what is optional. In quotes null is a text. Nothing is put in for ${...}; \\${ is that text itself. In
+    paths ~ is the home folder, and what is relative is relative to the working folder.
+
     Args:
         path: the recipe; a run folder stands for the recipe.yaml in it, and is its run_dir, wherever it was made.
-        overrides: "section.key=value", values as YAML.
+        overrides: "section.key=value"; [a, b] is a list.
         kind: "pretrain" or "finetune" if only such a recipe will do.
 
     Raises:
         UserError: with every complaint at once: unknown keys (and the nearest known one), values of the wrong type or
             out of range, with what was expected.
     """
-    source = Path(path)
-    run: dict[str, Any] = {}
+    source, run = Path(path), None
     if (source / "recipe.yaml").is_file():
-        run, source = {"run_dir": str(source)}, source / "recipe.yaml"
-    if not source.is_file():
-        raise UserError(f"recipe {source} does not exist; expected a YAML file (recipes/ has some) or a run folder")
-    try:
-        written = OmegaConf.load(source)
-        given = OmegaConf.from_dotlist([_checked_override(text) for text in overrides])
-        origins = ((written, str(source)), (given, "command line"))
-        layers = [(OmegaConf.to_container(layer, resolve=True), origin) for layer, origin in origins]
-        layers.insert(1, (run, "the folder of the run"))
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise UserError(f"recipe {source} cannot be read: {error}") from error
-    if not isinstance(written, DictConfig):
-        raise UserError(f"recipe {source} is not a mapping of keys to values")
+        source, run = source / "recipe.yaml", source
+    written = _read(source)
     task_type = written.get("task_type")
-    if not isinstance(task_type, str) or task_type not in _RECIPES:
-        raise UserError(f"recipe {source} has task_type {task_type!r}; expected one of {', '.join(_RECIPES)}")
-    if kind is not None and task_type != kind:
-        raise UserError(f"recipe {source} is a {task_type} recipe; expected a {kind} recipe (its task_type says which)")
-    schema = OmegaConf.structured(_RECIPES[task_type])
+    if not isinstance(task_type, Scalar) or task_type.text not in _RECIPES:
+        shown = f"task_type {_shown(task_type)}" if task_type else "no task_type"
+        raise UserError(f"recipe {source} has {shown}; expected one of {', '.join(_RECIPES)}")
+    if kind is not None and task_type.text != kind:
+        raise UserError(
+            f"recipe {source} is a {task_type.text} recipe; expected a {kind} recipe (its task_type says which)"
+        )
+    schema = OmegaConf.structured(_RECIPES[task_type.text])
     complaints: list[str] = []
-    for plain, origin in layers:
-        assert isinstance(plain, dict)
-        _merge(schema, plain, "", origin, complaints)
-    if OmegaConf.is_missing(schema, "run_dir"):
+    _merge(schema, written, "", str(source), complaints)
+    if run is not None:
+        schema.run_dir = _escaped(str(run))
+    for text in overrides:
+        _merge(schema, _override(text), "", "command line", complaints)
+    if OmegaConf.is_missing(schema, "run_dir") and not any(told.startswith("run_dir ") for told in complaints):
         complaints.append("run_dir is missing; expected a new folder for what the run makes")
-    if schema.task_type != task_type:
-        complaints.append(f"task_type is {schema.task_type!r} on the command line; the recipe is a {task_type} recipe")
+    if schema.task_type != task_type.text:
+        complaints.append(
+            f"task_type is {schema.task_type!r} on the command line; the recipe is a {task_type.text} recipe"
+        )
     complaints.extend(_sections(schema))
     if not complaints:
         recipe = OmegaConf.to_object(schema)
@@ -457,37 +490,128 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
     raise UserError(f"recipe {source}:\n  " + "\n  ".join(complaints))
 
 
-def _checked_override(text: str) -> str:
-    if "=" not in text or text.startswith("="):
+def _read(source: Path) -> dict[str, Node]:
+    if not source.is_file():
+        what = "is no file" if source.exists() else "does not exist"
+        raise UserError(f"recipe {source} {what}; expected a YAML file (recipes/ has some) or a run folder")
+    try:
+        with source.open("rb") as file:
+            written = read_yaml(file.read(MOST_BYTES + 1))
+    except (ValueError, OSError) as error:
+        raise UserError(f"recipe {source} cannot be read: {error}") from error
+    if not isinstance(written, dict):
+        raise UserError(f"recipe {source} is not a mapping of keys to values")
+    return written
+
+
+def _override(text: str) -> dict[str, Node]:
+    """section.key=value as the YAML would say it; other values than quoted ones and lists are the text as it is."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
         raise UserError(f"override {text!r} is not key=value, for instance trainer.max_steps=1000")
-    return text
-
-
-def _merge(schema: DictConfig, given: Mapping[Any, Any], prefix: str, origin: str, complaints: list[str]) -> None:
-    """Copy the leaves of `given` into `schema`, one by one, so that every mistake is told, not the first alone."""
-    for key, value in given.items():
-        name = f"{prefix}{key}"
-        if key not in schema.keys():  # noqa: SIM118  # `in` leaves out required keys that have no value yet
-            near = difflib.get_close_matches(str(key), list(map(str, schema.keys())), 1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(map(str, schema.keys()))}"
-            complaints.append(f"{name} ({origin}) is no key of a {schema_name(schema)}; {hint}")
-            continue
-        node = schema._get_node(key)
-        if isinstance(node, DictConfig):
-            if isinstance(value, Mapping):
-                _merge(node, value, f"{name}.", origin, complaints)
-            else:
-                complaints.append(f"{name} ({origin}) is {value!r}; expected a section of keys and values")
-            continue
-        if value == "???":  # OmegaConf's word for a value that is still to come
-            complaints.append(f"{name} ({origin}) is ???; expected a value")
-            continue
-        if OmegaConf.is_list(node) and isinstance(value, str):
-            value = [value]
+    node: Node | None = Scalar(value)
+    if value.startswith("[") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         try:
-            OmegaConf.update(schema, key, value)
-        except OmegaConfBaseException as error:
-            complaints.append(f"{name} ({origin}) is {value!r}; {str(error).splitlines()[0]}")
+            node = read_yaml(value)
+        except ValueError as error:
+            raise UserError(f"override {text} cannot be read: {error}") from error
+    for name in reversed(key.split(".")):
+        node = {name: node or Scalar("")}
+    assert isinstance(node, dict)
+    return node
+
+
+def _merge(schema: DictConfig, given: Mapping[str, Node], prefix: str, origin: str, complaints: list[str]) -> None:
+    """Copy the leaves of `given` into `schema`, one by one, so that every mistake is told, not the first alone."""
+    types = get_type_hints(OmegaConf.get_type(schema), include_extras=True)
+    for key, node in given.items():
+        name = f"{prefix}{key}"
+        if key not in types:
+            near = difflib.get_close_matches(key, types, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(types)}"
+            complaints.append(f"{name} ({origin}) is no key of a {schema_name(schema)}; {hint}")
+        elif is_dataclass(types[key]):
+            if isinstance(node, dict):
+                _merge(schema[key], node, f"{name}.", origin, complaints)
+            else:
+                complaints.append(f"{name} ({origin}) is {_shown(node)}; expected a section of keys and values")
+        else:
+            try:
+                value = _value(node, types[key])
+            except ValueError as error:
+                complaints.append(f"{name} ({origin}) is {_shown(node)}; {error}")
+            else:
+                OmegaConf.update(schema, key, _escaped(value))
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {str: plain_text, int: whole_number, float: number, bool: truth}
+
+
+def _value(node: Node, kind: Any) -> Any:
+    """What was typed, as the type of its field has it.
+
+    Raises:
+        ValueError: it cannot be; says what was expected.
+    """
+    if NoneType in get_args(kind):
+        (kind,) = set(get_args(kind)) - {NoneType}
+        if node == Scalar("~"):  # YAML's null, and a home folder in a path
+            raise ValueError("expected null, or what is meant: ~/ for the home folder")
+        return None if isinstance(node, Scalar) and node.is_nothing else _value(node, kind)
+    if get_origin(kind) is list:
+        if isinstance(node, Scalar):
+            node = [] if node.is_nothing else [node]
+        if not isinstance(node, list):
+            raise ValueError("expected a list, such as [a, b]")
+        return [_value(entry, get_args(kind)[0]) for entry in node]
+    if not isinstance(node, Scalar):
+        raise ValueError(
+            "expected one value" + (", in quotes if it is a text" if kind not in (int, float, bool) else "")
+        )
+    if node.is_nothing:
+        raise ValueError("expected a value, in quotes if this is a text; it is not optional")
+    read = kind.__metadata__[0] if get_origin(kind) is Annotated else _READERS[kind]
+    return read(_plain(node.text))
+
+
+_VARIABLE = re.compile(r"(\\*)\$\{")  # with the backslashes that keep it from being one
+
+
+def _plain(text: str) -> str:
+    r"""The text that is meant by one with \${ in it.
+
+    Raises:
+        ValueError: it has a ${ that is to be replaced by something from elsewhere, is OmegaConf's ???, or has halves of
+            characters.
+    """
+    if text == "???" or not is_unicode(text):
+        raise ValueError("expected a value" if text == "???" else "expected a text in Unicode")
+    if any(len(match[1]) % 2 == 0 for match in _VARIABLE.finditer(text)):
+        raise ValueError(
+            r"expected the value itself: nothing is put in for ${...}, neither of the environment nor of other keys "
+            r"(\${ is that text)"
+        )
+    return _VARIABLE.sub(lambda match: match[1][: len(match[1]) // 2] + "${", text)
+
+
+def _escaped(value: Any) -> Any:
+    """A value, or the values in a section or list, whose texts OmegaConf and `_plain` take as they are."""
+    if isinstance(value, Mapping):
+        return {key: _escaped(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_escaped(one) for one in value]
+    return _VARIABLE.sub(lambda match: 2 * match[1] + r"\${", value) if isinstance(value, str) else value
+
+
+def _shown(node: Node) -> str:
+    """What was typed, for messages."""
+    if isinstance(node, dict):
+        return "a section"
+    if isinstance(node, list):
+        text = f"[{', '.join(map(_shown, node))}]"
+    else:
+        text = (node.text or "nothing") if node.is_nothing else repr(node.text)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def schema_name(schema: DictConfig) -> str:
@@ -509,7 +633,7 @@ def differences(saved: Recipe, given: Recipe) -> Iterator[str]:
     if given.task_type != saved.task_type:
         yield f"task_type is {given.task_type}; in the run it is {saved.task_type}"
         return
-    ours, theirs = (dict(_leaves(asdict(recipe))) for recipe in (given, saved))
+    ours, theirs = (dict(_leaves(_placed(recipe))) for recipe in (given, saved))
     for key in sorted(ours):
         if key.startswith(_MAY_CHANGE):
             continue
@@ -526,5 +650,31 @@ def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe with every default filled in; `load_recipe` reads it back."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    """Write the recipe with every default filled in and its paths absolute, so that it says the same wherever it is
+    read; `load_recipe` reads it back."""
+    try:
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(_placed(recipe)))))
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} cannot be written: the name of the working folder is not in Unicode") from error
+
+
+def _placed(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as sections, its paths no longer relative to the working folder."""
+
+    def placed(value: Any, kind: Any) -> Any:
+        if is_dataclass(kind):
+            types = get_type_hints(kind, include_extras=True)
+            return {name: placed(one, types[name]) for name, one in value.items()}
+        if NoneType in get_args(kind) and value is not None:
+            (kind,) = set(get_args(kind)) - {NoneType}
+        if isinstance(value, list):
+            return [placed(one, get_args(kind)[0]) for one in value]
+        if kind == PathText:
+            return os.path.join(os.getcwd(), value)
+        if kind == SourceText and not is_remote(value):
+            # What would be a pattern in the folder's name is escaped, as the source is one.
+            here = re.sub(r"[\\{}]", r"\\\g<0>", glob.escape(os.getcwd()))
+            return os.path.join(here, value)
+        return value
+
+    return cast(dict[str, Any], placed(asdict(recipe), type(recipe)))

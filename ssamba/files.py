@@ -202,6 +202,24 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path.parent} cannot be written to; expected a folder for {path.name}")
 
 
+def check_place(path: Path) -> None:
+    """UserError if nothing can be written there, in a folder that there is or in one that would be made.
+
+    A file is made and removed to know it: permissions alone do not say what a disk or the system refuses.
+    """
+    folder = path if path.is_dir() else path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    probe = _temporary(folder / "probe")
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {folder} takes no new file ({error.strerror}); expected a place to write to"
+        ) from error
+
+
 def write_text(path: Path, text: str, durable: bool = False) -> None:
     """Write beside, in UTF-8, then rename."""
     with written_beside(path, durable) as beside:

@@ -1,6 +1,7 @@
 """How this process was started: by torchrun, by Slurm's srun, or by itself. Known from the environment alone."""
 
 import os
+import re
 from collections.abc import Mapping
 
 from ssamba.errors import UserError
@@ -10,18 +11,27 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's number among those of its run, 0 where it is the only one."""
     # In Lightning's order: SLURM_PROCID is there as well when torchrun runs under Slurm.
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((int(environment[name]) for name in names if name in environment), 0)
+    return next((_count(environment, name) for name in names if name in environment), 0)
+
+
+def _count(environment: Mapping[str, str], name: str, least: int = 0) -> int:
+    """A variable that a launcher sets; UserError if it is no number."""
+    text = environment.get(name, "")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise UserError(f"{name} is {text!r} in the environment; expected the number that torchrun or srun sets there")
+    return int(text)
 
 
 def check_launch(devices: int, num_nodes: int, environment: Mapping[str, str] = os.environ) -> None:
     """UserError unless there are as many processes as a recipe's trainer.devices and trainer.num_nodes say."""
     if "TORCHELASTIC_RUN_ID" in environment:
         launcher, how = "torchrun", "--nproc-per-node and --nnodes"
-        each, total = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        each, total = (_count(environment, name, 1) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         nodes = total // each
     elif "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         launcher, how = "Slurm", "--ntasks-per-node and --nodes, with srun before the command"
-        total, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", 1))
+        total = _count(environment, "SLURM_NTASKS", 1)
+        nodes = _count(environment, "SLURM_NNODES", 1) if "SLURM_NNODES" in environment else 1
         if total > 1 and "SLURM_NTASKS_PER_NODE" not in environment:
             raise UserError(f"Slurm has {total} tasks, and not how many a node: give --ntasks-per-node, not --ntasks")
         each = total // nodes

@@ -1,14 +1,17 @@
 """The `ssamba` command: its help, what it says of mistakes, and its commands that train nothing."""
 
+import argparse
 import csv
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,13 @@ import webdataset
 import yaml
 from torch import Tensor
 
+from ssamba import cli
 from ssamba.cli import main
 from ssamba.data.index import find_shards
 from ssamba.data.writer import Recording, write_shards
+from ssamba.errors import UserError
 from ssamba.program import load_program
+from ssamba.values import Argument, new_path, number, path, path_text, plain_text, whole_number
 
 SCRIPT = Path(sys.executable).with_name("ssamba")
 Runs = Callable[[str], Path]
@@ -66,7 +72,7 @@ def test_version(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["train"], ["shards"], ["pretrain"], ["stats", "somewhere", "--limit", "many"],
+    [[], ["train"], ["shards"], ["pretrain"],
      ["pretrain", "recipe.yaml", "--quickly"], ["stats"], ["import", "file.pth"],
      ["import", "file.pth", "model", "--loss", "none"], ["export", "model", "file.pth"],
      ["export", "model", "file.pth", "--format", "other"]],
@@ -92,6 +98,167 @@ def test_the_installed_command_tells_a_misspelt_key_before_torch_is_there(
     assert not list(tmp_path.iterdir())
     code = f"import sys, ssamba.cli as cli; assert cli.main({words!r}) == 2; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# Every argument of every command
+
+
+def commands(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[argparse.Action]]]:
+    """The words of each command, and its arguments."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for name, sub in action.choices.items():
+            yield from commands(sub, (*words, name))
+    if not below:
+        yield words, parser._actions
+
+
+ARGUMENTS = [(words, action) for words, actions in commands(cli._parser()) for action in actions
+             if action.nargs != 0 and action.choices is None and action.dest != "overrides"]  # fmt: skip
+NUMBERS = [(words, action.type) for words, action in ARGUMENTS if isinstance(action.type, Argument)
+           and action.type.read in (number, whole_number)]  # fmt: skip
+PATHS = [(words, action) for words, action in ARGUMENTS if isinstance(action.type, Argument)
+         and action.type.read not in (number, whole_number, plain_text)]  # fmt: skip
+
+
+def line(words: tuple[str, ...], action: argparse.Action, value: str) -> list[str]:
+    """A command line with a value for the argument, and something for the others that must be there."""
+    value = f"key={value}" if action.metavar == "KEY=FILE" else value
+    positional = [other for them, other in ARGUMENTS if them == words and not other.option_strings]
+    given = [value if other is action else "x" for other in positional]
+    options = [f"{action.option_strings[0]}={value}"] if action.option_strings else []
+    for other in dict(commands(cli._parser()))[words]:
+        if other.required and other.option_strings and other.dest != action.dest:
+            options.append(f"{other.option_strings[0]}={next(iter(other.choices or ['x']))}")
+    return [*words, *given, *options]
+
+
+def test_every_argument_has_a_reader() -> None:
+    assert len(ARGUMENTS) > 40
+    for words, action in ARGUMENTS:
+        assert isinstance(action.type, Argument), (words, action.dest)
+        assert action.type.name in (action.option_strings or [action.metavar])
+    assert all(kind.low is not None and kind.high is not None for _, kind in NUMBERS)
+
+
+def test_numbers_are_read_as_they_are_typed_and_in_range(refused: Callable[..., str]) -> None:
+    for words, kind in NUMBERS:
+        assert kind.low is not None and kind.high is not None
+        odd = ["nan", "inf", "-inf", "", "0x10", "1_0", "1:30", "1e999", "9" * 5000, "many"]
+        for word in [*odd, f"{kind.low - 1:g}", f"{10 * kind.high:.0f}", "10000000000000000"]:
+            said = refused(*words, f"{kind.name}={word}")
+            assert said.startswith(f"{kind.name} is ") and "; expected " in said and len(said.splitlines()) == 1
+        assert kind(f"{kind.low:.15g}") == kind.low and kind(f"{kind.high:.15g}") == kind.high
+    assert Argument("--limit", whole_number, 1, 100)("010") == 10
+
+
+def test_a_tilde_is_the_home_folder_in_every_argument(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words, action in PATHS:
+        value = getattr(cli._parser().parse_known_args(line(words, action, "~/a"))[0], action.dest)
+        while isinstance(value, list | tuple):
+            value = value[-1]
+        assert str(value) == f"{tmp_path}/a", (words, action.dest)
+        assert "expected a user of this machine after ~" in refused(*line(words, action, "~no-such-user/a"))
+
+
+def test_paths_that_are_none(refused: Callable[..., str]) -> None:
+    for words, action in PATHS:
+        for odd in ("", "a\0b", "a\ud800b"):
+            said = refused(*line(words, action, odd))
+            assert " is " in said and "expected " in said and "\0" not in said
+        if isinstance(action.type, Argument) and action.type.read in (path, path_text, new_path):
+            assert "at most 255 bytes" in refused(*line(words, action, "a/" + "b" * 256))
+
+
+def test_a_place_that_cannot_be_written_is_told_before_work(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("")
+    places = [(words, action) for words, action in PATHS if action.type.read is new_path]  # type: ignore[union-attr]
+    assert {words[0] for words, _ in places} >= {"predict", "embed", "export", "import", "bench", "shards"}
+    for words, action in places:
+        for place in ("/proc/x.pt2", tmp_path / "file" / "x.pt2", tmp_path / "file" / "x" / "y.pt2"):
+            assert refused(*line(words, action, str(place))).startswith(f"{place} cannot be written: ")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_run_dir_that_cannot_be_written_is_told_before_work(
+    command: str, recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/x", tmp_path / "file" / "x"):
+        said = refused(command, recipes[command], f"run_dir={place}", "data.train=nowhere")
+        assert said.startswith(f"{place} cannot be written: ")
+
+
+def test_a_run_folder_is_its_own_run_dir(
+    finetuned: Runs, copy_of: Callable[[Path], Path], refused: Callable[..., str]
+) -> None:
+    copy = copy_of(finetuned("ssast"))
+    assert f"run folder {copy} exists" in refused("finetune", copy)
+
+
+# Errors of the system
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (OSError(errno.EXDEV, "Invalid link", "a", None, b"b"), "a: b: Invalid link"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe", "a"), "a: Broken pipe"),
+        (OSError(errno.ENOSPC, "No space left", "a"),
+         "a: No space left; make room, and go on with --resume if it was training"),
+        (OSError("Caught OSError in worker 0.\nOriginal Traceback:\n  File x\nOSError: [Errno 5] Bad disk: 'a'"),
+         "OSError: [Errno 5] Bad disk: 'a'"),
+        (OSError(), "OSError"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
+        (MemoryError(), "there is not enough memory for what was asked for"),
+        (UserError("a\x1b[2J\u202eb\n  c"), r"a\x1b[2J\u202eb" + "\n  c"),
+    ],
+)  # fmt: skip
+def test_what_the_system_says_is_one_line(
+    error: BaseException, said: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(arguments: argparse.Namespace) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "shards_info", fails)
+    assert refused("shards", "info", "x") == said + "\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [
+        (">&-", 2, "ssamba: stdout is closed; expected a place for what is printed, such as a file, or >/dev/null\n"),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 2, ""),
+        (">/dev/full", 2, "ssamba: stdout: No space left on device\n"),
+    ],
+)
+def test_a_stdout_that_takes_nothing(where: str, status: int, said: str, corpus: Path) -> None:
+    code = "import sys; from ssamba.cli import main; sys.exit(main(['shards', 'info', sys.argv[1]]))"
+    command = ["sh", "-c", f'exec "$@" {where}', "sh", sys.executable, "-c", code, str(corpus / "train")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(tmp_path: Path, recordings: dict[str, list[Recording]]) -> None:
+    write_shards({"train": [Recording("a", recordings["test"][0].path, {"é": "ü"})]}, tmp_path / "s", "s")
+    code = "import sys; from ssamba.cli import main; sys.exit(main(['shards', 'info', sys.argv[1]]))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s" / "train")], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "") and r"\xe9: 1 labels: \xfc" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_a_rank_that_is_none(name: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "first")
+    assert refused("shards", "info", "x").startswith(f"{name} is 'first' in the environment; expected the number")
 
 
 # Mistakes

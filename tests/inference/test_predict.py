@@ -187,9 +187,9 @@ def test_bad_recordings_are_named_and_the_others_go_on(batch: int, classifier: P
     ("words", "said"),
     [
         (["--top", 0], "top is 0; expected at least 1"),
-        (["--batch-size", 0], "batch size is 0"),
+        (["--batch-size", 0], "--batch-size is 0; expected at least 1"),
         (["--window", 0.1], "the model needs 0.175 s, one patch"),
-        (["--hop", 0], "expected a hop above 0"),
+        (["--hop", 0], "--hop is 0; expected at least 0.001"),
         (["--window", 2, "--hop", 3], "would be left out"),
         (["--out", "."], ". is a folder"),
         (["--out", "nowhere/x.jsonl"], "there is no folder nowhere"),

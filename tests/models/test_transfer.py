@@ -572,9 +572,9 @@ def test_what_is_missing_is_named(small: Path, tmp_path: Path, refused: Refused)
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--std", "0", "--mean", "1"], "--mean and --std are 1.0 and 0.0; expected numbers, std more than 0"),
-        (["--std", "nan", "--mean", "1"], "are 1.0 and nan"),
-        (["--std", "1", "--mean", "inf"], "are inf and 1.0"),
+        (["--std", "0", "--mean", "1"], "--std is 0; expected at least 0.001 and at most 1000"),
+        (["--std", "nan", "--mean", "1"], "--std is nan; expected a finite number"),
+        (["--std", "1", "--mean", "inf"], "--mean is inf; expected a finite number"),
         (["--mean", "1"], "give both or neither"),
         (["--max-length", "0"], "--max-length is 0; expected at least 1"),
         (["--sampling-rate", "16"], "--sampling-rate is 16; expected at least 1000"),
