@@ -12,12 +12,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import soundfile
-
 from ssamba.data.fetch import Archive
 from ssamba.data.sources import unpacked
 from ssamba.data.writer import DataSet, Recording, run_script
-from ssamba.errors import UserError
+from ssamba.errors import BadAudio, UserError
+from ssamba.recordings import recording_seconds
 
 SPLITS = {
     "train": ("train-clean-100", "train-clean-360", "train-other-500"),
@@ -40,8 +39,8 @@ def pieces(path: Path, seconds: float) -> Iterator[Recording]:
     """A recording, whole if it is no longer than a piece."""
     labels: dict[str, str | list[str]] = {"speaker": path.parts[-3]}
     try:
-        duration = soundfile.info(path).duration
-    except soundfile.LibsndfileError:
+        duration = recording_seconds(path)
+    except BadAudio:
         duration = 0.0  # whole, for the writer to skip and to count
     if duration <= seconds:
         yield Recording(path.stem, path, labels)

@@ -20,13 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
-
 from ssamba.data.mixing import Event, Mix
 from ssamba.data.sources import read_folds, unpacked
 from ssamba.data.writer import DataSet, Recording, drawn, run_script
-from ssamba.errors import UserError
+from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
+from ssamba.recordings import recording_seconds
 
 FOLDS = tuple(str(fold) for fold in range(1, 11))
 BACKGROUND = "background"
@@ -48,8 +47,8 @@ def whole_seconds(recordings: Sequence[Recording]) -> dict[Path, int]:
     with progress_bar(len(recordings), "recording", "lengths") as bar:
         for one in recordings:
             try:
-                duration = soundfile.info(one.path).duration
-            except soundfile.LibsndfileError as error:
+                duration = recording_seconds(one.path)
+            except BadAudio as error:
                 raise UserError(f"{one.path} cannot be read ({error}): unpack the archive again") from error
             found[one.path] = max(1, math.ceil(round(duration, 3)))
             bar.update()

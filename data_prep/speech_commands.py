@@ -13,12 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import soundfile
-
 from ssamba.data.fetch import Archive
 from ssamba.data.sources import unpacked
 from ssamba.data.writer import DataSet, Recording, drawn, run_script
-from ssamba.errors import UserError
+from ssamba.errors import BadAudio, UserError
+from ssamba.recordings import recording_seconds
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 OTHERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
@@ -74,8 +73,8 @@ def official_splits(source: Path, words: Sequence[str]) -> dict[str, list[Record
 def twelve_classes(source: Path, splits: dict[str, list[Recording]], seed: int) -> dict[str, list[Recording]]:
     """The ten words, and of the others and of silence a tenth as many each."""
     try:
-        lengths = {path: soundfile.info(path).duration for path in sorted((source / NOISE).glob("*.wav"))}
-    except soundfile.LibsndfileError as error:
+        lengths = {path: recording_seconds(path) for path in sorted((source / NOISE).glob("*.wav"))}
+    except BadAudio as error:
         raise UserError(f"a background noise cannot be read ({error}): unpack the archive again") from error
     noises = [(path, seconds) for path, seconds in lengths.items() if seconds >= 10]  # 1 s in each stretch
     if not noises:

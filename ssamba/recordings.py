@@ -118,14 +118,14 @@ def read_segment(source: bytes, sampling_rate: int, start: int, out: Waveform) -
 
 
 def measured_length(source: Source) -> tuple[int, int]:
-    """Sampling rate in Hz and number of samples of a recording: by its header where its container counts them and what
-    it counts is there, else by decoding it.
+    """Sampling rate in Hz and number of samples of a recording: by its header where its container counts them, what
+    it counts is there, and all of it can be used, else by decoding it.
 
     Raises:
         BadAudio: unreadable, or cut; where it is decoded, also with samples that are not finite or above `LOUDEST`.
     """
     with _decoder(source) as decoder:
-        if isinstance(decoder, _Sndfile) and decoder.seekable:
+        if isinstance(decoder, _Sndfile) and decoder.counts:
             length = decoder.frames or 0
             # Of FLAC, sizes do not tell whether the end is there.
             if length and not list(decoder.blocks(length - 1, length)):
@@ -133,6 +133,20 @@ def measured_length(source: Source) -> tuple[int, int]:
                 raise BadAudio(f"it is cut or damaged: the end of the {seconds:.3f} s it tells of is missing")
             return decoder.rate, length
     return decoded_length(source)
+
+
+def recording_seconds(source: Source) -> float:
+    """How long a recording is: as it tells, or by decoding it where it does not.
+
+    Raises:
+        BadAudio: unreadable, or cut where that can be known; where it is decoded, as `decoded_length`.
+    """
+    with _decoder(source) as decoder:
+        told = decoder.seconds
+    if told is None:
+        rate, length = decoded_length(source)
+        told = length / rate if rate else 0.0
+    return told
 
 
 def decoded_length(source: Source) -> tuple[int, int]:
@@ -222,6 +236,11 @@ class _Sndfile:
         exact = subtype.startswith("PCM_") or subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
         # Of formats that keep their samples in blocks, libsndfile does not find the last ones.
         return exact and self.file.format not in ("PAF", "SDS") and self.frames is not None and self.frames < 1 << 40
+
+    @property
+    def counts(self) -> bool:
+        """Its header tells as much of it as decoding it does; floats can be no sound."""
+        return self.seekable and self.file.subtype not in ("FLOAT", "DOUBLE")
 
     @property
     def seconds(self) -> float | None:

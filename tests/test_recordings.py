@@ -26,6 +26,7 @@ from ssamba.recordings import (
     read_audio,
     read_cut,
     read_segment,
+    recording_seconds,
     stream_audio,
     told_seconds,
 )
@@ -230,6 +231,7 @@ def test_every_format_is_read_whole_and_alike_everywhere(name: str, tmp_path: Pa
     for source in (path, str(path), io.BytesIO(data)):
         assert np.array_equal(read_audio(source, rate, 10), whole)
     assert abs(told_seconds(path) - length / rate) < 0.15 or not told_seconds(path)
+    assert abs(recording_seconds(path) - length / rate) < 0.15
     for start, size in ((0, 100), (0, length), (1, 999), (length // 3, 5000), (length - 1700, 1700), (length - 1, 1)):
         out = np.zeros(size, np.float32)
         read_segment(data, rate, start, out)
@@ -358,6 +360,7 @@ def test_a_flac_of_unknown_length(tail: bytes) -> None:
     out = np.zeros(3000, np.float32)
     read_segment(bytes(data) + tail, 16000, 9000, out)
     assert np.array_equal(out, wanted[9000:12000])
+    assert recording_seconds(bytes(data) + tail) == len(wanted) / 16000
     with pytest.raises(BadAudio, match=r"more than 0\.5 s; at most"):
         read_audio(bytes(data) + tail, 16000, 0.5)
 
@@ -438,7 +441,7 @@ def test_floats_of_integer_scale_are_named(scale: float) -> None:
     if 0.4 * scale < LOUDEST:
         assert len(read_audio(data, 16000, 10))
         return
-    for read in (lambda: read_audio(data, 16000, 10), lambda: decoded_length(data),
+    for read in (lambda: read_audio(data, 16000, 10), lambda: decoded_length(data), lambda: measured_length(data),
                  lambda: read_segment(data, 16000, 5000, np.zeros(5000, np.float32))):  # fmt: skip
         with pytest.raises(BadAudio, match=r"its samples reach \S+, where full scale is 1"):
             read()
