@@ -93,7 +93,8 @@ def test_the_schema_imports_no_torch() -> None:
 # Modules of ssamba/ops that are imported when their backend is chosen, and the optional packages they bring in.
 ADAPTORS = {
     "mamba_ssm": {"mamba_ssm"}, "causal_conv1d": {"causal_conv1d"}, "triton": {"triton"}, "triton_conv": {"triton"},
-    "cpu": {"numba"}, "cpu_conv": {"numba"}, "kernels": set(), "simd": {"numba", "llvmlite"},
+    "cpu": {"numba"}, "cpu_conv": {"numba"}, "kernels": set(), "kernel_cache": {"numba", "llvmlite"},
+    "simd": {"numba", "llvmlite"},
 }  # fmt: skip
 
 

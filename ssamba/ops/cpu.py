@@ -10,16 +10,14 @@ group of channels) tasks whose number depends on the shapes alone, so results ar
 threads; a task does both directions, since they share the output and the gate.
 """
 
-import functools
-from typing import Any
-
 import numpy as np
 import torch
-from numba import cfunc, njit, types
+from numba import njit
 from numba.extending import register_jitable
 from torch import Tensor
 
 from ssamba.ops.gradients import Gradients
+from ssamba.ops.kernel_cache import compile_kernel
 from ssamba.ops.kernels import as_float, run_tasks
 from ssamba.ops.simd import (
     LANES,
@@ -318,13 +316,6 @@ def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
     )  # fmt: skip
 
 
-@functools.cache
-def _kernels() -> tuple[Any, Any]:
-    """(forward, backward), compiled at the first call for any strides and kept on disk for later processes."""
-    compiled = cfunc(types.void(types.voidptr), cache=True)
-    return compiled(_call_forward), compiled(_call_backward)
-
-
 def _sizes(u: Tensor, a: Tensor) -> tuple[int, int, int]:
     """(chunks, states, width), the last two filled up to what the kernels take at once."""
     return -(-u.shape[2] // CHUNK), -(-a.shape[2] // BLOCK) * BLOCK, -(-u.shape[3] // LANES) * LANES
@@ -355,7 +346,8 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
     saved = torch.empty(saved_shape(u, a) if keep else (0, 0, 0, 0, 0))
     out = torch.empty(batch, length, width)
     tasks = batch * -(-width // GROUP) if length else 0
-    run_tasks(_kernels()[0], tasks, [*_inputs_of(u, delta, a, b, c, d, z, bias), reverse, out, saved, keep])
+    inputs = _inputs_of(u, delta, a, b, c, d, z, bias)
+    run_tasks(compile_kernel(_call_forward), tasks, [*inputs, reverse, out, saved, keep])
     return out[..., :channels].to(u.dtype), saved if keep else saved.flatten()
 
 
@@ -372,7 +364,7 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
     new = torch.empty if tasks else torch.zeros  # the kernel fills all of them
     da, db, dc = new(directions, batch, states, width), *(new(groups, directions, batch, length, states) for _ in "bc")
     dd, dbias = new(directions, batch, width), new(directions, batch, width)
-    run_tasks(_kernels()[1], tasks, [
+    run_tasks(compile_kernel(_call_backward), tasks, [
         *_inputs_of(u, delta, a, b, c, d, z, bias), reverse, saved, as_float(dout, width), du, ddelta, da, db, dc, dd,
         dz, dbias,
     ])  # fmt: skip

@@ -3,14 +3,12 @@
 Shapes: K directions, B batch, L tokens, E channels, W taps.
 """
 
-import functools
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from numba import cfunc, njit, types
+from numba import njit
 from torch import Tensor
 
+from ssamba.ops.kernel_cache import compile_kernel
 from ssamba.ops.kernels import as_float, run_tasks
 from ssamba.ops.simd import LANES, claim, flag, fma, integer, load, logistic, splat, store, tensor
 
@@ -117,13 +115,6 @@ def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
     )  # fmt: skip
 
 
-@functools.cache
-def _kernels() -> tuple[Any, Any]:
-    """(forward, backward), compiled at the first call for any strides and kept on disk for later processes."""
-    compiled = cfunc(types.void(types.voidptr), cache=True)
-    return compiled(_call_forward), compiled(_call_backward)
-
-
 def _inputs_of(x: Tensor, weight: Tensor, bias: Tensor, width: int) -> list[Tensor]:
     taps = F.pad(weight.detach().transpose(1, 2), (0, 0, max(0, WINDOW - weight.shape[2]), 0))
     return [as_float(x, width), as_float(taps, width), as_float(bias, width)]
@@ -134,7 +125,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     batch, length, channels = x.shape
     width = -(-channels // LANES) * LANES
     out = torch.empty(len(weight), batch, length, width)
-    run_tasks(_kernels()[0], batch * -(-width // GROUP), [*_inputs_of(x, weight, bias, width), reverse, out])
+    tasks = batch * -(-width // GROUP)
+    run_tasks(compile_kernel(_call_forward), tasks, [*_inputs_of(x, weight, bias, width), reverse, out])
     return out[..., :channels].to(x.dtype)
 
 
@@ -146,7 +138,7 @@ def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: boo
     dx = torch.zeros(batch, length, width)
     dweight = torch.zeros(directions, batch, max(WINDOW, taps), width)
     dbias = torch.zeros(directions, batch, width)
-    run_tasks(_kernels()[1], batch * -(-width // GROUP), [
+    run_tasks(compile_kernel(_call_backward), batch * -(-width // GROUP), [
         *_inputs_of(x, weight, bias, width), reverse, as_float(dout, width), dx, dweight, dbias,
     ])  # fmt: skip
     return (

@@ -3,8 +3,6 @@
 LLVM splits the 16 lanes over whatever the machine has (one AVX-512 register, two AVX2 or four NEON ones), so the
 kernels are portable. Only what they need is here: load, store, broadcast, arithmetic, fused multiply-add, and the
 exponential family from polynomials, accurate to about 1e-7.
-
-numba keeps compiled kernels by the file that holds the kernel: after a change here alone, touch those files too.
 """
 
 import operator
