@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import reference_conv
-from ssamba.ops.scan import differentiable, operator_backend, resolve_backend
+from ssamba.ops.gradients import separate
+from ssamba.ops.scan import check_kinds, differentiable, operator_backend, resolve_backend
 
 _MODULES = {"cpu": "cpu_conv", "triton": "triton_conv", "mamba-ssm": "causal_conv1d"}
 
@@ -62,12 +63,13 @@ def bidirectional_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, exchanged: 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, lead: tuple[int, ...]) -> None:
     head = "".join(f"{size}, " for size in lead)
-    wanted = (*lead, x.shape[-1])
+    wanted = (*lead, *x.shape[-1:])
     if x.ndim != 3 or weight.ndim != len(wanted) + 1 or tuple(weight.shape[:-1]) != wanted or weight.shape[-1] < 1:
         given = f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}"
         raise ValueError(f"{given}; expected (B, L, E) and ({head}E, W)")
     if tuple(bias.shape) != wanted:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {wanted} beside x {tuple(x.shape)}")
+    check_kinds({"x": x, "weight": weight, "bias": bias})
 
 
 def _call(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> Tensor:
@@ -109,8 +111,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> T
 def _conv_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool,
                    backend: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x, weight and bias, each in its input's shape and dtype."""
-    dx, dweight, dbias = _backend(backend).backward(dout, x, weight, bias, reverse)
-    return dx.contiguous(), dweight.contiguous(), dbias.contiguous()
+    dx, dweight, dbias = separate(_backend(backend).backward(dout, x, weight, bias, reverse))
+    return dx, dweight, dbias
 
 
 @_conv_backward.register_fake

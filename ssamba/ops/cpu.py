@@ -16,6 +16,7 @@ from numba import njit
 from numba.extending import register_jitable
 from torch import Tensor
 
+from ssamba.ops import chunked
 from ssamba.ops.gradients import Gradients
 from ssamba.ops.kernel_cache import compile_kernel
 from ssamba.ops.kernels import as_float, run_tasks
@@ -326,6 +327,12 @@ def saved_shape(u: Tensor, a: Tensor) -> tuple[int, ...]:
     return u.shape[0], u.shape[1], *_sizes(u, a)
 
 
+def _grows(a: Tensor) -> bool:
+    """Whether a state may grow: the decays of a positive A can be more than `exp2` gives, so plain torch computes them,
+    in chunks as long as ours."""
+    return bool((a.float() > 0).any())
+
+
 def _inputs_of(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
                bias: Tensor | None) -> list[Tensor | bool]:  # fmt: skip
     _, states, width = _sizes(u, a)
@@ -342,6 +349,12 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
             bias: Tensor | None, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `ssamba.ops.scan`; arithmetic in float32."""
     batch, length, channels = u.shape[1:]
+    if _grows(a):
+        y, states = chunked.forward(u, delta, a, b, c, d, z, bias, reverse, keep)
+        saved = u.new_zeros(saved_shape(u, a) if keep else 0, dtype=torch.float32)
+        if keep:
+            saved[..., : a.shape[2], :channels] = states.permute(0, 2, 1, 4, 3)
+        return y, saved
     width = _sizes(u, a)[2]
     saved = torch.empty(saved_shape(u, a) if keep else (0, 0, 0, 0, 0))
     out = torch.empty(batch, length, width)
@@ -356,6 +369,9 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
     """See `ssamba.ops.scan`."""
     directions, batch, length, channels = u.shape
     kept = a.shape[2]
+    if _grows(a):
+        before = saved[..., :kept, :channels].permute(0, 2, 1, 4, 3)
+        return chunked.backward(dout, u, delta, a, b, c, d, z, bias, before, reverse)
     _, states, width = _sizes(u, a)
     groups = -(-width // BACKWARD_GROUP)
     du, ddelta = torch.empty(directions, batch, length, width), torch.empty(directions, batch, length, width)

@@ -31,6 +31,8 @@ def scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | 
             outputs[t] = (state * rate[t]).sum(-1)
         if outputs:
             y = y + torch.stack([outputs[t] for t in range(len(outputs))], 1)
+        else:  # of no tokens there is no output either, but one that depends on all inputs
+            y = y + torch.einsum("ble,en,bln,bln->ble", step * u[k], a[k], b[k], c[k])
         if d is not None:
             y = y + u[k] * d[k].to(kind)
     return (y if z is None else y * F.silu(z.to(kind))).to(given)

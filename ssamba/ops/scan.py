@@ -15,6 +15,7 @@ float16 under autocast), A, D and delta_bias stay float32 parameters, and every 
 import functools
 import importlib
 import logging
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import reference
+from ssamba.ops.gradients import separate
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def selective_scan(
     Args:
         u: input, (B, L, E), any floating dtype and strides; so are the next ones.
         delta: step sizes before softplus, (B, L, E).
-        A: (E, N), negative for a stable scan; N up to 64.
+        A: (E, N), negative for a stable scan (with other ones the backend cpu takes torch-chunked's time); N up to 64.
         B: input projections, (B, L, N).
         C: output projections, (B, L, N).
         D: skip weights, (E,), or None for no skip.
@@ -65,7 +67,8 @@ def selective_scan(
         y, (B, L, E), in u's dtype; states are float32 (float64 for float64 inputs, which two backends take).
 
     Raises:
-        ValueError: shapes that do not fit, an unknown direction or backend.
+        ValueError: shapes that do not fit, a dtype that is not floating-point, tensors on several devices, an unknown
+            direction or backend.
         RuntimeError: a backend that was asked for by name and cannot run here, with the cause.
     """
     if direction not in ("forward", "reverse"):
@@ -153,6 +156,19 @@ def _check(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor 
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} beside u {tuple(u.shape)}")
     if not 1 <= states <= MAX_STATES:
         raise ValueError(f"A has {states} states; expected 1 to {MAX_STATES}")
+    check_kinds({"u": u} | {name: tensor for name, (tensor, _) in wanted.items()})
+
+
+def check_kinds(tensors: Mapping[str, Tensor | None]) -> None:
+    """ValueError for numbers that no kernel takes (they would be cut silently), or tensors that lie apart."""
+    first, device = next((name, x.device) for name, x in tensors.items() if x is not None)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; expected a floating-point one, float32 for instance")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}; expected {device}, where {first} is")
 
 
 def _backend(name: str) -> ModuleType:
@@ -170,7 +186,8 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor |
             saved = u.new_empty(0, dtype=torch.float32)
         else:
             y, saved = _backend(chosen).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
-    return y.contiguous(), saved
+    y, saved = separate((y, saved))
+    return y, saved
 
 
 @_scan.register_fake
@@ -189,7 +206,7 @@ def _scan_backward(
     """The gradients of u, delta, a, b, c, d, z and bias, each in its input's shape and dtype; empty for None."""
     with torch.autocast(u.device.type, enabled=False):
         found = _backend(backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
-    du, ddelta, da, db, dc, dd, dz, dbias = (u.new_empty(0) if x is None else x.contiguous() for x in found)
+    du, ddelta, da, db, dc, dd, dz, dbias = separate(u.new_empty(0) if x is None else x for x in found)
     return du, ddelta, da, db, dc, dd, dz, dbias
 
 

@@ -38,7 +38,7 @@ def run(inputs: tuple[Tensor, ...], dout: Tensor | None = None, **how: Any) -> l
     """The output, and the gradients of (output * dout).sum() for x, weight and bias."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     out = convolve(tuple(leaves), **how)
-    out.backward((random_like(out) if dout is None else dout).to(out.dtype))
+    out.backward((random_like(out) if dout is None else dout).to(out))
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
@@ -104,12 +104,21 @@ def test_errors_at_a_realistic_size_are_those_of_float32(backend: str) -> None:
     assert_equal_to_scale(ours, wanted, 2e-6)
 
 
+def check_empty(shape: tuple[int, int, int, int], how: dict[str, Any], backend: str) -> None:
+    inputs = make_inputs(*shape, "exchanged" in how)
+    out, *gradients = run(inputs, backend=backend, **how)
+    assert out.shape == ((2, *shape[:3]) if "exchanged" in how else shape[:3])
+    for tensor, gradient in zip(inputs, gradients, strict=True):
+        assert gradient.shape == tensor.shape and not gradient.any()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 16, 4), (0, 5, 20, 1), (2, 0, 16, 4), (2, 0, 20, 1), (2, 5, 0, 4)])
+@each_order
 @each_backend
-@pytest.mark.parametrize("shape", [(0, 5, 16, 4), (0, 5, 20, 4)])
-def test_an_empty_batch_gives_empty_output_and_no_gradient(shape: tuple[int, int, int, int], backend: str) -> None:
-    out, dx, dweight, dbias = run(make_inputs(*shape), backend=backend)
-    assert out.shape == dx.shape == shape[:3]
-    assert not dweight.any() and not dbias.any()
+def test_nothing_in_is_nothing_out_and_no_gradient(
+    shape: tuple[int, int, int, int], how: dict[str, Any], backend: str
+) -> None:
+    check_empty(shape, how, backend)
 
 
 @each_direction
@@ -127,19 +136,29 @@ def test_cpu_reads_strided_inputs(direction: str, width: int) -> None:
         assert all(torch.equal(one, two) for one, two in zip(ours, wanted, strict=True))
 
 
+def check_dtype(
+    dtype: torch.dtype, how: dict[str, Any], backend: str, shape: tuple[int, int, int, int], places: float = 0.5
+) -> None:
+    """Taps and bias stay float32; what comes and is answered in `dtype` is off by `places` of its last place."""
+    x, weight, bias = make_inputs(*shape, "exchanged" in how)
+    inputs = x.to(dtype), weight, bias
+    dout = random_like(convolve(inputs, backend="reference", **how)).to(dtype)
+    ours, wanted = run(inputs, dout, backend=backend, **how), in_float64(inputs, dout, **how)
+    assert [tensor.dtype for tensor in ours] == [dtype, dtype, torch.float32, torch.float32]
+    rounding = 0.0 if dtype == torch.float32 else 1.001 * places * torch.finfo(dtype).eps
+    for one, exact, relative in zip(ours, wanted, (rounding, rounding, 0.0, 0.0), strict=True):
+        assert one.shape == exact.shape
+        assert ((one.double() - exact).abs() <= relative * exact.abs() + 2e-6 * exact.abs().max()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("taps", [1, 4])
 @each_order
 @each_backend
-def test_half_inputs_are_convolved_in_float32_and_answered_in_their_dtype(how: dict[str, Any], backend: str) -> None:
-    x, weight, bias = make_inputs(2, 30, 24, 4, "exchanged" in how)
-    x = x.bfloat16()
-    dout = random_like(convolve((x, weight, bias), **how)).bfloat16()
-    ours = run((x, weight, bias), dout, backend=backend, **how)
-    assert [tensor.dtype for tensor in ours] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
-    wanted = in_float64((x, weight, bias), dout, **how)
-    rounding = torch.finfo(torch.bfloat16).eps
-    torch.testing.assert_close(ours[0].double(), wanted[0], rtol=rounding, atol=1e-6)
-    torch.testing.assert_close(ours[1].double(), wanted[1], rtol=rounding, atol=1e-5)
-    assert_equal_to_scale(ours[2:], wanted[2:], 2e-6)
+def test_every_dtype_is_convolved_in_float32_and_answered_as_it_came(
+    dtype: torch.dtype, taps: int, how: dict[str, Any], backend: str
+) -> None:
+    check_dtype(dtype, how, backend, (2, 30, 24, taps))
 
 
 def test_cpu_extreme_inputs_stay_finite_and_correct() -> None:
@@ -154,6 +173,7 @@ def test_cpu_extreme_inputs_stay_finite_and_correct() -> None:
 @pytest.mark.parametrize(
     ("x", "weight", "bias", "message"),
     [
+        ((), (6, 4), (6,), r"x has shape \(\)"),
         ((5, 6), (6, 4), (6,), r"x has shape \(5, 6\)"),
         ((2, 5, 6), (7, 4), (6,), r"weight \(7, 4\); expected \(B, L, E\) and \(E, W\)"),
         ((2, 5, 6), (6, 1, 4), (6,), r"weight \(6, 1, 4\)"),
@@ -165,6 +185,17 @@ def test_shapes_that_do_not_fit_are_an_error_that_says_which(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         causal_conv_silu(torch.zeros(x), torch.zeros(weight), torch.zeros(bias), backend=backend)
+
+
+@each_backend
+def test_a_dtype_that_is_not_floating_point_or_another_device_is_an_error_that_names_it(backend: str) -> None:
+    inputs = make_inputs(1, 2, 3, 4)
+    for place, name in enumerate(("x", "weight", "bias")):
+        for other in (inputs[place].long(), inputs[place].to(torch.complex64)):
+            with pytest.raises(ValueError, match=rf"^{name} has dtype {other.dtype}; expected a floating-point one"):
+                causal_conv_silu(*inputs[:place], other, *inputs[place + 1 :], backend=backend)
+    with pytest.raises(ValueError, match="^bias is on meta; expected cpu, where x is"):
+        causal_conv_silu(*inputs[:2], inputs[2].to("meta"), backend=backend)
 
 
 @pytest.mark.parametrize(
