@@ -19,6 +19,7 @@ from ssamba.audio import LogMel, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
 from ssamba.data.index import ShardSet, find_shards
+from ssamba.data.labels import count_labels
 from ssamba.data.order import ClipRules, Numbers
 from ssamba.data.remote import ShardCache
 from ssamba.data.statistics import Statistics, measure_statistics
@@ -47,6 +48,8 @@ from ssamba.training.runs import RunLock, check_run, make_trainer, open_run, pro
 
 log = logging.getLogger(__name__)
 
+_HEARD_CLIPS = 64
+_COUNTED_SAMPLES = 100_000  # whose labels are read in seconds
 _MEASURED_CLIPS = 2000  # enough for three digits of the statistics
 
 
@@ -209,11 +212,15 @@ def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
             )
         if audio.mean is None:
             audio.mean, audio.std = heard.mean, heard.std
-    if audio.mean is None:
+    local = all(shard.url is None for shard in shards.train.shards)
+    if audio.mean is None or local:
         data = ClipDataModule(build_clip_settings(recipe), train=build_training_shards(recipe, shards.train))
         stream = data.training_stream()
-        measured = measure_statistics(stream, audio.num_mel_bins, min(_MEASURED_CLIPS, shards.train.samples))
-        audio.mean, audio.std = round(measured.mean, 4), round(measured.std, 4)
+        # Where they are known, too, a few clips are heard: whether they say anything.
+        clips = _MEASURED_CLIPS if audio.mean is None else _HEARD_CLIPS
+        measured = measure_statistics(stream, audio.num_mel_bins, min(clips, shards.train.samples))
+        if audio.mean is None:
+            audio.mean, audio.std = round(measured.mean, 4), round(measured.std, 4)
     assert audio.std is not None
     # Packed clips have no end to be filled.
     short = "keep" if recipe.data.short == "pack" else recipe.data.short
@@ -256,11 +263,54 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
     return Labels(key, lists["train"], recipe.task.loss == "bce")
 
 
+def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Numbers | None) -> None:
+    """Whether the labels of the samples can be learned, where reading them takes seconds: the index has names alone.
+
+    Raises:
+        UserError: labels that are not in the list, several under a loss for one, or nothing to tell apart.
+    """
+    key, names, loss = labels.key, labels.names, recipe.task.loss
+    nothing = f"there is nothing to tell apart in the {key} of the training recordings"
+    if len(names) == 1 and loss == "cross_entropy":
+        raise UserError(f"{nothing}: {names[0]} is all; expected two or more, or task.loss=bce with some that lack it")
+    cache = ShardCache(recipe.data.cache_bytes)
+    for split, held in shards.given().items():
+        if held.samples > _COUNTED_SAMPLES or any(shard.url is not None for shard in held.shards):
+            continue
+        chosen = frozenset(rows.tolist()) if split == "train" and rows is not None else None
+        counts = count_labels(held, key, names, cache, chosen)
+        if counts.unknown:
+            raise UserError(
+                f"{counts.unknown} recordings of data.{split} have no {key} that is in the label list: "
+                f"{', '.join(counts.unknown_examples)}; expected {'some' if labels.several else 'one'} of the "
+                f"{len(names)} of the label list"
+            )
+        if not labels.several and counts.by_number[1] < counts.samples:
+            several = counts.several_examples or ["with none"]
+            raise UserError(
+                f"{counts.samples - counts.by_number[1]} recordings of data.{split} have several {key}, or none: "
+                f"{', '.join(several)}; expected one of the {len(names)} of the label list, or task.loss=bce, which is "
+                "for several"
+            )
+        if split != "train" or not counts.samples:
+            continue
+        if all(counts.by_name[name] in (0, counts.samples) for name in names):
+            alike = ", ".join(name for name in names if counts.by_name[name]) or "none"
+            raise UserError(f"{nothing}: all {counts.samples} have {alike}; expected some that differ")
+        if missing := [name for name in names if not counts.by_name[name]]:
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            log.warning("no training recording has %s %s%s, of the label list", key, ", ".join(missing[:8]), more)
+        if labels.several and counts.by_number[1] == counts.samples:
+            log.info("every training recording has one %s; task.loss=cross_entropy is for one alone", key)
+
+
 def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     """Everything that `recipe` says, checked against the machine and the data, before any long work."""
     check_machine(recipe)
     shards = build_shards(recipe)
     labels = build_labels(recipe, shards)
+    rows = _labelled_rows(recipe, shards.train) if recipe.data.label_fraction < 1 else None
+    check_labels(recipe, shards, labels, rows)
     audio = build_audio(recipe, shards)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
@@ -270,7 +320,6 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
         augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder, seed=recipe.seed,
     )  # fmt: skip
     _compile(recipe, module)
-    rows = _labelled_rows(recipe, shards.train) if recipe.data.label_fraction < 1 else None
     data = ClipDataModule(
         build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows),
         validation=shards.validation, test=shards.test, labels=labels,

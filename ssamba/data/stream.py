@@ -61,11 +61,12 @@ class Labels:
         """The class number (or the multi-hot vector) of a sample's JSON; UserError for a label that is not known."""
         value = sample["labels"].get(self.key)
         values = value if isinstance(value, list) else [value]
-        unknown = [one for one in values if one not in self.numbers]
+        unknown = [one for one in values if not isinstance(one, str) or one not in self.numbers]
         if unknown or (not self.several and len(values) != 1):
             raise UserError(
-                f"{sample['key']} in {shard} has {self.key} {value!r}; expected "
+                f"{sample['key']} in {shard} has {self.key} {value!r:.200}; expected "
                 f"{'some' if self.several else 'one'} of the {len(self.names)} of the label list"
+                + ("" if unknown or not values else "; task.loss=bce is for several")
             )
         if not self.several:
             return self.numbers[values[0]]

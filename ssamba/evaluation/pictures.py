@@ -4,6 +4,7 @@ Shapes: T frames, M mel bins, L patches, N masked patches, K pixels of a patch, 
 """
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ssamba.files import made_folder, written_beside
 from ssamba.models.patches import PatchShape
 
 matplotlib.use("Agg")
+log = logging.getLogger(__name__)
 
 _LINES = 6  # of a timeline; more are hard to tell apart
 
@@ -51,15 +53,36 @@ def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, predicted: Te
     _save(figure, path)
 
 
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv: of each the names and numbers that it has, a step among them. None where there is no
+    file, or one that is damaged, which is told; rows of something else are left out."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        log.warning("%s is damaged (%s); its rows are lost", path, error)
+        return []
+    return [row for row in rows if "step" in row and all(map(_is_number, row.values()))]
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True
+
+
 def draw_curves(path: Path, metrics_csv: Path, title: str) -> None:
     """Every metric of a run's metrics.csv over its steps; training and validation values of one name share a panel."""
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    with metrics_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    kind, _, panel = name.rpartition("/")
-                    series.setdefault(panel, {}).setdefault(kind, []).append((float(row["step"]), float(value)))
+    for row in read_metrics(metrics_csv):
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                kind, _, panel = name.rpartition("/")
+                series.setdefault(panel, {}).setdefault(kind, []).append((float(row["step"]), float(value)))
     if not series:
         return
     columns = min(3, len(series))

@@ -162,6 +162,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _check_content(content: Any, kind: type[_Weights]) -> None:
     """ValueError for something else than a run keeps."""
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a {type(content).__name__}, and no run")
     msgspec.convert(content, kind)
     if kind is _Content:
         msgspec.convert(content.get("ClipDataModule"), _Place)

@@ -3,7 +3,7 @@
 import csv
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssamba.errors import UserError
+from ssamba.evaluation.pictures import read_metrics
 from ssamba.files import written_beside
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class MetricsFile(Logger):
         columns = sorted({*self._columns, *(name for row in self._waiting for name in row)})
         try:
             if columns != self._columns:
-                self._write([*self._read(), *self._waiting], columns)
+                self._write([*read_metrics(self.path), *self._waiting], columns)
             else:
                 self._append()
         except OSError as error:
@@ -71,7 +72,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def keep(self, rows: int) -> None:
         """Go on with the file that is there, from its first `rows` rows."""
-        kept = self._read()[:rows]
+        kept = read_metrics(self.path)[:rows]
         if len(kept) < rows:
             log.warning("%s has %d rows; there were %d at the checkpoint", self.path, len(kept), rows)
         self.rows = rows
@@ -79,13 +80,7 @@ class MetricsFile(Logger):
         if kept:
             self._write(kept, self._columns)
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-    def _write(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    def _write(self, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
         with written_beside(self.path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()

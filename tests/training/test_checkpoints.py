@@ -1,6 +1,7 @@
 """Checkpoints as files: when they are made, which are kept, what becomes of damaged ones, and of a full disk."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -294,3 +295,107 @@ def test_a_file_goes_on_from_its_first_rows(tmp_path: Path, caplog: pytest.LogCa
     assert path.read_text() == "a,step\n1,0\n2,1\n5,2\n" and not caplog.records
     MetricsFile(path).keep(9)
     assert "has 3 rows; there were 9 at the checkpoint" in caplog.text
+
+
+# Right sums and odd contents
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    """What sets one place of a checkpoint, by its keys; of a list its only entry."""
+
+    def apply(content: dict[str, Any]) -> Any:
+        *keys, last = [int(key) if key.isdecimal() else key for key in path.split("/")]
+        held: Any = content
+        for key in keys:
+            held = held[key]
+        if value is REMOVED:
+            del held[last]
+        else:
+            held[last] = value
+        return content
+
+    return apply
+
+
+REMOVED = object()
+NAN = torch.full((1000,), float("nan"))
+DEEP: list[Any] = []
+for _ in range(100):
+    DEEP = [DEEP]
+ODD = {
+    "a list": lambda content: [content],
+    "a tensor": lambda content: torch.zeros(3),
+    **{f"{key} is {value!r:.20}": change(key, value) for key in content(2) for value in (REMOVED, None, 3.5, DEEP)},
+    **{f"{key} is {type(value).__name__} {str(value)[:9]}": change(key, value) for key, value in (
+        ("global_step", -5), ("global_step", 3), ("global_step", True), ("global_step", "2"), ("global_step", 2**70),
+        ("run/seconds", -1.0), ("run/seconds", "1"), ("run/rows", -1), ("run/best", {"step": 1}), ("run/metrics", []),
+        ("run/validation_due", 1), ("run/record", {}), ("run/record/data", {}), ("run/record/seed", -1),
+        ("run/record/resumed", [1]), ("run/record/hardware/gpus", "a"), ("run/wandb_id", 1),
+        ("judged/recent", ["a"]), ("judged/skipped", -1), ("callbacks/SkippedSamples", {}),
+        ("ClipDataModule/clips", -1), ("ClipDataModule/order", 0), ("state_dict/w", NAN), ("state_dict/w", [1.0]),
+        ("state_dict/w", NAN.to(torch.complex64)), ("optimizer_states/0/state/0/exp_avg", NAN),
+        ("optimizer_states/0/state/0/step", 5), ("optimizer_states/0/param_groups/0/lr", "a"),
+        ("optimizer_states/0/param_groups/0/params", [-1]), ("optimizer_states", []), ("lr_schedulers", [1]),
+    )},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_no_run_keeps_is_told_and_the_one_before_taken(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "run", 1, 2)
+    path = tmp_path / "run" / "checkpoints" / "step-0000002.ckpt"
+    odd = ODD[name](content(2))
+    torch.save(odd, path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    path.with_suffix(".json").write_text(json.dumps({"sha256": digest, "step": 2, "bytes": path.stat().st_size}))
+    saved = newest_checkpoint(tmp_path / "run")
+    assert saved is not None and saved.step == 1
+    (record,) = caplog.records
+    assert f"checkpoint {path} cannot be used: " in record.getMessage() and len(record.getMessage()) < 500
+
+
+def test_names_that_are_no_steps_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "run", 2)
+    for name in ("step-.ckpt", "step-x.ckpt", "step-2.ckpt", "step--000005.ckpt", "step-٣.ckpt"):
+        (tmp_path / "run" / "checkpoints" / name).write_text("")
+    saved = newest_checkpoint(tmp_path / "run")
+    assert saved is not None and saved.step == 2
+
+
+FOREIGN = {
+    "weights": ("state_dict/model.encoder.mask_token", torch.zeros(3), "encoder.mask_token"),
+    "moments": ("optimizer_states/0/state/0/exp_avg", torch.zeros(3), "moments of parameter 0"),
+    "groups": ("optimizer_states/0/param_groups/0/params", [0, 1], "groups of parameters"),
+    "rates": ("optimizer_states/0/param_groups/0/initial_lr", "a", "groups of parameters"),
+    "schedule": ("lr_schedulers/0/last_epoch", "a", "schedule of the learning rate"),
+    "shadow": ("lr_schedulers/0/step", 1, "schedule of the learning rate"),
+    "version": ("pytorch-lightning_version", 3, "cannot be gone on from"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_checkpoint_of_another_model_is_told_before_training(
+    name: str, pretrained: Runs, copy_of: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, (place, value, said) = copy_of(pretrained("ssast")), FOREIGN[name]
+    (run / "run.json").unlink()
+    path = run / "checkpoints" / "step-0000004.ckpt"
+    CheckpointFiles().save_checkpoint(change(place, value)(torch.load(path, weights_only=True)), path)
+    metrics = (run / "metrics.csv").read_text()
+    assert main(["pretrain", str(run), "--resume", str(run), "trainer.max_steps=5"]) == 2
+    message = capsys.readouterr().err
+    assert f"checkpoint {path} " in message and said in message and "Traceback" not in message
+    assert (run / "metrics.csv").read_text() == metrics
+
+
+def test_a_best_that_is_damaged_is_told_when_the_run_goes_on(
+    pretrained: Runs, copy_of: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy_of(pretrained("ssast"))
+    (run / "run.json").unlink()
+    truncate(run / "checkpoints" / "best.ckpt")
+    assert main(["pretrain", str(run), "--resume", str(run)]) == 0
+    assert "best.ckpt cannot be used" in caplog.text and "takes its place" in caplog.text
