@@ -203,11 +203,12 @@ def stats(arguments: argparse.Namespace) -> None:
 def shards_info(arguments: argparse.Namespace) -> None:
     """Say what shards hold, from their index."""
     from ssamba.data.index import find_shards
+    from ssamba.printable import printable
 
     held = find_shards(arguments.shards)
     print(f"{len(held.shards)} shards, {held.samples} samples, {held.seconds / 3600:.3f} h at {held.sampling_rate} Hz")
     for key, names in held.labels.items():
-        print(f"{key}: {len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+        print(printable(f"{key}: {len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"))
     print(f"fingerprint {held.fingerprint}")
 
 
@@ -215,32 +216,54 @@ def shards_verify(arguments: argparse.Namespace) -> None:
     """Read shards in full and compare them with their index: checksums, every sample's audio and JSON."""
     from ssamba.data.index import find_shards, verify_shards
     from ssamba.data.remote import ShardCache
+    from ssamba.printable import printable
 
     held = find_shards(arguments.shards)
     cache = ShardCache(DataConfig().cache_bytes)
     problems = verify_shards(held, local=cache.local, workers=_workers(arguments))
     if problems:
-        raise UserError(f"{len(problems)} problems in {len(held.shards)} shards:\n  " + "\n  ".join(problems))
+        raise UserError(
+            f"{len(problems)} problems in {len(held.shards)} shards:\n  " + "\n  ".join(map(printable, problems))
+        )
     print(f"{len(held.shards)} shards, {held.samples} samples: all as their index says")
 
 
 def shards_index(arguments: argparse.Namespace) -> None:
     """Make the index of a folder of webdataset shards that another program or an older version wrote."""
-    from ssamba.data.indexing import index_shards
+    from ssamba.data.indexing import fields_report, index_folder
+    from ssamba.printable import printable
 
     labels: dict[str, tuple[str, ...]] = {}
     for key, file in arguments.labels:
         from ssamba.models.transfer import read_label_names
 
         labels[key] = read_label_names(file)
-    index = index_shards(
-        arguments.folder, labels, workers=_workers(arguments), max_bad_fraction=arguments.max_bad_fraction,
-        overwrite=arguments.overwrite,
+    fields = dict(arguments.label)
+    if len(fields) < len(arguments.label):
+        raise UserError("--label is given twice for one KEY; expected each once")
+    made = index_folder(
+        arguments.folder, labels, fields=fields or None, workers=_workers(arguments),
+        max_bad_fraction=arguments.max_bad_fraction, overwrite=arguments.overwrite,
     )  # fmt: skip
-    print(f"{arguments.folder}: {index.samples} samples in {len(index.shards)} shards, {index.seconds / 3600:.3f} h at "
-          f"{index.sampling_rate} Hz, {len(index.skipped)} problems")  # fmt: skip
+    index = made.index
+    print(
+        f"{printable(str(arguments.folder))}: {index.samples} samples in {len(index.shards)} shards, "
+        f"{index.seconds / 3600:.3f} h at {index.sampling_rate} Hz, {len(index.skipped)} problems"
+    )
     for key, names in index.labels.items():
-        print(f"{key}: {len(names)} labels")
+        without = f"; {made.unlabelled[key]} samples have none" if key in made.unlabelled else ""
+        print(f"{printable(key)}: {len(names)} labels{without}")
+    if index.passed_over:
+        print("passed over: " + printable(", ".join(f"{count} {kind}" for kind, count in index.passed_over.items())))
+    if not index.labels and made.fields:
+        again = f"ssamba shards index {arguments.folder} --overwrite --label {min(made.fields, key=_likely)}"
+        print(f"no labels; what may be some: {fields_report(made.fields)}. To name one: {printable(again)}")
+
+
+def _likely(field: str) -> tuple[bool, bool]:
+    """First what is called as labels are."""
+    name = field.rpartition(".")[2].lower()
+    return name not in ("cls", "label", "labels", "class", "class_label", "category", "tag", "tags"), name == "txt"
 
 
 def _workers(arguments: argparse.Namespace) -> int:
@@ -355,6 +378,13 @@ def _label_file(text: str) -> tuple[str, Path]:
     return key, path(file)
 
 
+def _label_field(text: str) -> tuple[str, str]:
+    key, equals, field = text.partition("=")
+    if not key or (equals and not field):
+        raise ValueError("expected KEY or KEY=FIELD, such as animal=cls")
+    return (key, field) if equals else (key.removeprefix("."), key)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssamba", description="Self-supervised audio pretraining with bidirectional state space models."
@@ -388,6 +418,7 @@ def _parser() -> argparse.ArgumentParser:
             _add(sub, "folder", new_path, metavar="FOLDER", help="of .tar files: those of one split")
             names = "what a label's names are, in the order of their numbers, one a line; again for each further label"
             _add(sub, "--labels", _label_file, action="append", default=[], metavar="KEY=FILE", help=names)
+            _add(sub, "--label", _label_field, action="append", default=[], metavar="KEY[=FIELD]", help=_LABEL)
             bad = "give up if more of the samples have a problem (default: %(default)s)"
             _add(sub, "--max-bad-fraction", number, 0, 1, default=0.01, metavar="X", help=bad)
             sub.add_argument("--overwrite", action="store_true", help="replace an index, of whatever format")
@@ -458,6 +489,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_LABEL = (
+    "a label KEY and where other programs put it: FIELD is the extension of a member beside the audio (cls, txt), or a "
+    "field of its JSON (label; within objects: original_data.class_label); default: KEY. Names, integers, true and "
+    "false, and lists of them are read; the lines of a text file are names. Again for each further label"
+)
 _WINDOWS = """
 windows:
   A recording no longer than a window is one window. A longer one has windows of --window seconds every --hop seconds

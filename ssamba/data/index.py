@@ -13,7 +13,7 @@ import math
 import os
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.data.descriptions import parse_description
 from ssamba.data.jobs import processes, run_jobs
 from ssamba.data.transport import (
     expand_braces,
@@ -41,6 +42,7 @@ from ssamba.recordings import decoded_length
 
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.npy"
+DESCRIPTIONS_NAME = "labels.jsonl"
 FORMAT = "ssamba-shards-2"
 SAMPLE = np.dtype([("audio", "<i8"), ("audio_bytes", "<i4"), ("json", "<i8"), ("json_bytes", "<i4"), ("length", "<i4")])
 """A row of samples.npy, one a sample, shard after shard: where its audio and its JSON begin within the shard, in bytes,
@@ -85,6 +87,22 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Descriptions:
+    """What the index says about labels.jsonl, which holds the samples' JSON in place of the shards."""
+
+    bytes: Count
+    sha256: Sha256
+    """Of the file, in hex."""
+    fields: Mapping[Text, Text]
+    """Label key -> where in the shards it was found: the extension of a member, or a field of the JSON."""
+
+    @property
+    def info(self) -> ShardInfo:
+        """As of a shard, since it is checked, fetched and read as one."""
+        return ShardInfo(DESCRIPTIONS_NAME, 0, 0.0, self.bytes, self.sha256)
+
+
+@dataclass(frozen=True)
 class ShardIndex:
     """One split's shards."""
 
@@ -102,6 +120,8 @@ class ShardIndex:
     """What was found beside the recordings and not read, such as `.txt` or `hidden files` -> how many of it."""
     above_full_scale: Count = 0
     """How many recordings had samples above full scale when the shards were made; they are read at their level."""
+    descriptions: Descriptions | None = None
+    """None: each sample's JSON is in its shard."""
 
     @property
     def samples(self) -> int:
@@ -177,6 +197,8 @@ class ShardIndex:
             "passed_over": dict(self.passed_over),
             "above_full_scale": self.above_full_scale,
         }
+        if self.descriptions:
+            content["descriptions"] = asdict(self.descriptions)
         write_text(folder / INDEX_NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -248,6 +270,8 @@ class Shard:
     info: ShardInfo
     url: str | None = None
     """Where it lies, or `pipe:` and the command that reads it; None: at its path."""
+    descriptions: "Shard | None" = None
+    """The labels.jsonl of its folder, which is kept as a shard is; None: its samples' JSON is in itself."""
 
     @property
     def place(self) -> str:
@@ -283,10 +307,16 @@ class ShardSet:
     def seconds(self) -> float:
         return math.fsum(shard.info.seconds for shard in self.shards)
 
+    def names_in(self, shard: Shard) -> dict[str, frozenset[str]]:
+        """Label key -> names that are listed in the index of a shard."""
+        place = renamed(shard.url, INDEX_NAME) if shard.url else str(shard.path.parent)
+        return {key: frozenset(names) for key, names in self.indexes[place].labels.items()}
+
     @property
     def fingerprint(self) -> str:
         """Of the content of the shards in their order, wherever they lie: sha256 over their sha256, in hex."""
-        return hashlib.sha256("".join(shard.info.sha256 for shard in self.shards).encode()).hexdigest()
+        parts = (part for shard in self.shards for part in (shard, shard.descriptions) if part)
+        return hashlib.sha256("".join(part.info.sha256 for part in parts).encode()).hexdigest()
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -373,8 +403,8 @@ def verify_shards(shard_set: ShardSet, progress: bool = True, local: Callable[[S
     """Read every shard again and compare it with its index; an empty list is a clean set.
 
     Checks the sha256, and that each sample is where the table says, with audio of the set's rate and of that length,
-    which is decoded, and a JSON that describes it, if it has one. A shard that cannot be read at all is a problem in
-    the list as well, not an exception. A sample at a time is in memory.
+    which is decoded, and a JSON that describes it, if it has one, with names that its index lists. A shard that cannot
+    be read at all is a problem in the list as well, not an exception. A sample at a time is in memory.
 
     Args:
         shard_set: what to read; of its tables `find_shards` has compared the sha256.
@@ -385,9 +415,14 @@ def verify_shards(shard_set: ShardSet, progress: bool = True, local: Callable[[S
     ends = np.cumsum([shard.info.samples for shard in shard_set.shards])
     tables = np.split(shard_set.table, ends[:-1])
     checks = [
-        _Check(shard, table, shard_set.sampling_rate, local)
+        _Check(shard, table, shard_set.sampling_rate, local, shard_set.names_in(shard))
         for shard, table in zip(shard_set.shards, tables, strict=True)
     ]
+    descriptions = {shard.descriptions.path: shard.descriptions for shard in shard_set.shards if shard.descriptions}
+    checks += [
+        _Check(described, shard_set.table[:0], shard_set.sampling_rate, local, {})
+        for described in descriptions.values()
+    ]  # of the file as a whole
     problems: dict[Path, list[str]] = {}
     with (
         progress_bar(shard_set.samples, "sample", "verify", disable=not progress) as bar,
@@ -397,7 +432,7 @@ def verify_shards(shard_set: ShardSet, progress: bool = True, local: Callable[[S
         for check, found in results:
             problems[check.shard.path] = [f"{check.shard.place}: {problem}" for problem in found]
             bar.update(check.shard.info.samples)
-    return [problem for shard in shard_set.shards for problem in problems[shard.path]]
+    return [problem for check in checks for problem in problems[check.shard.path]]
 
 
 def _no_index(folder: Path) -> str:
@@ -441,7 +476,11 @@ def _local_shards(source: str, folders: dict[str, _Folder]) -> Iterator[Shard]:
         folder = path.parent if single else path
         if str(folder) not in folders:
             index = ShardIndex.read(folder)
-            listed = tuple(Shard(folder / info.name, info) for info in index.shards)
+            described = None
+            if said := index.descriptions:
+                described = Shard(folder / DESCRIPTIONS_NAME, said.info)
+                _check_size(described)
+            listed = tuple(Shard(folder / info.name, info, None, described) for info in index.shards)
             folders[str(folder)] = _Folder(str(folder), index, folder / SAMPLES_NAME, listed)
         yield from _named(folders[str(folder)], path.name if single else None)
 
@@ -470,7 +509,12 @@ def _fetched(place: str, cache: Path) -> _Folder:
     samples = cache / f"{index.samples_sha256}.npy"
     most = index.samples * SAMPLE.itemsize + _MOST_HEADER
     fetch(renamed(place, SAMPLES_NAME), samples, index.samples_sha256, most_bytes=most)
-    listed = tuple(Shard(cache / f"{info.sha256}.tar", info, renamed(place, info.name)) for info in index.shards)
+    described = None
+    if said := index.descriptions:
+        described = Shard(cache / f"{said.sha256}.jsonl", said.info, renamed(place, DESCRIPTIONS_NAME))
+    listed = tuple(
+        Shard(cache / f"{info.sha256}.tar", info, renamed(place, info.name), described) for info in index.shards
+    )
     return _Folder(place, index, samples, listed)
 
 
@@ -490,44 +534,56 @@ def _table(shards: Iterable[Path], folders: Iterable[_Folder]) -> Samples:
         samples = folder.index.read_samples(folder.samples)
         ends = np.cumsum([shard.info.samples for shard in folder.shards])
         for shard, part in zip(folder.shards, np.split(samples, ends[:-1]), strict=True):
-            if problem := _misfit(part, shard.info, folder.index.sampling_rate):
+            if problem := _misfit(part, shard, folder.index.sampling_rate):
                 raise UserError(f"{folder.place}: {SAMPLES_NAME} {problem}: {_MAKE_AGAIN}")
             rows[shard.path] = part
     return np.concatenate([rows[path] for path in shards])
 
 
-def _misfit(rows: Samples, info: ShardInfo, sampling_rate: int) -> str | None:
+def _misfit(rows: Samples, shard: Shard, sampling_rate: int) -> str | None:
     """What of a shard's rows cannot be, if anything."""
-    name = printable(info.name)
-    if any(rows[column].min(initial=0) < 0 for column in SAMPLE.names or ()) or any(
-        (rows[part] > info.bytes - rows[f"{part}_bytes"]).any() for part in ("audio", "json")
-    ):
-        return f"names places outside of {name}"
+    if any(rows[column].min(initial=0) < 0 for column in SAMPLE.names or ()):
+        return f"names places outside of {printable(shard.info.name)}"
+    for part, holder in (("audio", shard), ("json", shard.descriptions or shard)):
+        if (rows[part] > holder.info.bytes - rows[f"{part}_bytes"]).any():
+            return f"names places outside of {printable(holder.info.name)}"
     if rows["length"].min(initial=1) < 1:
-        return f"has a sample of {name} without a length"
+        return f"has a sample of {printable(shard.info.name)} without a length"
     seconds = float(rows["length"].sum(dtype=np.int64)) / sampling_rate
-    if not _close(seconds, info.seconds):
-        return f"has {seconds:.3f} s of {name}; its {INDEX_NAME} expects {info.seconds:.3f} s"
+    if not _close(seconds, shard.info.seconds):
+        return (
+            f"has {seconds:.3f} s of {printable(shard.info.name)}; its {INDEX_NAME} expects {shard.info.seconds:.3f} s"
+        )
     return None
 
 
 def _checked(shard: Shard) -> Shard:
-    """The shard, if it is there in its size; one that lies elsewhere is checked when it is fetched."""
-    info = shard.info
+    """The shard, if it is there in its size."""
+    if not shard.info.samples:
+        raise UserError(
+            f"the shard {printable(shard.place)} is empty ({shard.info.bytes} bytes, 0 samples); {_MAKE_AGAIN}"
+        )
+    _check_size(shard)
+    return shard
+
+
+def _check_size(shard: Shard) -> None:
+    """UserError if a shard, or what else an index lists, is not there in its size; one that lies elsewhere is checked
+    when it is fetched."""
+    info, path = shard.info, printable(str(shard.path))
     try:
         size = info.bytes if shard.url else shard.path.stat().st_size
     except FileNotFoundError as error:
         raise UserError(
-            f"the shard {shard.path} is missing, but its {INDEX_NAME} lists it: copy it again, or {_MAKE_AGAIN}"
+            f"the shard {path} is missing, but its {INDEX_NAME} lists it: copy it again, or {_MAKE_AGAIN}"
         ) from error
-    if size == 0 or info.samples == 0:
-        raise UserError(f"the shard {shard.place} is empty ({size} bytes, {info.samples} samples); {_MAKE_AGAIN}")
+    if size == 0:
+        raise UserError(f"the shard {path} is empty ({size} bytes, {info.samples} samples); {_MAKE_AGAIN}")
     if size != info.bytes:
         raise UserError(
-            f"the shard {shard.path} has {size} bytes; its {INDEX_NAME} expects {info.bytes}, so it is truncated or of "
+            f"the shard {path} has {size} bytes; its {INDEX_NAME} expects {info.bytes}, so it is truncated or of "
             f"another making: copy it again, or {_MAKE_AGAIN}"
         )
-    return shard
 
 
 @dataclass(frozen=True)
@@ -538,37 +594,44 @@ class _Check:
     table: Samples
     sampling_rate: int
     local: Callable[[Shard], Path]
+    labels: Mapping[str, frozenset[str]]
+    """Label key -> the names that its index lists."""
 
 
 def _problems(check: _Check) -> list[str]:
     try:
-        with check.local(check.shard).open("rb") as file:
-            return list(_shard_problems(check, file))
+        with ExitStack() as stack:
+            file = stack.enter_context(check.local(check.shard).open("rb"))
+            described = check.shard.descriptions
+            said = stack.enter_context(check.local(described).open("rb")) if described else file
+            return list(_shard_problems(check, file, said))
     except (OSError, UserError) as error:
         return [f"it cannot be read: {error}"]
 
 
-def _shard_problems(check: _Check, file: io.BufferedReader) -> Iterator[str]:
+def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedReader) -> Iterator[str]:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != check.shard.info.sha256:
         yield f"its sha256 is {digest}; the index expects {check.shard.info.sha256}"
     for number, row in enumerate(check.table):
-        parts = {}
-        for part in ("json", "audio"):
-            file.seek(int(row[part]))
-            parts[part] = file.read(int(row[f"{part}_bytes"]))
         name = f"sample {number}"
-        if parts["json"]:
+        if row["json_bytes"]:
             try:
-                described = json.loads(parts["json"])
-                if not isinstance(described, dict) or not isinstance(described.get("labels"), dict):
-                    yield f"{name}: its json has no labels"
-                elif "key" in described:
-                    name = f"sample {described['key']!r}"
-            except (ValueError, RecursionError) as error:
-                yield f"{name}: its json cannot be parsed: {error}"
-        for problem in _audio_problems(parts["audio"], int(row["length"]), check.sampling_rate):
+                description = parse_description(_part(said, row, "json"), name)
+                name = f"sample {description['key']!r}" if description["key"] != name else name
+                for key, names in check.labels.items():
+                    value = description["labels"].get(key, [])
+                    if unknown := [one for one in (value if isinstance(value, list) else [value]) if one not in names]:
+                        yield f"{name}: its label {key!r} is {unknown[0]!r}, which {INDEX_NAME} does not list"
+            except BadAudio as error:
+                yield f"{name}: {error}"
+        for problem in _audio_problems(_part(file, row, "audio"), int(row["length"]), check.sampling_rate):
             yield f"{name}: {problem}"
+
+
+def _part(file: io.BufferedReader, row: np.void, part: str) -> bytes:
+    file.seek(int(row[part]))
+    return file.read(int(row[f"{part}_bytes"]))
 
 
 def _audio_problems(content: bytes, length: int, sampling_rate: int) -> Iterator[str]:

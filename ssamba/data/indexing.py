@@ -3,30 +3,60 @@
 A sample is `<key>.<extension>` with audio that `ssamba.recordings` reads, and perhaps `<key>.json`, as webdataset has
 it: the key is a member's name up to the first dot after its folder. Nothing is unpacked, and nothing but the index is
 written. A JSON counts if it has "labels", a mapping of a label's key to a name or a list of names, and no "key" that is
-no text; one that has no such words, or means something else by them, is passed over, as are members of other kinds.
+no text; one that has no such words, or means something else by them, is passed over, as are members of other kinds:
+the index says how many of which.
+
+Labels that lie elsewhere, in members such as `<key>.cls` or in other fields of the JSON, are taken where they are
+named. They are written, with the keys, into labels.jsonl beside the index: a line is what a sample's JSON would be.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
+import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.data.index import INDEX_NAME, SAMPLE, Samples, ShardIndex, ShardInfo, Skipped, Text, write_samples
+from ssamba.data.descriptions import (
+    Description,
+    Names,
+    label_fields,
+    names_in,
+    names_in_text,
+    parse_description,
+    parse_foreign,
+    value_at,
+)
+from ssamba.data.index import (
+    DESCRIPTIONS_NAME,
+    INDEX_NAME,
+    SAMPLE,
+    SAMPLING_RATES,
+    Descriptions,
+    Samples,
+    ShardIndex,
+    ShardInfo,
+    Skipped,
+    Text,
+    write_samples,
+)
 from ssamba.data.jobs import processes, run_jobs
 from ssamba.data.writer import MAX_BAD_FRACTION
 from ssamba.errors import BadAudio, UserError
-from ssamba.files import read_json
+from ssamba.files import read_json, written_beside
+from ssamba.printable import printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import ENDINGS, measured_length
 
@@ -41,6 +71,17 @@ _WITHOUT_CONTENT = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.F
                     tarfile.BLKTYPE)  # fmt: skip
 _HALVES = re.compile("[\ud800-\udfff]")  # of characters, which no text file has
 _NAMED = 3  # problems that an error names
+_MOST_FIELDS = 40  # that may be labels, of which is told
+_MOST_NAMES_SEEN = 1000  # of such a field
+_SHOWN = 3  # of those names
+_SAME_KEY = "is a recording of the same key"
+# What a file is compressed by: how it begins, and the command that makes a tar of it.
+_COMPRESSED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"PK\3\4": ".zip"}
+_COMMANDS = {".gz": "gunzip", ".xz": "unxz", ".bz2": "bunzip2", ".zst": "unzstd"}
+_ARCHIVES = {".tar.gz": ".gz", ".tgz": ".gz", ".tar.xz": ".xz", ".txz": ".xz", ".tar.bz2": ".bz2", ".tbz2": ".bz2",
+             ".tbz": ".bz2", ".tar.zst": ".zst", ".tzst": ".zst", ".zip": ".zip"}  # fmt: skip
+# What lies beside recordings and is not one that something happened to.
+_DOCUMENTS = {"cff", "csv", "htm", "html", "jsonl", "log", "md", "pdf", "rst", "tsv", "txt", "xml", "yaml", "yml"}
 
 Labels = Mapping[str, Sequence[str]]
 Complain = Callable[[str, str], None]
@@ -58,7 +99,23 @@ class _Place(NamedTuple):
 @dataclass
 class _Sample:
     audio: _Place | None = None
-    description: _Place | None = None
+    members: dict[str, _Place] = field(default_factory=dict)
+    """Extension in small letters -> a member that is no recording."""
+
+    @property
+    def json(self) -> str:
+        """The extension of its JSON: `json`, or that of the audio but for its end, as of a.0.flac and a.0.json."""
+        beside = _extension(self.audio.name).rpartition(".")[0] + ".json" if self.audio else ""
+        return "json" if "json" in self.members else beside
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A shard to read, and where its labels are."""
+
+    path: Path
+    fields: Mapping[str, str]
+    """Label key -> the extension of a member, or a field of the JSON."""
 
 
 @dataclass(frozen=True)
@@ -70,32 +127,55 @@ class _Scanned:
     rates: npt.NDArray[np.int64]
     """(samples,) in Hz."""
     samples: Samples
-    labels: Mapping[str, frozenset[str]]
-    """Label key -> the names that occur."""
+    descriptions: tuple[Description, ...]
+    """Of each sample."""
     problems: tuple[Skipped, ...]
+    passed_over: Counter[str]
+    fields: Mapping[str, frozenset[str]]
+    """What may be labels: member or field of the JSON -> the first names that occur."""
 
 
-def index_shards(folder: Path, labels: Labels | None = None, *, workers: int = 1,
-                 max_bad_fraction: float = MAX_BAD_FRACTION, overwrite: bool = False) -> ShardIndex:  # fmt: skip
+@dataclass(frozen=True)
+class Indexed:
+    """An index that was made, and what there is to tell of it."""
+
+    index: ShardIndex
+    unlabelled: Mapping[str, int]
+    """Label key -> samples that have none."""
+    fields: Mapping[str, Sequence[str]]
+    """What may be labels: member or field of the JSON -> the first names that occur."""
+
+
+def index_shards(folder: Path, labels: Labels | None = None, *, fields: Mapping[str, str] | None = None,
+                 workers: int = 1, max_bad_fraction: float = MAX_BAD_FRACTION,
+                 overwrite: bool = False) -> ShardIndex:  # fmt: skip
+    """The index that `index_folder` makes."""
+    return index_folder(
+        folder, labels, fields=fields, workers=workers, max_bad_fraction=max_bad_fraction, overwrite=overwrite
+    ).index
+
+
+def index_folder(folder: Path, labels: Labels | None = None, *, fields: Mapping[str, str] | None = None,
+                 workers: int = 1, max_bad_fraction: float = MAX_BAD_FRACTION,
+                 overwrite: bool = False) -> Indexed:  # fmt: skip
     """Make index.json and samples.npy for a folder of .tar files, from their headers and those of the audio in them.
 
     Args:
         folder: of a split; its name is the split's, and the folder's that it is in the data set's.
         labels: label key -> names in the order of their numbers. Of a key that is missing here, those of the index that
-            is replaced, which also gives the names of data set and split; else the names that occur, sorted.
+            is replaced, which also gives the names of data set and split; else the names that occur, sorted, by their
+            value if all are integers.
+        fields: label key -> where other programs put it: the extension of a member, such as `cls`, or a field of the
+            JSON, such as `label` or `original_data.class_label`. None: as in the index that is replaced.
         workers: processes.
         max_bad_fraction: of all samples that may have a problem; they are left out, and named in the index.
         overwrite: replace an index that is there, of any format.
 
     Raises:
-        UserError: no shards, an index that is there, labels that cannot be, several sampling rates, too many problems,
-            or a folder that cannot be written to.
+        UserError: no shards, compressed ones, an index that is there, labels that cannot be or that no sample has,
+            several sampling rates, too many problems, or a folder that cannot be written to.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected one of .tar files")
-    paths = sorted(path for path in folder.glob("*.tar") if path.is_file())
-    if not paths:
-        raise UserError(f"{folder} has no .tar; expected shards, or a split's folder of them")
+    paths, passed_over = _shards_in(folder)
     if (folder / INDEX_NAME).exists() and not overwrite:
         raise UserError(f"{folder / INDEX_NAME} exists; --overwrite replaces it")
     if not 0 <= max_bad_fraction <= 1:
@@ -103,13 +183,17 @@ def index_shards(folder: Path, labels: Labels | None = None, *, workers: int = 1
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; expected a place for {INDEX_NAME}")
     before = _replaced(folder / INDEX_NAME)
-    scanned = _scan_all(paths, workers)
+    earlier = before.descriptions.fields if before and before.descriptions else {}
+    fields = earlier if fields is None else fields
+    # A label that is now found elsewhere has other names.
+    kept = {key: names for key, names in before.labels.items() if earlier.get(key) == fields.get(key)} if before else {}
+    scanned = _scan_all([_Job(path, fields) for path in paths], workers)
     bad = [problem for shard in scanned for problem in shard.problems]
     rate, scanned, other = _of_one_rate(scanned)
     total = sum(shard.info.samples for shard in scanned) + len(bad) + len(other)
     allowed = int(max_bad_fraction * total)
     for problem in (*bad, *other):
-        log.warning("%s: %s", problem.source, problem.why)
+        log.warning("%s: %s", printable(problem.source), printable(problem.why))
     if len(other) > allowed:
         one = next(shard for shard in scanned if shard.names)
         raise UserError(
@@ -117,40 +201,172 @@ def index_shards(folder: Path, labels: Labels | None = None, *, workers: int = 1
             "rate: unpack the shards and make them again with data_prep/folder.py, which resamples"
         )
     if len(bad) + len(other) > allowed:
-        named = "; ".join(f"{one.source}: {one.why}" for one in (*bad, *other)[:_NAMED])
+        named = "; ".join(f"{printable(one.source)}: {printable(one.why)}" for one in (*bad, *other)[:_NAMED])
         raise UserError(
             f"{len(bad) + len(other)} of {total} samples have a problem; at most {allowed} may (max bad fraction "
             f"{max_bad_fraction:g}): copy the shards again, or raise --max-bad-fraction. The first: {named}"
+            f"{_first_dot(bad)}"
         )
+    for shard in scanned:
+        passed_over += shard.passed_over
     scanned = [shard for shard in scanned if shard.info.samples]
     if not scanned:
         raise UserError(f"no sample of {folder} can be used; expected <key>.flac or the like in its shards")
+    if not SAMPLING_RATES[0] <= rate <= SAMPLING_RATES[1]:
+        raise UserError(
+            f"the recordings in {folder} have {rate} Hz; expected {SAMPLING_RATES[0]} to {SAMPLING_RATES[1]}"
+        )
+    seen = _merged_fields(scanned)
+    unlabelled = _unlabelled(scanned, fields, seen, folder)
     whole = folder.resolve()
     index = ShardIndex(
         before.dataset if before else whole.parent.name, before.split if before else whole.name, rate,
-        _label_lists(scanned, {**(before.labels if before else {}), **(labels or {})}), (*bad, *other),
-        tuple(shard.info for shard in scanned), "",
+        _label_lists(scanned, {**kept, **(labels or {})}), (*bad, *other),
+        tuple(shard.info for shard in scanned), "", dict(sorted(passed_over.items())),
     )  # fmt: skip
     try:
-        table = np.concatenate([shard.samples for shard in scanned])
-        index = replace(index, samples_sha256=write_samples(folder, table))
-        index.write(folder)
+        _write(folder, index, scanned, fields)
     except OSError as error:
         raise UserError(f"the index cannot be written to {folder}: {error}") from error
-    return index
+    return Indexed(ShardIndex.read(folder), unlabelled, seen)
 
 
-def _scan_all(paths: Sequence[Path], workers: int) -> list[_Scanned]:
+def _shards_in(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The .tar files in a folder, and what else in it is passed over.
+
+    Raises:
+        UserError: none, compressed ones, or a folder that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{printable(str(folder))} is no folder; expected one of .tar files")
+    try:
+        entries = sorted(folder.iterdir())
+        paths = [path for path in entries if path.name.endswith(".tar") and path.is_file()]
+        _refuse_compressed(entries, paths)
+        nested = [path for path in entries if path.is_dir() and any(_is_shard(name) for name in os.listdir(path))]
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); expected .tar files") from error
+    folders = " and ".join(shlex.quote(str(path)) for path in nested[:_NAMED]) + (", ..." if nested[_NAMED:] else "")
+    if not paths:
+        advice = f"its folders have: give {folders}, one after the other" if nested else (
+            "expected shards, or a split's folder of them")  # fmt: skip
+        raise UserError(f"{printable(str(folder))} has no .tar; {advice}")
+    if nested:
+        log.warning("the shards in %s are passed over: an index is of one folder", printable(folders))
+    for path in paths:
+        if printable(path.name) != path.name:
+            raise UserError(f"{printable(str(path))} has a name that cannot be shown or written; expected another name")
+    return paths, Counter({"folders of shards": len(nested)} if nested else {})
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith((".tar", *(ending for ending in _ARCHIVES if ending != ".zip")))
+
+
+def _refuse_compressed(entries: Sequence[Path], paths: Sequence[Path]) -> None:
+    """UserError with the commands that mend it if some shards are compressed, by their names or by how they begin."""
+    commands = []
+    for path in entries:
+        ending = next((ending for ending in _ARCHIVES if path.name.endswith(ending)), None)
+        tar = path.with_name(path.name.removesuffix(ending or "") + ".tar")
+        if ending and path.is_file() and not tar.exists():
+            commands.append(_unpacking(path, _ARCHIVES[ending], tar))
+    for path in paths:
+        with path.open("rb") as file:
+            begin = file.read(6)
+        kind = next((kind for magic, kind in _COMPRESSED.items() if begin.startswith(magic)), None)
+        if kind:
+            named = path.with_name(path.name + kind) if kind != ".zip" else path.with_suffix(kind)
+            move = f"mv {shlex.quote(str(path))} {shlex.quote(str(named))}"
+            commands.append(f"{move} && {_unpacking(named, kind, path)}")
+    if commands:
+        raise UserError(
+            f"{len(commands)} of the shards are compressed; they are read where they lie, as plain .tar files: "
+            f"{printable('; '.join(commands[:_NAMED]))}{'; ...' if commands[_NAMED:] else ''}"
+        )
+
+
+def _unpacking(path: Path, kind: str, tar: Path) -> str:
+    """The command that makes the tar of a compressed one."""
+    if kind == ".zip":
+        folder = tar.with_suffix("")
+        zipped, plain, unpacked = (shlex.quote(str(one)) for one in (path, tar, folder))
+        return f"unzip -q {zipped} -d {unpacked} && tar -cf {plain} -C {unpacked} . && rm -r {zipped} {unpacked}"
+    return f"{_COMMANDS[kind]} {shlex.quote(str(path))}"
+
+
+def _first_dot(bad: Iterable[Skipped]) -> str:
+    """What a key is, if recordings have one together."""
+    for one in bad:
+        if one.why.endswith(_SAME_KEY):
+            name = one.source.partition("/")[2]
+            return (
+                f". A key is a name up to the first dot after its folder, as webdataset has it: {printable(name)} has "
+                f"the key {printable(_key(name))!r}"
+            )
+    return ""
+
+
+def _merged_fields(scanned: Iterable[_Scanned]) -> dict[str, list[str]]:
+    merged: dict[str, set[str]] = {}
+    for shard in scanned:
+        for name, names in shard.fields.items():
+            if name in merged or len(merged) < _MOST_FIELDS:
+                merged.setdefault(name, set()).update(names)
+    return {name: _sorted(names)[:_MOST_NAMES_SEEN] for name, names in sorted(merged.items())}
+
+
+def _unlabelled(scanned: Sequence[_Scanned], fields: Mapping[str, str], seen: Mapping[str, Sequence[str]],
+                folder: Path) -> dict[str, int]:  # fmt: skip
+    """Label key -> samples without; UserError if it is none's though somebody named its place."""
+    had = Counter(key for shard in scanned for said in shard.descriptions for key in said["labels"])
+    for key, place in fields.items():
+        if not had[key]:
+            raise UserError(
+                f"--label {printable(key)}={printable(place)}: no sample of {printable(str(folder))} has it; expected "
+                f"a member's extension or a field of the JSON: {fields_report(seen) or 'none has a text or a number'}"
+            )
+    total = sum(len(shard.descriptions) for shard in scanned)
+    return {key: total - count for key, count in sorted(had.items()) if count < total}
+
+
+def fields_report(fields: Mapping[str, Sequence[str]]) -> str:
+    """What may be labels, in one line."""
+    said = (
+        f"{name} ({len(names)}{' or more' if len(names) == _MOST_NAMES_SEEN else ''}: "
+        f"{', '.join(one[:40] for one in names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''})"
+        for name, names in fields.items()
+    )
+    return printable("; ".join(said))
+
+
+def _write(folder: Path, index: ShardIndex, scanned: Sequence[_Scanned], fields: Mapping[str, str]) -> None:
+    table = np.concatenate([shard.samples for shard in scanned])
+    if fields:
+        lines = [
+            json.dumps(said, ensure_ascii=False).encode() + b"\n" for shard in scanned for said in shard.descriptions
+        ]
+        table["json_bytes"] = [len(line) - 1 for line in lines]
+        table["json"] = np.cumsum([0, *(len(line) for line in lines[:-1])])
+        content = b"".join(lines)
+        with written_beside(folder / DESCRIPTIONS_NAME) as beside:
+            beside.write_bytes(content)
+        described = Descriptions(len(content), hashlib.sha256(content).hexdigest(), dict(fields))
+        index = replace(index, descriptions=described)
+    replace(index, samples_sha256=write_samples(folder, table)).write(folder)
+
+
+def _scan_all(jobs: Sequence[_Job], workers: int) -> list[_Scanned]:
     found: dict[Path, _Scanned] = {}
     with (
-        progress_bar(len(paths), "shard", "index") as bar,
+        progress_bar(len(jobs), "shard", "index") as bar,
         processes(workers) as executor,
-        closing(run_jobs(_scan, paths, executor)) as results,
+        closing(run_jobs(_scan, jobs, executor)) as results,
     ):
-        for path, shard in results:
-            found[path] = shard
+        for job, shard in results:
+            found[job.path] = shard
             bar.update()
-    return [found[path] for path in paths]
+    return [found[job.path] for job in jobs]
 
 
 def _of_one_rate(scanned: Sequence[_Scanned]) -> tuple[int, list[_Scanned], list[Skipped]]:
@@ -168,26 +384,42 @@ def _of_one_rate(scanned: Sequence[_Scanned]) -> tuple[int, list[_Scanned], list
         ]
         samples = shard.samples[right]
         seconds = float(samples["length"].sum(dtype=np.int64)) / most if most else 0.0
-        names = tuple(name for name, is_right in zip(shard.names, right.tolist(), strict=True) if is_right)
         info = replace(shard.info, samples=len(samples), seconds=seconds)
-        kept.append(replace(shard, info=info, names=names, rates=shard.rates[right], samples=samples))
+        kept.append(
+            replace(
+                shard, info=info, rates=shard.rates[right], samples=samples,
+                names=tuple(itertools.compress(shard.names, right)),
+                descriptions=tuple(itertools.compress(shard.descriptions, right)),
+            )
+        )  # fmt: skip
     return most, kept, other
 
 
 def _label_lists(scanned: Sequence[_Scanned], given: Labels) -> dict[str, tuple[str, ...]]:
     used: dict[str, set[str]] = {}
-    for shard in scanned:
-        for key, names in shard.labels.items():
-            used.setdefault(key, set()).update(names)
+    for said in (said for shard in scanned for said in shard.descriptions):
+        for key, names in said["labels"].items():
+            used.setdefault(key, set()).update(_listed(names))
     for key, listed in given.items():
         if unknown := sorted(used.get(key, set()) - set(listed)):
             raise UserError(
                 f"the label list {key!r} lacks {unknown[0]!r}, which a sample has; expected all of them: give the "
                 "whole list with --labels"
             )
-    lists = {**{key: tuple(sorted(names)) for key, names in used.items()},
+    lists = {**{key: tuple(_sorted(names)) for key, names in used.items() if names},
              **{key: tuple(listed) for key, listed in given.items()}}  # fmt: skip
     return {key: lists[key] for key in sorted(lists)}
+
+
+def _listed(names: Names) -> list[str]:
+    return names if isinstance(names, list) else [names]
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """By their value if all are integers."""
+    by_letters = sorted(names)
+    integers = all(re.fullmatch(r"-?\d{1,18}", name, re.ASCII) for name in by_letters)
+    return sorted(by_letters, key=int) if integers else by_letters
 
 
 @dataclass(frozen=True)
@@ -197,6 +429,7 @@ class _Replaced:
     dataset: Text
     split: Text
     labels: Mapping[Text, tuple[Text, ...]]
+    descriptions: Descriptions | None = None
 
 
 def _replaced(path: Path) -> _Replaced | None:
@@ -206,12 +439,15 @@ def _replaced(path: Path) -> _Replaced | None:
         return None
 
 
-def _scan(path: Path) -> _Scanned:
+def _scan(job: _Job) -> _Scanned:
+    path = job.path
     problems: list[Skipped] = []
     rows: list[tuple[int, int, int, int, int]] = []
     names: list[str] = []
     rates: list[int] = []
-    labels: dict[str, set[str]] = {}
+    descriptions: list[Description] = []
+    passed_over: Counter[str] = Counter()
+    fields: dict[str, set[str]] = {}
     digest, size = "", 0
 
     def complain(name: str, why: str) -> None:
@@ -220,22 +456,31 @@ def _scan(path: Path) -> _Scanned:
     try:
         with path.open("rb") as file:
             digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-            for key, sample in _samples(_members(file, size, complain), complain).items():
+            for key, sample in _samples(_members(file, size, complain), complain, passed_over).items():
                 try:
-                    row, rate = _row(file, sample, labels)
+                    row, rate, said = _row(file, key, sample, job.fields, fields)
                 except BadAudio as error:
                     complain(key, str(error))
                     continue
                 rows.append(row)
                 names.append(key)
                 rates.append(rate)
+                descriptions.append(said)
+                read = {sample.json, *(_member(place) for place in job.fields.values())}
+                passed_over.update(
+                    _kind(member) for extension, member in sample.members.items() if extension not in read
+                )
     except OSError as error:
-        complain("", f"it cannot be read: {error}")
+        complain("", f"it cannot be read: {error.strerror}")
     if not rows and not problems:
-        complain("", "it holds no samples")
+        # As other readers do: of many shards some may have got nothing.
+        log.warning("%s holds no samples and is left out", path.name)
+        passed_over["shards without samples"] += 1
     info = ShardInfo(path.name, len(rows), 0.0, size, digest)
-    used = {key: frozenset(used) for key, used in labels.items()}
-    return _Scanned(info, tuple(names), np.array(rates, np.int64), np.array(rows, SAMPLE), used, tuple(problems))
+    return _Scanned(
+        info, tuple(names), np.array(rates, np.int64), np.array(rows, SAMPLE), tuple(descriptions), tuple(problems),
+        passed_over, {name: frozenset(seen) for name, seen in fields.items()},
+    )  # fmt: skip
 
 
 def _members(file: BinaryIO, size: int, complain: Complain) -> Iterator[_Place | None]:
@@ -267,8 +512,13 @@ def _members(file: BinaryIO, size: int, complain: Complain) -> Iterator[_Place |
         if header.type in _EXTENDED:
             extended |= _said(header.type, _read(file, place._replace(bytes=min(length, _MOST_NAME))))
             continue
+        sparse = header.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse" in extended
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            at += _BLOCK * _sparse_blocks(file, block, begin + _BLOCK)
         extended = {}
-        if not header.isreg() or header.type == tarfile.GNUTYPE_SPARSE:
+        if sparse:
+            complain(name, "it is stored as a sparse file; expected a plain one: pack it again without tar's --sparse")
+        elif not header.isreg():
             if not header.isdir():
                 complain(name, "it is a link or the like; expected a file")
         elif name.startswith("/") or ".." in name.split("/"):
@@ -279,6 +529,16 @@ def _members(file: BinaryIO, size: int, complain: Complain) -> Iterator[_Place |
             yield place
     if not ended:
         complain("", "it has no mark at its end, so something is missing")
+
+
+def _sparse_blocks(file: BinaryIO, header: bytes, at: int) -> int:
+    """How many blocks with the places of a sparse file's parts follow its header."""
+    count, more = 0, header[482]
+    while more:
+        file.seek(at + count * _BLOCK)
+        block = file.read(_BLOCK)
+        count, more = count + 1, block[504] if len(block) == _BLOCK else 0
+    return count
 
 
 def _next_header(file: BinaryIO, begin: int) -> int:
@@ -294,17 +554,34 @@ def _next_header(file: BinaryIO, begin: int) -> int:
 
 
 def _said(kind: bytes, content: bytes) -> dict[str, str]:
-    """What a header says of the next member: of path and size, if anything."""
+    """What a header says of the next member: of path and size, and whether it is sparse, if anything."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": content.rstrip(b"\0").decode(errors="backslashreplace")}
     found: dict[str, str] = {}
     if kind == tarfile.XHDTYPE:  # of records like `20 path=some/name.wav\n`, each told its length at its beginning
         for path_or_size, value in re.findall(rb"\d+ (path|size)=([^\n]*)\n", content):
             found[path_or_size.decode()] = value.decode(errors="backslashreplace")
+        if b" GNU.sparse." in content:
+            found["GNU.sparse"] = "yes"
     return found
 
 
-def _samples(members: Iterable[_Place | None], complain: Complain) -> dict[str, _Sample]:
+def _key(name: str) -> str:
+    """Of a member, as webdataset has it: its name up to the first dot after its folder."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _extension(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[2]
+
+
+def _kind(member: _Place) -> str:
+    """What is told of a member that is passed over."""
+    return f".{member.name.rpartition('.')[2].lower()[:20]}"
+
+
+def _samples(members: Iterable[_Place | None], complain: Complain, passed_over: Counter[str]) -> dict[str, _Sample]:
     """Key -> its members, in the order of the keys' first ones."""
     samples: dict[str, _Sample] = {}
     seen: set[str] = set()
@@ -314,47 +591,88 @@ def _samples(members: Iterable[_Place | None], complain: Complain) -> dict[str, 
         if member is None:
             before_damage.add(key)
             continue
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        if not stem or not extension:  # webdataset passes over such names, too
-            continue
-        if member.name in seen:
+        base, extension = member.name.rpartition("/")[2], _extension(member.name)
+        # webdataset passes over these, too.
+        if base.startswith("."):
+            passed_over["hidden files"] += 1
+        elif not extension:
+            passed_over["files without an extension"] += 1
+        elif (stem := base.partition(".")[0]).startswith("__") and stem.endswith("__"):
+            passed_over["files about the shard (__)"] += 1
+        elif member.name in seen:
             complain(member.name, "it is there twice")
-            continue
-        seen.add(member.name)
-        key = folder + slash + stem
-        sample = samples.setdefault(key, _Sample())
-        if f".{extension.rpartition('.')[2].lower()}" in ENDINGS:
-            if sample.audio:
-                complain(member.name, f"{sample.audio.name} is a recording of the same key")
+        else:
+            seen.add(member.name)
+            key = _key(member.name)
+            sample = samples.setdefault(key, _Sample())
+            if f".{extension.rpartition('.')[2].lower()}" not in ENDINGS:
+                sample.members[extension.lower()] = member
+            elif sample.audio:
+                complain(member.name, f"{sample.audio.name} {_SAME_KEY}")
             else:
                 sample.audio = member
-        elif extension.lower() == "json":
-            sample.description = member
-    if any(sample.description for sample in samples.values()):
+    for key in [key for key, sample in samples.items() if not sample.audio]:
+        if all(extension.rpartition(".")[2] in _DOCUMENTS for extension in samples[key].members):
+            passed_over.update(map(_kind, samples.pop(key).members.values()))
+    if any(sample.json in sample.members for sample in samples.values()):
         for key in before_damage & samples.keys():
-            if not samples[key].description:
+            if samples[key].json not in samples[key].members:
                 complain(key, "its .json may be what is damaged after it")
                 del samples[key]
     return samples
 
 
-def _row(file: BinaryIO, sample: _Sample, labels: dict[str, set[str]]) -> tuple[tuple[int, int, int, int, int], int]:
-    """A sample's row of the table and its sampling rate in Hz; its labels are added.
+def _member(place: str) -> str:
+    """The extension of the member that the place of a label may mean."""
+    return place.removeprefix(".").lower()
+
+
+def _row(file: BinaryIO, key: str, sample: _Sample, places: Mapping[str, str],
+         fields: dict[str, set[str]]) -> tuple[tuple[int, int, int, int, int], int, Description]:  # fmt: skip
+    """A sample's row of the table, its sampling rate in Hz and its description; what may be its labels is added.
 
     Raises:
-        BadAudio: no recording that can be used, or a JSON that is damaged.
+        BadAudio: no recording that can be used, a JSON that is damaged, or labels that are none.
     """
     if sample.audio is None:
-        raise BadAudio(f"it has no recording; expected one that ends with {', '.join(sorted(ENDINGS))}")
+        raise BadAudio("it has no recording; expected a member that ends with .flac, .wav, .mp3 or the like")
     rate, length = _measured(_read(file, sample.audio))
-    description = sample.description
-    used = _used_labels(_read(file, description)) if description else None
-    if description is None or used is None:
-        return (sample.audio.offset, sample.audio.bytes, 0, 0, length), rate
-    for key, names in used.items():
-        labels.setdefault(key, set()).update(names)
-    return (sample.audio.offset, sample.audio.bytes, description.offset, description.bytes, length), rate
+    place = sample.members.get(sample.json)
+    content = _read(file, place) if place else b""
+    said = parse_foreign(content) if place else None
+    labels = _native_labels(said, places)
+    described: Description = {"key": key, "labels": {}}
+    text = (0, 0)
+    if isinstance(said, dict) and labels is not None and place:
+        if places:
+            own = {name: said[name] for name in ("key", "full_scale") if name in said}
+            content = json.dumps({**own, "labels": labels}).encode()
+        described, text = parse_description(content, key), (place.offset, place.bytes)
+    for label, where in places.items():
+        try:
+            if member := sample.members.get(_member(where)):
+                names = names_in_text(_read(file, member))
+            else:
+                names = None if where.startswith(".") else names_in(value_at(said, where))
+        except BadAudio as error:
+            raise BadAudio(f"its label {label!r}: {error}") from error
+        if names is not None:
+            described["labels"][label] = names
+    _add_fields(file, sample, said if labels is None else None, fields)
+    return (sample.audio.offset, sample.audio.bytes, *text, length), rate, described
+
+
+def _add_fields(file: BinaryIO, sample: _Sample, said: object, fields: dict[str, set[str]]) -> None:
+    """Note what of a sample's members and JSON may be its labels."""
+    found: list[tuple[str, Names]] = list(label_fields(said))
+    for extension in {"cls", "txt"} & sample.members.keys():
+        with contextlib.suppress(BadAudio):
+            if names := names_in_text(_read(file, sample.members[extension])):
+                found.append((f".{extension}", names))
+    for name, names in found:
+        if name in fields or len(fields) < _MOST_FIELDS:
+            seen = fields.setdefault(name, set())
+            seen.update(_listed(names)[: _MOST_NAMES_SEEN - len(seen)])
 
 
 def _measured(content: bytes) -> tuple[int, int]:
@@ -365,21 +683,22 @@ def _measured(content: bytes) -> tuple[int, int]:
     return rate, length
 
 
-def _used_labels(content: bytes) -> dict[str, list[str]] | None:
-    """Label key -> names, of a JSON; None if it is not about a sample's labels."""
-    try:
-        said = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadAudio(f"its .json cannot be parsed: {error}") from error
+def _native_labels(said: object, places: Mapping[str, str]) -> dict[str, Names] | None:
+    """Label key -> names, of a JSON; None if it is not about a sample's labels. What has a place of its own is not."""
     labels = said.get("labels") if isinstance(said, dict) else None
-    if not isinstance(labels, dict) or not isinstance(said.get("key", ""), str):
+    if not isinstance(said, dict) or not isinstance(labels, dict) or not isinstance(said.get("key", ""), str):
         return None
-    used: dict[str, list[str]] = {}
+    labels = {
+        key: value for key, value in labels.items() if key not in places and f"labels.{key}" not in places.values()
+    }
     for key, value in labels.items():
-        used[key] = value if isinstance(value, list) else [value]
-        if not all(isinstance(name, str) and name and not _HALVES.search(name) for name in (key, *used[key])):
-            raise BadAudio(f"its label {key!r} is {str(value)[:80]!r}; expected a name or a list of names")
-    return used
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) and name and not _HALVES.search(name) for name in (key, *names)):
+            raise BadAudio(
+                f"its label {key!r} is {str(value)[:80]!r}; expected a name or a list of names: `--label "
+                f"{key}=labels.{key}` takes numbers as names"
+            )
+    return labels
 
 
 def _read(file: BinaryIO, place: _Place) -> bytes:

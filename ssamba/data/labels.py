@@ -46,8 +46,8 @@ def count_labels(
             except BadAudio:
                 continue
             value = described["labels"].get(key)
-            values = value if isinstance(value, list) else [value]
-            if not all(isinstance(one, str) and one in known for one in values):
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            if value is None or not all(one in known for one in values):
                 counts.unknown += 1
                 if len(counts.unknown_examples) < _EXAMPLES:
                     counts.unknown_examples.append(f"{described['key']} ({value!r:.60})")

@@ -1,6 +1,5 @@
 """Samples of shards by their number, each read by itself. Imports no torch."""
 
-import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -8,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ssamba.data.descriptions import Description, parse_description
 from ssamba.data.index import Shard, ShardSet
 from ssamba.data.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
-from ssamba.recordings import LOUDEST
 
 _OPEN = 64  # shards that are held open; a window of the order seldom needs more
 
@@ -27,7 +26,7 @@ class SampleReader:
         self.shards, self.cache = shards.shards, cache
         self.table = shards.table
         self._ends = np.cumsum([shard.info.samples for shard in self.shards])
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[Path, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process opens its own files.
@@ -52,7 +51,7 @@ class SampleReader:
         """
         return self._read(number, "audio")
 
-    def description(self, number: int) -> dict[str, Any]:
+    def description(self, number: int) -> Description:
         """A sample's JSON: its key, its labels, and the full scale that its audio is to be multiplied by, if it gives
         one. A sample without a JSON, or whose JSON gives no key, is named after its place.
 
@@ -61,21 +60,8 @@ class SampleReader:
             UserError: as `audio`.
         """
         content = self._read(number, "json")
-        if not content:
-            return {"key": self._name(number), "labels": {}}
-        try:
-            described = json.loads(content)
-        except ValueError as error:
-            raise BadAudio(f"its .json cannot be parsed: {error}") from error
-        if isinstance(described, dict) and "key" not in described:
-            described["key"] = self._name(number)
-        if not (isinstance(described, dict) and isinstance(described["key"], str)
-                and isinstance(described.get("labels"), dict)):  # fmt: skip
-            raise BadAudio("its .json has no key or no labels")
-        full_scale = described.get("full_scale", 1)
-        if not isinstance(full_scale, int | float) or not 0 < full_scale <= LOUDEST:
-            raise BadAudio(f"its .json has the full scale {full_scale!r:.40}; expected a number up to {LOUDEST:g}")
-        return described
+        name = self._name(number)
+        return parse_description(content, name) if content else {"key": name, "labels": {}}
 
     def _name(self, number: int) -> str:
         """Of a sample by its place: its shard and its number within it."""
@@ -85,15 +71,21 @@ class SampleReader:
 
     def expect(self, number: int) -> None:
         """Tell the system that a sample will be read, so that a disk is at work while others are decoded."""
-        shard = self._place(number)
-        # Not what would have to be fetched first. And macOS has no such call.
-        if hasattr(os, "posix_fadvise") and (shard in self._files or self.shards[shard].url is None):
-            row, file = self.table[number], self._file(shard)
-            for part in ("audio", "json"):
-                os.posix_fadvise(file, int(row[part]), int(row[f"{part}_bytes"]), os.POSIX_FADV_WILLNEED)
+        # macOS has no such call.
+        for part in ("audio", "json") if hasattr(os, "posix_fadvise") else ():
+            holder = self._holder(number, part)
+            # Not what would have to be fetched first.
+            if holder.path in self._files or holder.url is None:
+                row = self.table[number]
+                os.posix_fadvise(self._file(holder), int(row[part]), int(row[f"{part}_bytes"]), os.POSIX_FADV_WILLNEED)
+
+    def _holder(self, number: int, part: str) -> Shard:
+        """What holds a sample's part: its shard, or the descriptions of its folder."""
+        shard = self.shard_of(number)
+        return shard.descriptions or shard if part == "json" else shard
 
     def _read(self, number: int, part: str) -> bytes:
-        shard = self._place(number)
+        shard = self._holder(number, part)
         row = self.table[number]
         size = int(row[f"{part}_bytes"])
         file = self._file(shard)
@@ -105,25 +97,25 @@ class SampleReader:
             raise BadAudio("its shard ends before it does")
         return content
 
-    def _file(self, shard: int) -> int:
-        file = self._files.get(shard)
+    def _file(self, shard: Shard) -> int:
+        file = self._files.get(shard.path)
         if file is None:
             if len(self._files) >= _OPEN:
                 os.close(self._files.popitem(last=False)[1])
-            file = self._files[shard] = self._open(shard)
+            file = self._files[shard.path] = self._open(shard)
         else:
-            self._files.move_to_end(shard)
+            self._files.move_to_end(shard.path)
         return file
 
-    def _open(self, shard: int) -> int:
+    def _open(self, shard: Shard) -> int:
         while True:
             try:
-                return os.open(self.cache.local(self.shards[shard]), os.O_RDONLY)
+                return os.open(self.cache.local(shard), os.O_RDONLY)
             except FileNotFoundError as error:  # another process may have made room in the cache just now
-                if self.shards[shard].url is None:
+                if shard.url is None:
                     raise self._unreadable(shard, error) from error
             except OSError as error:
                 raise self._unreadable(shard, error) from error
 
-    def _unreadable(self, shard: int, error: OSError) -> UserError:
-        return UserError(f"the shard {self.shards[shard].place} cannot be read: {error}")
+    def _unreadable(self, shard: Shard, error: OSError) -> UserError:
+        return UserError(f"the shard {shard.place} cannot be read: {error}")

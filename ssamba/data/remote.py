@@ -14,7 +14,7 @@ from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_OURS = re.compile(r"[0-9a-f]{64}\.(tar|npy)(\.part)?")  # nothing else in the folder is ever removed
+_OURS = re.compile(r"[0-9a-f]{64}\.(tar|npy|jsonl)(\.part)?")  # nothing else in the folder is ever removed
 
 
 class ShardCache:

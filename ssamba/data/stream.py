@@ -16,6 +16,7 @@ import torch.utils.data
 from torch import Tensor
 
 from ssamba.audio import samples_for
+from ssamba.data.descriptions import Description
 from ssamba.data.index import ShardSet
 from ssamba.data.order import ClipOrder, Segment
 from ssamba.data.reader import SampleReader
@@ -245,7 +246,7 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
             raise UserError(f"{_SOUGHT} clips one after another cannot be used; the last: {self._last}")
         return None
 
-    def _segment(self, segment: Segment, out: Waveform, skipped: list[str]) -> dict[str, Any] | None:
+    def _segment(self, segment: Segment, out: Waveform, skipped: list[str]) -> Description | None:
         """Decode into `out`, float32 (S,); the sample's JSON, or None for one that cannot be used, which is counted."""
         self._read += 1
         described = None

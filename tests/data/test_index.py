@@ -273,7 +273,7 @@ def test_verify_names_each_bad_sample(shards: Path) -> None:
     ]  # fmt: skip
     for problem, words in zip(
         problems,
-        ("its audio cannot be used: ", "its json cannot be parsed", "its json has no labels",
+        ("its audio cannot be used: ", "its .json cannot be used: Input data was", "missing required field `labels`",
          "its audio is of 8000 Hz; expected 16000 Hz", "its audio has 1599 samples; samples.npy expects 1600"),
         strict=True,
     ):  # fmt: skip

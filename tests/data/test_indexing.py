@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -155,12 +156,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused
     write_tar(folder / "x.tar", {"a.flac": sound(16000), "a.json": described("a"), "b.flac": sound(16000)})
     assert "--labels is animal; expected KEY=FILE" in refused("shards", "index", folder, "--labels=animal")
     assert "--workers is 0" in refused("shards", "index", folder, "--workers=0")
-    assert "max bad fraction: 2 is given" in refused("shards", "index", folder, "--max-bad-fraction=2")
+    assert "--max-bad-fraction is 2; expected" in refused("shards", "index", folder, "--max-bad-fraction=2")
     assert "has no index.json" in refused("shards", "info", folder)
     capsys.readouterr()
     assert main(["shards", "index", str(folder), "--workers=1"]) == 0
     assert capsys.readouterr().out == (
-        f"{folder}: 2 samples in 1 shards, 0.001 h at 16000 Hz, 0 problems\nanimal: 1 labels\n"
+        f"{folder}: 2 samples in 1 shards, 0.001 h at 16000 Hz, 0 problems\nanimal: 1 labels; 1 samples have none\n"
     )
     assert sorted(path.name for path in folder.iterdir()) == ["index.json", "samples.npy", "x.tar"]
     assert "exists; --overwrite replaces it" in refused("shards", "index", folder)
@@ -209,15 +210,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture
         "../out.flac": "leads out of", "/etc/out.flac": "leads out of", "a/../../out.flac": "leads out of",
         "torn": "its .json cannot be parsed", "deep": "its .json cannot be parsed", "binary": "its .json cannot be",
         "three": "its label 'animal' is '3'; expected a name", "nameless": "its label 'animal' is",
-        "half": "its label 'animal' is", "alone": "it has no recording", "text": "it has no recording",
+        "half": "its label 'animal' is", "alone": "it has no recording",
         "link.flac": "a link or the like", "hard.flac": "a link or the like", "p.flac": "a link or the like",
     }  # fmt: skip
     assert found.keys() == {f"x.tar/{name}" for name in expected}
     assert not [(name, found[f"x.tar/{name}"]) for name, why in expected.items() if why not in found[f"x.tar/{name}"]]
     assert all(f"x.tar/{name}: " in caplog.text for name in expected)
     index = ShardIndex.read(tmp_path)
-    assert index.samples == 3 and index.labels == {"animal": ("dog",)}
-    with pytest.raises(UserError, match=r"19 of 22 samples have a problem; at most 0 may .*: copy the shards again"):
+    assert index.samples == 3 and index.labels == {"animal": ("dog",)} and index.passed_over == {".txt": 1}
+    message = (r"18 of 21 samples have a problem; at most 0 may .*: copy the shards again.* A key is a name up to the "
+               "first dot after its folder, as webdataset has it: both.flac has the key 'both'")  # fmt: skip
+    with pytest.raises(UserError, match=message):
         index_shards(tmp_path, overwrite=True)
 
 
@@ -268,16 +271,128 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
     write_tar(tmp_path / "bare.tar", {})
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "noise.tar").write_bytes(random.Random(0).randbytes(50000))
-    with tarfile.open(tmp_path / "packed.tar", "w:gz") as archive:
-        archive.add(tmp_path / "good.tar", "a.flac")
     (tmp_path / "folder.tar").mkdir()
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "gone.tar").symlink_to(tmp_path / "nothing")
-    assert set(problems(tmp_path)) == {"bare.tar", "empty.tar", "noise.tar", "packed.tar"}
-    assert [shard.name for shard in ShardIndex.read(tmp_path).shards] == ["good.tar"]
+    assert set(problems(tmp_path)) == {"empty.tar", "noise.tar"}
+    index = ShardIndex.read(tmp_path)
+    assert [shard.name for shard in index.shards] == ["good.tar"]
+    assert index.passed_over == {"shards without samples": 1}
     (tmp_path / "good.tar").unlink()
     with pytest.raises(UserError, match="no sample of .* can be used"):
         index_shards(tmp_path, max_bad_fraction=1, overwrite=True)
+
+
+COMPRESSED = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.xz": "unxz", ".txz": "unxz", ".tar.bz2": "bunzip2",
+              ".tbz2": "bunzip2", ".tar.zst": "unzstd", ".tzst": "unzstd", ".zip": "unzip"}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+@pytest.mark.parametrize("beside", [False, True])
+def test_compressed_shards(tmp_path: Path, ending: str, beside: bool) -> None:
+    if beside:
+        write_tar(tmp_path / "a.tar", {"a.flac": sound()})
+    (tmp_path / f"b c{ending}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"1 of the shards are compressed; .*: {COMPRESSED[ending]} .*b c{ending}'"):
+        index_shards(tmp_path, max_bad_fraction=1)
+    assert not (tmp_path / "index.json").exists()
+    write_tar(tmp_path / "b c.tar", {"a.flac": sound()})  # it has been unpacked, and is still there
+    assert index_shards(tmp_path).samples == 1 + beside
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_a_compressed_shard_that_is_called_tar(tmp_path: Path, kind: str) -> None:
+    """The command that is told mends it."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, f"w:{kind}") as archive:  # type: ignore[call-overload]
+        archive.addfile(tarfile.TarInfo("readme"))
+    with pytest.raises(UserError, match=rf"mv \S*a.tar \S*a.tar.{kind} && \w+ \S*a.tar.{kind}") as told:
+        index_shards(tmp_path)
+    if shutil.which(str(told.value).rpartition(" && ")[2].split()[0]):
+        subprocess.run(str(told.value).rpartition(": ")[2], shell=True, check=True)
+        with tarfile.open(path, "r:") as archive:
+            assert archive.getnames() == ["readme"]
+
+
+def test_folders_of_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("one", "two"):
+        write_tar(tmp_path / "set" / part / "a.tar", {"a.flac": sound()})
+    with pytest.raises(UserError, match="set has no .tar; its folders have: give .*set/one and .*set/two"):
+        index_shards(tmp_path / "set")
+    write_tar(tmp_path / "set" / "a.tar", {"a.flac": sound()})
+    assert index_shards(tmp_path / "set").passed_over == {"folders of shards": 2}
+    assert "set/two are passed over" in caplog.text
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = {
+        "__dataset__.json": b"{}", "._a.flac": b"of a Mac", "LICENSE": b"", "README.md": b"", "notes/x.CSV": b"",
+        "a.flac": sound(), "a.npy": b"", "a.json": described("a"), "b.0.flac": sound(), "b.0.json": described("b.0"),
+        "b.1.json": b"no", "c.in.wav": sound(form="WAV"), "c.out.json": b"{",
+    }  # fmt: skip
+    write_tar(tmp_path / "x.tar", members)
+    index, samples = indexed(tmp_path)
+    assert {key: said["labels"] for key, (_, said) in samples.items()} == {
+        "a": {"animal": "dog"}, "b.0": {"animal": "dog"}, "x/2": {}
+    }  # fmt: skip
+    assert index.passed_over == {
+        "files about the shard (__)": 1, "hidden files": 1, "files without an extension": 1, ".md": 1, ".csv": 1,
+        ".npy": 1, ".json": 2,
+    }  # fmt: skip
+    assert ShardIndex.read(tmp_path) == index and index.skipped == ()
+    assert main(["shards", "index", str(tmp_path), "--overwrite", "--workers=1"]) == 0
+    assert "passed over: 1 .csv, 2 .json, 1 .md, 1 .npy, 1 files about the shard (__)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["old", "posix"])
+def test_sparse_files(tmp_path: Path, form: str) -> None:
+    """As tar --sparse stores them, in its own form, with places in further blocks, and in that of POSIX."""
+    header = tarfile.TarInfo("holes.wav")
+    if form == "old":
+        header.type, header.size = tarfile.GNUTYPE_SPARSE, 700
+        block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+        block[482] = 1
+        block[148:156] = b" " * 8
+        block[148:156] = f"{sum(block):06o}\0 ".encode()
+        more = bytearray(512)
+        more[504] = 1
+        content = bytes(block) + bytes(more) + bytes(512) + b"x" * 700 + bytes(324)
+    else:
+        header.size, header.pax_headers = 700, {"GNU.sparse.major": "1", "GNU.sparse.name": "holes.wav"}
+        content = header.tobuf(tarfile.PAX_FORMAT) + b"x" * 700 + bytes(324)
+    path = write_tar(tmp_path / "x.tar", {"a.flac": sound()})
+    path.write_bytes(content + path.read_bytes())
+    assert list(problems(tmp_path)) == ["x.tar/holes.wav"]
+    assert "stored as a sparse file" in ShardIndex.read(tmp_path).skipped[0].why
+    assert ShardIndex.read(tmp_path).samples == 1
+
+
+def test_tars_one_after_another(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.flac": sound()})
+    path.write_bytes(path.read_bytes() + write_tar(tmp_path / "y.tar", {"b.flac": sound()}).read_bytes())
+    (tmp_path / "y.tar").unlink()
+    assert index_shards(tmp_path).samples == 2
+
+
+@pytest.mark.parametrize("name", [b"\xff.tar", b"a\x1b[2J.tar", "a\u202e.tar".encode()])
+def test_a_shard_whose_name_cannot_be_shown(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / os.fsdecode(name)).write_bytes(write_tar(tmp_path / "a.tar", {"a.flac": sound()}).read_bytes())
+    with pytest.raises(UserError, match=r"\\.*tar has a name that cannot be shown or written") as told:
+        index_shards(tmp_path)
+    assert str(told.value).isprintable()
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "x.tar", {"a.flac": sound()})
+
+    def denied(path: Path, *_: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for method in ("iterdir", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, denied)
+            with pytest.raises(UserError, match=rf"{tmp_path}.* cannot be read .Permission denied"):
+                index_shards(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
