@@ -474,13 +474,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
         schema.run_dir = _escaped(str(run))
     for text in overrides:
         _merge(schema, _override(text), "", "command line", complaints)
-    if OmegaConf.is_missing(schema, "run_dir") and not any(told.startswith("run_dir ") for told in complaints):
+    refused = {complaint.partition(" ")[0] for complaint in complaints}
+    if OmegaConf.is_missing(schema, "run_dir") and "run_dir" not in refused:
         complaints.append("run_dir is missing; expected a new folder for what the run makes")
     if schema.task_type != task_type.text:
         complaints.append(
             f"task_type is {schema.task_type!r} on the command line; the recipe is a {task_type.text} recipe"
         )
-    complaints.extend(_sections(schema))
+    # Fields that were refused have their defaults, of which nothing need be said.
+    complaints.extend(told for told in _sections(schema) if not any(name in told for name in refused))
     if not complaints:
         recipe = OmegaConf.to_object(schema)
         assert isinstance(recipe, PretrainRecipe | FinetuneRecipe)

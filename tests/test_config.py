@@ -160,6 +160,8 @@ def test_a_bad_value_is_told_with_what_was_expected(tmp_path: Path, override: st
 def test_statistics_must_be_positive(tmp_path: Path) -> None:
     (complaint,) = complaints(tmp_path, FINETUNE, "audio.mean=0", "audio.std=0")[1:]
     assert complaint == "audio.std is 0.0; expected at least 0.001 and at most 1000"
+    (complaint,) = complaints(tmp_path, FINETUNE, "audio.mean=0", "audio.std=.inf")[1:]
+    assert complaint.startswith("audio.std (command line) is '.inf'; expected a finite number")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from ssamba.data.transport import (
     expand_remote,
     fetch,
     file_name,
-    is_remote,
     is_shard_name,
     read,
     renamed,
@@ -39,6 +38,7 @@ from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, wr
 from ssamba.printable import printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoded_length
+from ssamba.values import is_remote
 
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.npy"

@@ -41,7 +41,6 @@ STALL_SECONDS = 60.0  # without a byte: the attempt has failed
 _CHUNK = 1 << 18
 _MOST_NAMES = 100_000  # that a pattern with braces may stand for
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
-_REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 # What can stand in a url and in a command as it is, so that a name from elsewhere adds nothing to either.
 _SHARD_NAME = r"\w[\w.-]*\.tar"
 _FILE = re.compile(rf"""(?<![^/\s'"=:])(index\.json|{_SHARD_NAME})(?![^\s'"?#&|;<>)])""", re.ASCII)
@@ -73,11 +72,6 @@ class _Failed(Exception):
 
 class _Wrong(_Failed):
     """An answer came, and it is a wrong one; another attempt hardly mends it."""
-
-
-def is_remote(source: str) -> bool:
-    """Whether a source is a url or a command, not a path."""
-    return _REMOTE.match(source) is not None
 
 
 def expand_remote(source: str) -> list[str]:
