@@ -372,7 +372,7 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
     if recipe.trainer.max_steps < saved.step:
         complaints.append(f"trainer.max_steps is {recipe.trainer.max_steps}; the run has {saved.step} behind it")
     if complaints:
-        raise UserError(f"the run in {folder} cannot go on by this recipe:\n  " + "\n  ".join(complaints))
+        raise UserError(f"the run in {folder} cannot go on by this recipe:", *complaints)
     return saved
 
 

@@ -24,7 +24,7 @@ from ssamba.config import (
 from ssamba.errors import Stopped, UserError
 from ssamba.files import check_place
 from ssamba.launch import check_launch, rank
-from ssamba.printable import printable
+from ssamba.printable import log_to_stderr, printable
 from ssamba.values import (
     Argument,
     new_path,
@@ -113,7 +113,8 @@ def _already_finished(recipe: Recipe, start: Any) -> bool:
 
     if not is_finished(recipe, start):
         return False
-    print(f"the run in {recipe.run_dir} is finished: {start.step} steps. A larger trainer.max_steps goes on with it")
+    place = printable(recipe.run_dir)
+    print(f"the run in {place} is finished: {start.step} steps. A larger trainer.max_steps goes on with it")
     return True
 
 
@@ -164,7 +165,7 @@ def predict(arguments: argparse.Namespace) -> int:
         hop_seconds=arguments.hop, timeline=arguments.timeline, overwrite=arguments.overwrite,
     )  # fmt: skip
     if arguments.out:
-        print(f"written to {arguments.out}", file=sys.stderr)
+        print(f"written to {printable(str(arguments.out))}", file=sys.stderr)
     return _failures(failed)
 
 
@@ -177,7 +178,7 @@ def embed(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size, device=arguments.device, window_seconds=arguments.window,
         hop_seconds=arguments.hop, overwrite=arguments.overwrite,
     )  # fmt: skip
-    print(said)
+    print(printable(said))
     return _failures(failed)
 
 
@@ -222,9 +223,7 @@ def shards_verify(arguments: argparse.Namespace) -> None:
     cache = ShardCache(DataConfig().cache_bytes)
     problems = verify_shards(held, local=cache.local, workers=_workers(arguments))
     if problems:
-        raise UserError(
-            f"{len(problems)} problems in {len(held.shards)} shards:\n  " + "\n  ".join(map(printable, problems))
-        )
+        raise UserError(f"{len(problems)} problems in {len(held.shards)} shards:", *problems)
     print(f"{len(held.shards)} shards, {held.samples} samples: all as their index says")
 
 
@@ -298,7 +297,7 @@ def bench_scan(arguments: argparse.Namespace) -> None:
     print(scan_report(result))
     if out:
         write_json(out, {**result, "hardware": machine, "versions": versions()})
-        print(f"written to {out}")
+        print(f"written to {printable(str(out))}")
 
 
 def import_checkpoint(arguments: argparse.Namespace) -> None:
@@ -317,7 +316,7 @@ def import_checkpoint(arguments: argparse.Namespace) -> None:
         arguments.checkpoint, arguments.out, audio, told, options, arguments.overwrite
     )
     print(transfer.import_report(imported))
-    print(f"written to {arguments.out}")
+    print(f"written to {printable(str(arguments.out))}")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -326,7 +325,7 @@ def export(arguments: argparse.Namespace) -> None:
         from ssamba.deploy import export_torch
 
         export_torch(arguments.model, arguments.out, arguments.overwrite)
-        print(f"written to {arguments.out}")
+        print(f"written to {printable(str(arguments.out))}")
         return
     from ssamba.models.transfer import export_model
 
@@ -334,7 +333,7 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"tensors: {len(exported.tensors)}")
     if exported.zeros:
         print(f"zeros, which nothing reads: {', '.join(exported.zeros)}")
-    print(f"written to {arguments.out}")
+    print(f"written to {printable(str(arguments.out))}")
 
 
 def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: dict[str, Any]) -> None:
@@ -357,7 +356,7 @@ def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: 
 def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     for name, value in scores.items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
-    print(f"written to {folder}")
+    print(f"written to {printable(str(folder))}")
 
 
 def _add(parser: argparse.ArgumentParser, name: str, read: Callable[[str], Any], low: float | None = None,
@@ -569,22 +568,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except Stopped as stop:
         if str(stop):
-            _say(str(stop))
+            _say(printable(str(stop)))
         return stop.status
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
     except UserError as error:
         _let_others_speak(later_rank)
-        # A loader's worker wraps its error in its own traceback; the message is what follows the type's last mention.
-        _say(str(error).rpartition("UserError: ")[2].strip())
+        _say(str(error))
     except OSError as error:
         if error.filename == _STDOUT:  # Python would complain of it again at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 141  # whoever read our output has had enough, as `| head` has
         _let_others_speak(_several_ranks())
-        _say(_of_the_system(error))
+        _say(printable(_of_the_system(error)))
     except MemoryError:
         _let_others_speak(_several_ranks())
         _say("there is not enough memory for what was asked for")
@@ -599,7 +597,7 @@ def _run(argv: Sequence[str] | None, level: int) -> int:
         raise UserError("stdout is closed; expected a place for what is printed, such as a file, or >/dev/null")
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = _named_stdout(sys.stdout)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    log_to_stderr("%(levelname)s %(name)s: %(message)s", logging.WARNING)
     logging.getLogger("ssamba").setLevel(level)
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -613,8 +611,7 @@ def _run(argv: Sequence[str] | None, level: int) -> int:
 
 
 def _say(message: str) -> None:
-    """A message on stderr, whatever names it holds."""
-    print("ssamba: " + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+    print(f"ssamba: {message}", file=sys.stderr)
 
 
 class _Stdout(io.FileIO):

@@ -489,7 +489,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
         complaints.extend(_across(recipe))
         if not complaints:
             return recipe
-    raise UserError(f"recipe {source}:\n  " + "\n  ".join(complaints))
+    raise UserError(f"recipe {source}:", *complaints)
 
 
 def _read(source: Path) -> dict[str, Node]:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from ssamba.errors import UserError
+from ssamba.printable import printable
 
 T = TypeVar("T")
 
@@ -40,8 +41,13 @@ _NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  #
 class NotWritten(UserError, OSError):
     """A file or folder cannot be written: an OSError of the place that was meant, not of its temporary name."""
 
+    def __init__(self, *arguments: Any) -> None:
+        OSError.__init__(self, *arguments)
+
     def __str__(self) -> str:
-        return f"{self.filename} cannot be written: {self.strerror}"
+        if self.filename is None:  # a loader's worker's, whose text alone is left
+            return super().__str__()
+        return printable(f"{self.filename} cannot be written: {self.strerror}")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_mod
 from ssamba.models.encoder import Encoded
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.printable import markdown_code, markdown_text
 
 log = logging.getLogger(__name__)
 
@@ -179,24 +180,27 @@ def _card(model: SsambaModel) -> str:
         f"frames of 10 ms, patches of {arguments['fshape']} mel bins x {arguments['tshape']} frames",
     }  # fmt: skip
     if settings:
-        facts["classes"] = f"{len(settings.labels)} of {settings.label}"
-    title = f"{settings.label} of audio clips" if settings else "masked-patch audio encoder"
+        facts["classes"] = f"{len(settings.labels)} of {markdown_text(settings.label)}"
+    title = f"{markdown_text(settings.label)} of audio clips" if settings else "masked-patch audio encoder"
     lines = [f"---\n{data.to_yaml()}\n---", "", f"# {encoder}: {title}", ""]
     if record is not None:
-        facts["made by"] = f"`{' '.join(record['command'])}` on {record['started']}, seed {record['seed']}"
+        command = markdown_code(" ".join(record["command"]))
+        facts["made by"] = f"{command} on {markdown_text(record['started'])}, seed {record['seed']}"
         facts["steps, seconds"] = f"{record['steps']:,}, {record['training_seconds']:,}"
-        facts["hardware"] = ", ".join([record["hardware"]["processor"], *record["hardware"]["gpus"]])
-        facts["versions"] = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        facts["hardware"] = markdown_text(", ".join([record["hardware"]["processor"], *record["hardware"]["gpus"]]))
+        facts["versions"] = markdown_text(
+            ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        )
         for name, held in record["data"].items():
-            facts[f"data, {name}"] = f"{held['samples']:,} recordings, {held['seconds'] / 3600:.2f} h"
+            facts[f"data, {markdown_text(name)}"] = f"{held['samples']:,} recordings, {held['seconds'] / 3600:.2f} h"
     lines += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
     if record is None:
         lines += ["These weights came without the record of a run, so no score is given here.", ""]
     else:
         scores = {**record["test"]} or {n: x for n, x in record["last_metrics"].items() if n.startswith("val/")}
         lines += [f"Measured by that run on its {'test' if record['test'] else 'validation'} split:", ""]
-        lines += [f"- {name}: {value:.4f}" if isinstance(value, float) else f"- {name}: {value}"
-                  for name, value in scores.items()]  # fmt: skip
+        figures = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in scores.items()}
+        lines += [f"- {markdown_text(name)}: {figure}" for name, figure in figures.items()]
     lines += [
         "", "```python", "from ssamba import SsambaModel", "",
         'model = SsambaModel.from_pretrained("this folder, or its name on the Hub")',

@@ -1,5 +1,7 @@
 """Text from elsewhere (names of files, labels, messages) as it may be shown. Imports no torch."""
 
+import html
+import logging
 import re
 
 # Control characters, among them a terminal's escape and the end of a line; halves of characters, as names that are no
@@ -10,3 +12,47 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 def printable(text: str) -> str:
     r"""The text in one line that shows all it holds: what acts instead of being seen is escaped, as \x1b or \u202e."""
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def csv_cell(text: str) -> str:
+    """Text as a cell of a CSV file that spreadsheets may open: printable, and none that they would take for a formula.
+
+    What begins with =, +, - or @ gets an apostrophe before it, as OWASP advises. Numbers are not for this function.
+    """
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def html_text(text: str) -> str:
+    """Text within a page or an attribute: printable, and no markup."""
+    return html.escape(printable(text))
+
+
+def markdown_text(text: str) -> str:
+    """Text within a line or a cell of Markdown: printable, and neither Markdown's nor HTML's markup."""
+    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", printable(text).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def markdown_code(text: str) -> str:
+    """Text as code within a line of Markdown, in more backticks than it has in a row."""
+    shown = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " if "`" in (shown[:1], shown[-1:]) else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages of this package in one line; of others, whose lines are their own, line by line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        ours = record.name.partition(".")[0] == "ssamba"
+        lines = [record.message] if ours else record.message.split("\n")
+        record.message = "\n".join(map(printable, lines))
+        return super().formatMessage(record)
+
+
+def log_to_stderr(form: str, level: int) -> None:
+    """Let the root logger write there, unless it has a place already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(form))
+    logging.basicConfig(handlers=[handler], level=level)

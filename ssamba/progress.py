@@ -6,21 +6,22 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ssamba.launch import rank
+from ssamba.printable import printable
 
 
 def progress_bar(total: int | None, unit: str, desc: str, *, initial: int = 0, disable: bool = False) -> "tqdm[Any]":
     """A bar over `total` units, of which `initial` are done, bytes as kB or MB; into a file or a pipe a line now and
     then is enough. Of several ranks the first shows it."""
     terminal = sys.stderr.isatty()
-    return tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=desc, initial=initial,
+    return tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=printable(desc), initial=initial,
                 disable=disable or rank() > 0,
                 mininterval=0.1 if terminal else 30.0, dynamic_ncols=terminal)  # fmt: skip
 
 
 def print_above(text: str, file: TextIO) -> None:
-    """Print a line while a bar stands below; the bar is drawn again only where that is seen. What is no text in
-    the name of a file is escaped."""
-    text = text.encode(errors="backslashreplace").decode()
+    """Print a line while a bar stands below; the bar is drawn again only where that is seen. What acts in it instead
+    of being seen is escaped."""
+    text = printable(text)
     if file is sys.stderr or sys.stderr.isatty():
         tqdm.write(text, file=file)
     else:

@@ -26,7 +26,8 @@ FEATURES = {"audio", "recordings", "models", *MODELS}
 INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
-    "errors": set(), "files": {"errors"}, "launch": {"errors"}, "printable": set(), "progress": {"errors", "launch"},
+    "errors": {"printable"}, "files": {"errors", "printable"}, "launch": {"errors"},
+    "printable": set(), "progress": {"errors", "launch", "printable"},
     "values": {"errors", "files"}, "recipe_yaml": set(), "config": {"recipe_yaml", *LEAVES}, "audio": LEAVES,
     "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},

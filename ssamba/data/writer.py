@@ -42,6 +42,7 @@ from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
 from ssamba.data.unfinished import how_to_go_on, publish, unfinished
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import write_text, written_beside
+from ssamba.printable import log_to_stderr, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
 
@@ -275,7 +276,7 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
         parser.add_argument("--fetch", action="store_true",
                             help="first download and unpack into SOURCE what of the data set is not there")  # fmt: skip
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr("%(message)s", logging.INFO)
     try:
         if archives and given.fetch:
             _check_out(given.out, given.overwrite)  # now, and not only after hours
@@ -294,10 +295,10 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted. {how_to_go_on(given.out.resolve())}", file=sys.stderr)
+        print(printable(f"interrupted. {how_to_go_on(given.out.resolve())}"), file=sys.stderr)
         return 130
     for split, index in indexes.items():
-        print(f"{given.out / split}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
+        print(f"{printable(str(given.out / split))}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
               f"{len(index.shards)} shards, {len(index.skipped)} skipped"
               + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
     return 0

@@ -1,6 +1,5 @@
 """Runs side by side: a table and a page with pictures, read from their folders."""
 
-import html
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from ssamba.errors import UserError
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_text
 from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.printable import html_text
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def markdown(rows: Sequence[tuple[str, ...]]) -> str:
 def write_page(path: Path, title: str, introduction: str, rows: Sequence[tuple[str, ...]],
                pictures: Mapping[str, Path]) -> None:  # fmt: skip
     """One HTML page: what was done, the table, and pictures (caption -> file) by relative links."""
-    cells = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    cells = "\n".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     head = "".join(f"<th>{name}</th>" for name in HEADER)
     figures = "\n".join(
-        f'<figure><img src="{html.escape(os.path.relpath(file, path.parent))}" alt="{html.escape(caption)}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figure><img src="{html_text(os.path.relpath(file, path.parent))}" alt="{html_text(caption)}">'
+        f"<figcaption>{html_text(caption)}</figcaption></figure>"
         for caption, file in pictures.items()
     )
     style = (
@@ -98,7 +98,7 @@ def write_page(path: Path, title: str, introduction: str, rows: Sequence[tuple[s
     )
     write_text(
         path,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html_text(title)}</title>'
+        f"<style>{style}</style><h1>{html_text(title)}</h1><p>{html_text(introduction)}</p>"
         f"<table><tr>{head}</tr>\n{cells}</table>\n{figures}</html>\n",
     )

@@ -15,11 +15,19 @@ from torch import Tensor
 
 from ssamba.files import made_folder, written_beside
 from ssamba.models.patches import PatchShape
+from ssamba.printable import printable
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # names and labels hold dollars, and no formulas
+
 log = logging.getLogger(__name__)
 
 _LINES = 6  # of a timeline; more are hard to tell apart
+
+
+def _shown(text: str, most: int = 60) -> str:
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -49,7 +57,7 @@ def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, predicted: Te
         axis.set(title=name, ylabel="mel bin")
     axes[-1].set_xlabel("frame (10 ms)")
     figure.colorbar(drawn, ax=axes, label="normalised log-mel")
-    figure.suptitle(title if len(title) <= 80 else f"{title[:77]}...")
+    figure.suptitle(_shown(title, 80))
     _save(figure, path)
 
 
@@ -99,7 +107,7 @@ def draw_curves(path: Path, metrics_csv: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         if any(kinds):
             axis.legend()
-    figure.suptitle(title)
+    figure.suptitle(_shown(title, 80))
     _save(figure, path)
 
 
@@ -111,10 +119,11 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     drawn = axis.imshow(shares.cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
-    axis.set(title=title, xlabel="predicted", ylabel="true")
+    axis.set(title=_shown(title, 100), xlabel="predicted", ylabel="true")
+    names = [_shown(label) for label in labels]
     if classes <= 60:
-        axis.set_xticks(range(classes), labels, rotation=90)
-        axis.set_yticks(range(classes), labels)
+        axis.set_xticks(range(classes), names, rotation=90)
+        axis.set_yticks(range(classes), names)
     if classes <= 20:
         for row, column in torch.nonzero(confusion).tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -132,9 +141,9 @@ def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str
     for number, bar in enumerate(bars):
         places = [i + (number - (len(bars) - 1) / 2) * width for i, group in enumerate(values.values()) if bar in group]
         heights = [group[bar] for group in values.values() if bar in group]
-        axis.bar_label(axis.bar(places, heights, width * 0.92, label=bar), fmt="%.3g", fontsize=8)
-    axis.set_xticks(range(len(values)), list(values))
-    axis.set(ylabel=ylabel, title=title)
+        axis.bar_label(axis.bar(places, heights, width * 0.92, label=_shown(bar)), fmt="%.3g", fontsize=8)
+    axis.set_xticks(range(len(values)), [_shown(group) for group in values])
+    axis.set(ylabel=ylabel, title=_shown(title, 100))
     axis.margins(y=0.15)
     axis.legend()
     _save(figure, path)
@@ -151,14 +160,13 @@ def draw_timeline(path: Path, spectrogram: Tensor, probabilities: Tensor, second
     extent = (0, steps * scale, 0, spectrogram.shape[1])
     above.imshow(spectrogram.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
     above.set(ylabel="mel bin")
-    above.set_title(title if len(title) <= 100 else f"...{title[-97:]}", parse_math=False)
+    title = printable(title)
+    above.set_title(title if len(title) <= 100 else f"...{title[-97:]}")
     highest = probabilities.max(0).values.argsort(descending=True, stable=True)[:_LINES].tolist()
     edges = [scale * step for step in range(steps + 1)]
     lines = [below.stairs(probabilities[:, place].cpu().numpy(), edges, baseline=None, linewidth=1.5)
              for place in highest]  # fmt: skip
     below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(-0.02, 1.02))
     below.grid(alpha=0.3)
-    legend = figure.legend(lines, [labels[place] for place in highest], loc="outside right center")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(lines, [_shown(labels[place]) for place in highest], loc="outside right center")
     _save(figure, path)

@@ -15,6 +15,7 @@ from ssamba.evaluation.metrics import clip_metrics, confusion_matrix
 from ssamba.evaluation.pictures import draw_confusion
 from ssamba.files import whole_folder, write_json
 from ssamba.models.heads import AudioClassifier
+from ssamba.printable import csv_cell
 
 
 def scoring_device() -> torch.device:
@@ -47,10 +48,11 @@ def write_masked_scores(folder: Path, evaluation: MaskedEvaluation) -> dict[str,
 def _write_predictions(path: Path, found: Predictions, names: Sequence[str]) -> None:
     several = found.labels.ndim == 2
     chances = found.logits.sigmoid() if several else found.logits.softmax(1)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["key", "true", "predicted", "probability"])
         for key, label, row in zip(found.keys, found.labels, chances, strict=True):
             true = [names[i] for i in torch.nonzero(label).flatten()] if several else [names[int(label)]]
             best = int(row.argmax())
-            writer.writerow([key, "|".join(true), names[best], f"{float(row[best]):.4f}"])
+            told = (key, "|".join(true), names[best])
+            writer.writerow([*map(csv_cell, told), f"{float(row[best]):.4f}"])

@@ -18,6 +18,7 @@ from ssamba.files import check_out, written_beside
 from ssamba.inference.sources import find_recordings
 from ssamba.inference.timelines import Timelines
 from ssamba.inference.windows import Ended, Job, Window, load, watched
+from ssamba.printable import printable
 from ssamba.progress import print_above
 
 FORMATS = ("table", "jsonl")
@@ -66,7 +67,7 @@ def predict_recordings(
     found = watched(paths, job, "predict")
     failed = 0
     with _output(out) as file:
-        widths = max(map(len, paths)), max(map(len, labels))
+        widths = tuple(max(len(printable(text)) for text in texts) for texts in (paths, labels))
         for one in predictions(timelines.follow(found) if timelines else found):
             failed += one.error is not None
             if form == "jsonl":
@@ -114,7 +115,7 @@ def json_line(one: Prediction, labels: Sequence[str], top: int) -> str:
     return json.dumps({"path": one.path, "seconds": round(one.seconds, 3), "windows": one.windows, "labels": answers})
 
 
-def table_line(one: Prediction, labels: Sequence[str], top: int, widths: tuple[int, int]) -> str:
+def table_line(one: Prediction, labels: Sequence[str], top: int, widths: Sequence[int]) -> str:
     """Path, seconds, and label and probability of the `top`; `widths` of paths and labels, for lines that align."""
-    answers = [f"{label:<{widths[1]}} {chance:.4f}" for label, chance in best(one, labels, top)]
-    return "  ".join([f"{one.path:<{widths[0]}}", f"{one.seconds:8.2f} s", *answers])
+    answers = [f"{printable(label):<{widths[1]}} {chance:.4f}" for label, chance in best(one, labels, top)]
+    return "  ".join([f"{printable(one.path):<{widths[0]}}", f"{one.seconds:8.2f} s", *answers])

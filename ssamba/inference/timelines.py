@@ -18,6 +18,7 @@ from torch import Tensor
 from ssamba.errors import UserError
 from ssamba.files import made_folder, written_beside
 from ssamba.inference.windows import Ended, Window
+from ssamba.printable import csv_cell
 
 _MOST_BINS = 2048  # of a picture; more would fall on one pixel
 _FRAME_SECONDS = 0.01
@@ -83,16 +84,16 @@ class Timelines:
 
 class _Timeline:
     def __init__(self, file: TextIO, labels: Sequence[str], mel_bins: int) -> None:
-        self.labels, self.mel_bins = labels, mel_bins
+        self.labels, self.cells, self.mel_bins = labels, [csv_cell(label) for label in labels], mel_bins
         self.bins = TimeBins(_FRAME_SECONDS, mel_bins + len(labels))
         self.writer = csv.writer(file)
-        self.writer.writerow(["start", "end", "label", "probability", *labels])
+        self.writer.writerow(["start", "end", "label", "probability", *self.cells])
 
     def add(self, window: Window) -> None:
         assert window.probabilities is not None
         best = int(window.probabilities.argmax())
         chances = [f"{chance:.6f}" for chance in window.probabilities.tolist()]
-        self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", self.labels[best], chances[best], *chances])
+        self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", self.cells[best], chances[best], *chances])
         frames = len(window.spectrogram)
         times = window.start + torch.arange(frames, dtype=torch.float64) * ((window.end - window.start) / frames)
         self.bins.add(times, torch.cat([window.spectrogram, window.probabilities.expand(frames, -1)], 1))

@@ -27,8 +27,8 @@ _LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
 
 
 SamplingRate = Annotated[int, Meta(ge=1000, le=768_000)]
-Level = Annotated[float, Meta(ge=-1e6, le=1e6)]
-Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
+Level = Annotated[float, Meta(ge=-1000, le=1000)]
+Deviation = Annotated[float, Meta(ge=0.001, le=1000)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def model_folder(path: str | Path) -> Path:
 # whatever is within them is refused or built without harm.
 Width = Annotated[int, Meta(ge=1, le=65_536)]
 Positive = Annotated[int, Meta(ge=1, le=1024)]
-Frames = Annotated[int, Meta(ge=1, le=60_000)]  # ten minutes
+Frames = Annotated[int, Meta(ge=1, le=1_000_000)]
 Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
 _MOST_CLIP_SAMPLES = 1 << 25
 _MOST_JSON_BYTES = 1 << 24

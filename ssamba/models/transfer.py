@@ -30,6 +30,7 @@ from ssamba.models.checkpoint import (
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.printable import printable
 
 # Of the log-mel values of AudioSet and LibriSpeech, on which the originals were pretrained: both repositories' scripts.
 AUDIOSET_LIBRISPEECH = AudioSettings(16000, -4.2677393, 4.5689974, "pad")
@@ -212,7 +213,7 @@ def import_report(imported: Imported) -> str:
     if imported.assumed:
         options = (f"--{name.replace('_', '-')} {value}" for name, value in imported.assumed.items())
         lines.append(f"assumed, for the checkpoint does not tell it: {' '.join(options)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def export_model(path: Path, out: Path, family: str, overwrite: bool = False) -> Exported:
