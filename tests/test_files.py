@@ -215,6 +215,7 @@ ALONE = {
     "ssamba/data/fetch.py:download": "a .part, opened by open_unlinked, once its checksum is right",
     "ssamba/data/fetch.py:_set_aside": "a .part or an archive that is wrong, as .bad",
     "ssamba/training/loggers.py:_append": "rows at the end of metrics.csv, cut off again if they do not fit",
+    "ssamba/cli.py:main": "/dev/null in the place of a stderr that is closed",
     "ssamba/evaluation/efficiency.py:peak_memory": "a switch of the kernel's, no file",
 }
 # What is called with the temporary name of one that does.
