@@ -217,7 +217,6 @@ def shards_verify(arguments: argparse.Namespace) -> None:
     """Read shards in full and compare them with their index: checksums, every sample's audio and JSON."""
     from ssamba.data.index import find_shards, verify_shards
     from ssamba.data.remote import ShardCache
-    from ssamba.printable import printable
 
     held = find_shards(arguments.shards)
     cache = ShardCache(DataConfig().cache_bytes)
