@@ -46,8 +46,11 @@ def read_yaml(content: bytes | str) -> Node | None:
                     raise _at(event, "another document begins; expected one")
                 document = _node(events, next(events), 0)
         return document
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ValueError(f"line {mark.line + 1}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _node(events: Iterator[Any], event: Any, depth: int) -> Node:
