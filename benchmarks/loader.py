@@ -1,9 +1,11 @@
 """Speed and memory of the data stream on one core, beside what it must not fall behind.
 
-    taskset -c 0 python benchmarks/loader.py [--recordings FOLDER] [--parts features decode bytes resume memory]
+    taskset -c 0 python benchmarks/loader.py [--recordings FOLDER] [--parts features decode formats bytes resume memory]
 
 - features: shards to normalised log-mel batches, beside soundfile and torchaudio.compliance.kaldi.fbank item by item.
 - decode: shards to waveform batches, as where the filterbank runs on the training device, beside decoding alone.
+- formats: clips of MP3 and of M4A (which PyAV decodes) as training reads those of foreign shards, from their start and
+  their middle on, beside the same of FLAC.
 - bytes: the bytes of the samples in batches, beside reading the same shards in turn through Python's tarfile; from
   memory, and from the disk (Linux is asked to drop the files' pages before each reading).
 - resume: a new process to its first batch in the middle of an epoch of 1,000 shards, beside one at the epoch's start.
@@ -31,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 import torch
@@ -47,7 +50,7 @@ from ssamba.evaluation.efficiency import Goal, goals_table, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
 from ssamba.progress import progress_bar
-from ssamba.recordings import read_audio
+from ssamba.recordings import read_audio, read_segment
 from ssamba.training.runs import hardware
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,6 +155,39 @@ def decode(shards: ShardSet) -> tuple[float, float]:
     return timed(lambda: sum(len(batch["keys"]) for batch in stream(shards, batches=batches))), timed(alone)
 
 
+def encoded(samples: np.ndarray[Any, Any], rate: int, form: str) -> bytes:
+    """A recording of float32 (S, channels) as "flac", "mp3" or "m4a"."""
+    content = io.BytesIO()
+    if form != "m4a":
+        soundfile.write(content, samples, rate, format=form.upper())
+        return content.getvalue()
+    layout = "mono" if samples.shape[1] == 1 else "stereo"
+    with av.open(content, "w", format="ipod") as container:
+        track = container.add_stream("aac", rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), "fltp", layout)
+        frame.sample_rate = rate
+        cut = av.AudioResampler("fltp", layout, rate, 1024)
+        for part in [*cut.resample(frame), *cut.resample(None), None]:
+            container.mux(track.encode(part))
+    return content.getvalue()
+
+
+def segments(form: str, folder: Path | None, clips: int) -> tuple[float, float]:
+    """Seconds of audio a second, halves of clips, every other one from the middle on: of this format, of FLAC."""
+    found = []
+    out = np.empty(RATE * SECONDS // 2, np.float32)
+    for name in (form, "flac"):
+        held = [encoded(clip[:, None], RATE, name) for clip in itertools.islice(signal(folder), clips)]
+
+        def read(held: list[bytes] = held) -> int:
+            for number, content in enumerate(held):
+                read_segment(content, RATE, number % 2 * len(out), out)
+            return len(held) * SECONDS // 2
+
+        found.append(timed(read))
+    return found[0], found[1]
+
+
 def read_bytes(shards: ShardSet, cold: bool) -> tuple[float, float]:
     """Bytes a second: ours in the order of training, tarfile from the first shard to the last."""
 
@@ -242,11 +278,11 @@ def paired(rounds: int, name: str, both: Callable[[], tuple[float, float]]) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("features", "decode", "bytes", "resume", "memory")
+    parts = ("features", "decode", "formats", "bytes", "resume", "memory")
     parser.add_argument("--recordings", type=Path, help="a folder of real ones; without it they are synthesized")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--clips", type=int, default=320, help="of features and decode")
+    parser.add_argument("--clips", type=int, default=320, help="of features, decode and formats")
     parser.add_argument("--read", type=int, default=6400, help="clips of bytes, in shards of 256")
     parser.add_argument("--streamed", type=int, default=50000, help="clips of memory")
     parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
@@ -263,6 +299,9 @@ def main() -> None:
         if "decode" in given.parts:
             measured["decode"] = found = paired(given.rounds, "decode", lambda: decode(shards))
             goals.append(Goal("clips a second, the stream / decoding alone", ">=", 0.85, found["ratio"]))
+        for form in ("mp3", "m4a") if "formats" in given.parts else ():
+            both = functools.partial(segments, form, given.recordings, given.clips)
+            measured[f"{form} beside flac"] = paired(given.rounds, form, both)
         if "bytes" in given.parts:
             some = min(256, shards.samples)
             source = write_clips(folder / "one", given.recordings, some, some)
@@ -295,7 +334,7 @@ def main() -> None:
     print(f"{markdown_table(rows)}\n\n{goals_table(goals)}")
     write_json(given.out, {"goals": [goal._asdict() for goal in goals], "measured": measured, "hardware": hardware(),
                            "recordings": "given" if given.recordings else "synthesized",
-                           "versions": versions("soundfile", "torchaudio")})  # fmt: skip
+                           "versions": versions("soundfile", "torchaudio", "av")})  # fmt: skip
 
 
 if __name__ == "__main__":

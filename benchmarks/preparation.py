@@ -6,6 +6,7 @@ The recordings are FOLDER's, else 10 s of chirps with noise in stereo, WAV. Spee
 whole writer in one process; the steps are timed beside it, in turn in every round, in ms a minute of audio. For each
 resampler there is what it does to tones at 16 kHz: the error of one of 7 kHz, which should stay, and what is left of
 one of 9 kHz, which should go, both beside the tone; for each FLAC level the bytes beside those of the one in use.
+"whole, mp3" and "whole, m4a" are the whole writer on the same recordings in these formats; PyAV decodes M4A.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import soxr
 import torch
 from torchaudio.functional import resample
 
+from loader import encoded
 from ssamba.data.sources import recordings_below
 from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.efficiency import Goal, goals_table, interleaved_times, versions
@@ -101,12 +103,19 @@ def measure(paths: Sequence[Path], rounds: int, folder: Path) -> dict[str, Any]:
     packed = [flac(samples, None) for samples in ready]
     found = [Recording(str(number), path.absolute()) for number, path in enumerate(paths)]
 
-    def whole() -> None:
+    for form in ("mp3", "m4a"):
+        (folder / form).mkdir()
+        for number, (samples, rate) in enumerate(decoded):
+            (folder / form / f"{number}.{form}").write_bytes(encoded(samples, rate, form))
+    others = {form: [Recording(path.stem, path) for path in (folder / form).iterdir()] for form in ("mp3", "m4a")}
+
+    def whole(recordings: list[Recording]) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
-        write_shards({"train": found}, folder / "out", "benchmark", max_seconds=1e9)
+        write_shards({"train": recordings}, folder / "out", "benchmark", max_seconds=1e9)
 
     steps: dict[str, Callable[[], object]] = {
-        "whole": whole,
+        "whole": lambda: whole(found),
+        **{f"whole, {form}": lambda recordings=recordings: whole(recordings) for form, recordings in others.items()},
         "decode": lambda: [soundfile.read(path, dtype="float32", always_2d=True) for path in paths],
         "decode, mix, resample": lambda: [read_audio(path, TO, 1e9) for path in paths],
         "tar": lambda: tar(folder, packed),
@@ -162,7 +171,7 @@ def main() -> None:
           f"{goals_table([goal])}")  # fmt: skip
     write_json(given.out, {"recordings": len(paths), "made": given.recordings is None, "rounds": given.rounds, **found,
                            "goals": [goal._asdict()], "hardware": hardware(),
-                           "versions": versions("soundfile", "soxr", "torchaudio")})  # fmt: skip
+                           "versions": versions("soundfile", "soxr", "torchaudio", "av")})  # fmt: skip
 
 
 if __name__ == "__main__":

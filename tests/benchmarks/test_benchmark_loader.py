@@ -19,7 +19,15 @@ def test_the_script_measures_each_part(
     monkeypatch.setattr(sys, "argv", ["loader", *words])
     script.main()
     result = json.loads(out.read_text())
-    timed = ["features", "decode", "bytes from memory", "bytes from the disk", "resume"]
+    timed = [
+        "features",
+        "decode",
+        "mp3 beside flac",
+        "m4a beside flac",
+        "bytes from memory",
+        "bytes from the disk",
+        "resume",
+    ]
     assert list(result["measured"]) == [*timed, "memory"]
     for name in timed:
         one = result["measured"][name]
