@@ -172,6 +172,8 @@ def _au(file: BinaryIO, start: int, size: int) -> Content:
 def _w64(file: BinaryIO, start: int, size: int) -> Content:
     at = start + 40
     for _ in range(_MOST_CHUNKS):
+        if at >= size:
+            break
         file.seek(at)
         head = file.read(24)
         if len(head) < 24:
@@ -187,6 +189,8 @@ def _caf(file: BinaryIO, start: int, size: int) -> Content:
     """Apple's Core Audio Format; of packets of unequal length, their table says how many samples they hold."""
     at, packets, frames, fraction = start + 8, 1, 0, 1.0
     for _ in range(_MOST_CHUNKS):
+        if at >= size:
+            break
         file.seek(at)
         head = file.read(12)
         if len(head) < 12:
@@ -299,7 +303,7 @@ def _mpeg(file: BinaryIO, start: int, size: int) -> Content:
     """MP3, and layers I and II: frames one behind another, of which some files say in the first how many they are."""
     at = _past_zeros(file, start)
     file.seek(at)
-    first = _mpeg_frame(file.read(3))
+    first, first_frame = _mpeg_frame(file.read(3)), at
     if first is None:
         return Content()
     common, samples = first[2:], first[1]
@@ -327,7 +331,9 @@ def _mpeg(file: BinaryIO, start: int, size: int) -> Content:
             damage = f"it is cut or damaged: {there:.3f} s of the {told:.3f} s that its header tells of are there"
     whole = not joints and (said is None or count <= said + 2)
     frames, inexact = max(0, count * samples - trimmed), (4 + 2 * joints) * samples
-    return Content("mp3", damage=damage, frames=frames, inexact=inexact, by_libsndfile=whole, guessed=not exact)
+    return Content(
+        "mp3", first_frame, damage=damage, frames=frames, inexact=inexact, by_libsndfile=whole, guessed=not exact
+    )
 
 
 def _past_zeros(file: BinaryIO, start: int) -> int:

@@ -44,8 +44,8 @@ class Decoder:
 
     def __init__(self, container: Any, count: int) -> None:
         stream = container.streams.best("audio")
-        if stream is None:
-            raise BadAudio("it cannot be decoded: it holds no sound")
+        if stream is None or stream.codec_context is None:  # or none for which there is a decoder
+            raise BadAudio("it cannot be decoded: it holds no sound that FFmpeg knows")
         self.container, self.stream, self.count = container, stream, count
 
     @property

@@ -17,7 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -46,7 +46,7 @@ LOUDEST = 100.0
 
 _BLOCK = 1 << 15  # samples of each channel that are decoded at a time, at most
 _MOST_VALUES = 1 << 20  # of all channels
-_MOST_BLOCK_SECONDS = 60  # as a block of a very low rate is resampled to many more samples
+_MOST_UPSAMPLED = 100  # times: a recording of a lower rate has a damaged header, or little that could be heard
 _LOST_SECONDS = 0.025
 _LOST_OF_COMPRESSED = 0.1, 3072  # seconds and samples, whichever are more
 
@@ -172,7 +172,10 @@ def told_seconds(source: Source) -> float:
 def check_level(samples: Waveform, sampling_rate: int, before: int = 0) -> None:
     """Raise BadAudio for samples (S,) that are not finite or above `LOUDEST`; `before`: those of the recording before
     them."""
-    if samples.size and not (peak := float(np.abs(samples).max())) <= LOUDEST:
+    if not samples.size:
+        return
+    peak = max(float(samples.max()), -float(samples.min()))  # NaN if there is one
+    if not peak <= LOUDEST:
         finite = np.isfinite(samples)
         if not finite.all():
             first = (before + int(finite.argmin())) / sampling_rate
@@ -201,6 +204,16 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
+class _Bytes(io.BytesIO):
+    """A file in memory. libsndfile seeks where a damaged one tells it to, and an exception there would be shown."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 class _Behind(io.RawIOBase):
     """A file from a byte on, as if it began there."""
 
@@ -208,7 +221,9 @@ class _Behind(io.RawIOBase):
         self.file, self.start = file, start
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(offset + (self.start if whence == os.SEEK_SET else 0), whence) - self.start
+        with suppress(OSError, ValueError, OverflowError):  # as `_Bytes`
+            self.file.seek(offset + (self.start if whence == os.SEEK_SET else 0), whence)
+        return self.tell()
 
     def tell(self) -> int:
         return self.file.tell() - self.start
@@ -224,7 +239,7 @@ class _Sndfile:
 
     def __init__(self, file: soundfile.SoundFile, content: Content) -> None:
         self.file, self.content, self.rate = file, content, int(file.samplerate)
-        self.count, self.done = _block(self.rate, file.channels), 0
+        self.count, self.done = _block(file.channels), 0
         self.frames: int | None = int(file.frames)
         if content.frames is not None or content.kind == "flac":
             self.frames = content.frames
@@ -376,7 +391,7 @@ def _decoder(source: Source) -> Iterator[_Decoder]:
 def _opened(source: Source) -> Iterator[int | BinaryIO]:
     """Its descriptor, by which libsndfile reads faster and without a word about its name; or the file that it is."""
     if isinstance(source, bytes):
-        yield io.BytesIO(source)
+        yield _Bytes(source)
         return
     if not isinstance(source, str | os.PathLike):
         yield source
@@ -398,9 +413,11 @@ def _opened(source: Source) -> Iterator[int | BinaryIO]:
 
 def _sndfile(handle: int | BinaryIO, start: int) -> soundfile.SoundFile:
     file = _rewound(handle)
-    if start:
-        return _Forward(_Behind(file, start))
-    return _Forward(handle, closefd=False) if isinstance(handle, int) else _Forward(file)
+    if isinstance(handle, int) and not start:
+        return _Forward(handle, closefd=False)
+    if isinstance(file, _Bytes):
+        return _Forward(_Bytes(file.getbuffer()[start:]) if start else file)
+    return _Forward(_Behind(file, start))
 
 
 def _rewound(handle: int | BinaryIO) -> BinaryIO:
@@ -422,8 +439,8 @@ def _decoding() -> Iterator[None]:
         raise BadAudio(f"it cannot be decoded: {error}") from error
 
 
-def _block(rate: int, channels: int) -> int:
-    return max(1, min(_BLOCK, _MOST_VALUES // channels, _MOST_BLOCK_SECONDS * rate))
+def _block(channels: int) -> int:
+    return max(1, min(_BLOCK, _MOST_VALUES // channels))
 
 
 def _mono(decoder: _Decoder, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
@@ -469,6 +486,8 @@ def _beyond(seconds: float, start: float, stop: float | None) -> BadAudio:
 def _resampled(blocks: Iterator[tuple[int, Waveform]], sampling_rate: int) -> Iterator[Waveform]:
     resampler = None
     for rate, mono in blocks:
+        if rate * _MOST_UPSAMPLED < sampling_rate:
+            raise BadAudio(f"it is of {rate} Hz, too few for {sampling_rate} Hz; expected 1/{_MOST_UPSAMPLED} at least")
         if rate != sampling_rate:
             resampler = resampler or soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
             mono = resampler.resample_chunk(mono)
