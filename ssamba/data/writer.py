@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import re
 import socket
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,7 @@ MAX_SECONDS = 600.0
 MIN_SECONDS = 0.025  # one frame: the shortest recording that has a spectrogram
 MAX_BAD_FRACTION = 0.01
 _NAMED = 3  # bad recordings that an error names
+_NAMED_LABELS = 10  # that a message names
 _MISSING = "there is no such file"
 
 # webdataset takes a member's name up to its first dot as the key, and a folder in it as a part of the key.
@@ -85,6 +87,8 @@ class DataSet:
     splits: Mapping[str, Sequence[Recording]]
     labels: Mapping[str, Sequence[str]] | None = None
     """Label key -> names in their order; of a key that is missing here, the recordings' names are sorted."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """What was found and not taken, such as `.txt` or `hidden files` -> how many of it."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
                  labels: Mapping[str, Sequence[str]] | None = None, *, sampling_rate: int = 16000,
                  samples_per_shard: int = SAMPLES_PER_SHARD, seed: int = 0, workers: int = 1,
                  executor: Executor | None = None, max_seconds: float = MAX_SECONDS, min_seconds: float = MIN_SECONDS,
-                 max_bad_fraction: float = MAX_BAD_FRACTION,
+                 max_bad_fraction: float = MAX_BAD_FRACTION, passed_over: Mapping[str, int] | None = None,
                  overwrite: bool = False) -> dict[str, ShardIndex]:  # fmt: skip
     """Write `out/<split>/000000.tar, ...` and their indexes: `out` is there when all of it is.
 
@@ -187,6 +191,7 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
             whose workers the same paths lead to the recordings and to `out`.
         max_seconds, min_seconds: longer and shorter recordings are skipped, as are unreadable ones.
         max_bad_fraction: of all recordings that may be skipped.
+        passed_over: what was found and not taken -> how many of it, for the indexes.
         overwrite: replace `out` if it holds nothing but shards, and discard what another call left in `out.partial`.
 
     Returns:
@@ -232,10 +237,14 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
             skipped = tuple(one for shard in done for one in shard.skipped)
             above = sum(shard.above_full_scale for shard in done)
             index = ShardIndex(dataset, split, sampling_rate, label_lists, skipped, infos, digest)
-            indexes[split] = replace(index, above_full_scale=above)
+            indexes[split] = replace(index, above_full_scale=above, passed_over=dict(passed_over or {}))
             indexes[split].write(folder)
             moves |= {f"whole/{split}/{name}": f"finished/{split}/{shard.info.name}" for name, shard in names.items()}
         publish(partial, out, moves)
+    used = {split: _labels_of(one for job in mine for one in _kept(job, written[split, job.number]))
+            for split, mine in jobs.items()}  # fmt: skip
+    if lacking := _lacking(label_lists, used):
+        log.warning("labels without recordings: %s", "; ".join(lacking))
     return indexes
 
 
@@ -290,6 +299,7 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
                 found.splits, given.out, found.name, found.labels, sampling_rate=given.sampling_rate,
                 samples_per_shard=given.samples_per_shard, seed=given.seed, workers=workers, executor=executor,
                 max_seconds=given.max_seconds, max_bad_fraction=given.max_bad_fraction, overwrite=given.overwrite,
+                passed_over=found.passed_over,
             )  # fmt: skip
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -301,6 +311,8 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
         print(f"{printable(str(given.out / split))}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
               f"{len(index.shards)} shards, {len(index.skipped)} skipped"
               + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
+    if found.passed_over:
+        print("passed over: " + printable(", ".join(f"{count} {kind}" for kind, count in found.passed_over.items())))
     return 0
 
 
@@ -348,13 +360,69 @@ def _check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
             taken[recording.key] = recording
 
 
+def _kept(job: _Job, written: _Written) -> Iterator[Recording]:
+    """The recordings of a job that are in its shard."""
+    skipped = [one.source for one in reversed(written.skipped)]  # in the recordings' order
+    for recording in job.recordings:
+        if skipped and skipped[-1] == _source(recording, job.root):
+            skipped.pop()
+        else:
+            yield recording
+
+
+def _names_of(recording: Recording, key: str) -> Sequence[str]:
+    names = recording.labels[key]
+    return [names] if isinstance(names, str) else names
+
+
+def _labels_of(recordings: Iterable[Recording]) -> dict[str, set[str]]:
+    """Label key -> the names that occur."""
+    used: dict[str, set[str]] = {}
+    for recording in recordings:
+        for key in recording.labels:
+            used.setdefault(key, set()).update(_names_of(recording, key))
+    return used
+
+
+def _lacking(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mapping[str, set[str]]]) -> list[str]:
+    """What is said of names that no recording of a split has: a class that is trained or scored on nothing.
+
+    Of a key by which the splits were made, such as fold or speaker, they have no name in common; that is said only if
+    it is true of all keys, as nothing else is a class then.
+
+    Args:
+        used: split -> label key -> the names that occur.
+    """
+    by_split = {key: {split: names.get(key, set()) for split, names in used.items()} for key in lists}
+    dividing = {
+        key for key, splits in by_split.items()
+        if any(one.isdisjoint(other) for one, other in itertools.combinations(splits.values(), 2))
+    }  # fmt: skip
+    said = []
+    for key, names in lists.items():
+        held = set().union(*by_split[key].values())
+        if nowhere := [name for name in names if name not in held]:
+            said.append(f"no split has the {key} {_some(nowhere)}")
+        if key not in dividing or len(dividing) == len(lists):
+            for split, mine in by_split[key].items():
+                if missing := [name for name in names if name in held and name not in mine]:
+                    said.append(f"{split} has no {key} {_some(missing)}")
+    return said
+
+
+def _some(names: Sequence[str]) -> str:
+    """A few of them, and how many there are besides."""
+    rest = len(names) - _NAMED_LABELS
+    return ", ".join(names[:_NAMED_LABELS]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _label_lists(splits: Mapping[str, Sequence[Recording]],
                  given: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:  # fmt: skip
     first: dict[str, dict[str, str]] = {}  # label key -> name -> a recording that has it
     for recordings in splits.values():
         for recording in recordings:
-            for key, value in recording.labels.items():
-                for name in [value] if isinstance(value, str) else value:
+            for key in recording.labels:
+                for name in _names_of(recording, key):
                     first.setdefault(key, {}).setdefault(name, recording.key)
     for key, used in first.items():
         if "" in used:

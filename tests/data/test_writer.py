@@ -389,6 +389,50 @@ def test_a_file_whose_name_is_no_text(recordings: list[Recording], tmp_path: Pat
     np.testing.assert_array_equal(held["odd"][0], soundfile.read(plain, dtype="int16")[0])
 
 
+def test_what_was_passed_over_is_in_each_index(recordings: list[Recording], tmp_path: Path) -> None:
+    splits = {"train": recordings[:6], "test": recordings[6:]}
+    write_shards(splits, tmp_path / "out", "toy", passed_over={".txt": 3, "hidden files": 1})
+    for split in splits:
+        assert ShardIndex.read(tmp_path / "out" / split).passed_over == {".txt": 3, "hidden files": 1}
+
+
+@pytest.mark.parametrize(
+    ("test", "torn", "message"),
+    [
+        ("bird-0 cat-0 dog-0", "", ""),
+        ("bird-0 cat-0", "", "labels without recordings: test has no animal dog"),
+        ("bird-0 cat-0 dog-0", "dog-1 dog-2 dog-3", "labels without recordings: train has no animal dog"),
+        ("bird-0 cat-0 dog-0", "dog-0 dog-1 dog-2 dog-3", "labels without recordings: no split has the animal dog"),
+        ("dog-0 dog-1 dog-2 dog-3", "", "labels without recordings: train has no animal dog; test has no animal bird, "
+         "cat"),
+    ],
+)  # fmt: skip
+def test_labels_without_recordings_are_told(
+    recordings: list[Recording], tmp_path: Path, caplog: pytest.LogCaptureFixture, test: str, torn: str, message: str
+) -> None:
+    """Whoever trains on them would learn nothing of that class; the split itself, by take, is no class."""
+    labelled = []
+    for one in recordings:
+        if one.key in torn.split():
+            one.path.write_text("no audio")
+        fold = "test" if one.key in test.split() else "train"
+        animal, fold_of = str(one.labels["animal"]), {} if "dog-3" in test else {"fold": fold}
+        labelled.append(Recording(one.key, one.path, {"animal": animal, **fold_of}))
+    splits = {"train": [one for one in labelled if one.key not in test.split()],
+              "test": [one for one in labelled if one.key in test.split()]}  # fmt: skip
+    write_shards(splits, tmp_path / "out", "toy", max_bad_fraction=0.5)
+    told = [record.message for record in caplog.records if "skipped" not in record.message]
+    assert told == ([message] if message else [])
+
+
+def test_of_many_labels_without_recordings_some_are_named(
+    recordings: list[Recording], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["bird", "cat", "dog", *(f"x{number}" for number in range(30))]
+    write_shards({"train": recordings}, tmp_path / "out", "toy", {"animal": names})
+    assert "no split has the animal x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 20 more" in caplog.text
+
+
 def test_neither_module_imports_torch() -> None:
     code = "import sys, ssamba.data.index, ssamba.data.writer; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
