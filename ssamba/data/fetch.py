@@ -19,15 +19,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from tqdm import tqdm
 
+from ssamba.data.transport import RedirectRefused, open_url
 from ssamba.errors import UserError
 from ssamba.files import open_unlinked, whole_folder
+from ssamba.printable import printable
 from ssamba.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,11 @@ ATTEMPTS = 5  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second attempt, twice as many before each further one
 TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 20
+# What an archive may become; recordings are packed to a third or more of their size.
+MOST_RATIO = 100  # times its own bytes
+MOST_EXTRA = 1 << 28  # and bytes more than that, for small ones
+MOST_MEMBERS = 5_000_000
+_MOST_HEADER = 1 << 20  # bytes of what a tar says of a member
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the disk, not of the network
 _PASSING = {408, 425, 429}  # of the 4xx, those that another attempt may help
 
@@ -158,7 +165,7 @@ def _complete(archive: Archive, part: Path, bar: "tqdm[Any]") -> None:
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise
-            final = isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in _PASSING
+            final = isinstance(error, HTTPError) and 300 <= error.code < 500 and error.code not in _PASSING
             reached = part.stat().st_size
             # A server without ranges begins anew each time, so that bytes alone are no progress.
             most, failures = max(most, reached), 1 if reached > most else failures + 1
@@ -185,7 +192,9 @@ def _receive(archive: Archive, part: Path, bar: "tqdm[Any]") -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        response = urlopen(Request(archive.url, headers=headers), timeout=TIMEOUT)
+        response = open_url(Request(archive.url, headers=headers), TIMEOUT)
+    except RedirectRefused as error:
+        raise UserError(f"{archive.url} cannot be downloaded: {printable(str(error))}") from error
     except HTTPError as error:
         if error.code != 416:  # nothing there from that byte on
             raise
@@ -240,9 +249,46 @@ def _set_aside(path: Path) -> str:
     return f"It is now {bad}; the same command downloads it anew"
 
 
+class _Room:
+    """How much an archive may still unpack: by its own size, by its members and by what the disk has free."""
+
+    def __init__(self, path: Path, into: Path) -> None:
+        self.path, self.most = path, path.stat().st_size * MOST_RATIO + MOST_EXTRA
+        self.free = shutil.disk_usage(into).free
+        self.bytes = self.members = 0
+
+    def take(self, size: int) -> None:
+        """Count a member of so many bytes."""
+        self.bytes, self.members = self.bytes + size, self.members + 1
+        if self.bytes > self.most or self.members > MOST_MEMBERS:
+            raise _BadArchive(
+                f"it holds more than {self.members - 1} members with {self.bytes} bytes; expected at most "
+                f"{MOST_MEMBERS} with {self.most}, as data sets do"
+            )
+        if self.bytes > self.free:
+            raise UserError(f"{self.path} unpacks to {self.bytes} bytes or more, and {self.free} are free for it")
+
+
+class _Unpacked(gzip.GzipFile):
+    """A tar.gz unpacked, as far as its room goes; what a tar says of its members is read in pieces of bounded size."""
+
+    def __init__(self, raw: BinaryIO, room: _Room) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._most = room.most + MOST_MEMBERS * tarfile.BLOCKSIZE * 2
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0 or size > _MOST_HEADER:
+            raise _BadArchive(f"a header in it has {size} bytes; expected at most {_MOST_HEADER}")
+        if self.tell() > self._most:
+            raise _BadArchive(f"it unpacks to more than {self._most} bytes")
+        return super().read(size)
+
+
 def _untar(path: Path, into: Path, inside: str, bar: "tqdm[Any]") -> None:
-    with path.open("rb") as raw, gzip.open(raw) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+    room = _Room(path, into)
+    with path.open("rb") as raw, _Unpacked(raw, room) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
+            room.take(member.size)
             name = _wanted(member.name, inside)
             if not (member.isfile() or member.isdir()):
                 raise _BadArchive(f"{member.name!r} in it is neither a file nor a folder")
@@ -254,7 +300,10 @@ def _untar(path: Path, into: Path, inside: str, bar: "tqdm[Any]") -> None:
 
 
 def _unzip(path: Path, into: Path, inside: str, bar: "tqdm[Any]") -> None:
+    room = _Room(path, into)
     with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            room.take(member.file_size)
         for member in archive.infolist():
             name = _wanted(member.filename, inside)
             kind = member.external_attr >> 28  # of a Unix mode: 0 if there is none, 4 for a folder, 8 for a file

@@ -240,9 +240,9 @@ def _parse_samples(content: bytes, samples: int, place: Path) -> Samples:
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
-        }[version]  # fmt: skip
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
         shape, _, dtype = read_header(stream, max_header_size=_MOST_HEADER)
     except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise UserError(f"{place} is no array of numpy; expected the table of the samples: {_MAKE_AGAIN}") from error

@@ -78,8 +78,18 @@ _SAME_KEY = "is a recording of the same key"
 # What a file is compressed by: how it begins, and the command that makes a tar of it.
 _COMPRESSED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"PK\3\4": ".zip"}
 _COMMANDS = {".gz": "gunzip", ".xz": "unxz", ".bz2": "bunzip2", ".zst": "unzstd"}
-_ARCHIVES = {".tar.gz": ".gz", ".tgz": ".gz", ".tar.xz": ".xz", ".txz": ".xz", ".tar.bz2": ".bz2", ".tbz2": ".bz2",
-             ".tbz": ".bz2", ".tar.zst": ".zst", ".tzst": ".zst", ".zip": ".zip"}  # fmt: skip
+_ARCHIVES = {
+    ".tar.gz": ".gz",
+    ".tgz": ".gz",
+    ".tar.xz": ".xz",
+    ".txz": ".xz",
+    ".tar.bz2": ".bz2",
+    ".tbz2": ".bz2",
+    ".tbz": ".bz2",
+    ".tar.zst": ".zst",
+    ".tzst": ".zst",
+    ".zip": ".zip",
+}
 # What lies beside recordings and is not one that something happened to.
 _DOCUMENTS = {"cff", "csv", "htm", "html", "jsonl", "log", "md", "pdf", "rst", "tsv", "txt", "xml", "yaml", "yml"}
 
@@ -146,18 +156,30 @@ class Indexed:
     """What may be labels: member or field of the JSON -> the first names that occur."""
 
 
-def index_shards(folder: Path, labels: Labels | None = None, *, fields: Mapping[str, str] | None = None,
-                 workers: int = 1, max_bad_fraction: float = MAX_BAD_FRACTION,
-                 overwrite: bool = False) -> ShardIndex:  # fmt: skip
+def index_shards(
+    folder: Path,
+    labels: Labels | None = None,
+    *,
+    fields: Mapping[str, str] | None = None,
+    workers: int = 1,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    overwrite: bool = False,
+) -> ShardIndex:
     """The index that `index_folder` makes."""
     return index_folder(
         folder, labels, fields=fields, workers=workers, max_bad_fraction=max_bad_fraction, overwrite=overwrite
     ).index
 
 
-def index_folder(folder: Path, labels: Labels | None = None, *, fields: Mapping[str, str] | None = None,
-                 workers: int = 1, max_bad_fraction: float = MAX_BAD_FRACTION,
-                 overwrite: bool = False) -> Indexed:  # fmt: skip
+def index_folder(
+    folder: Path,
+    labels: Labels | None = None,
+    *,
+    fields: Mapping[str, str] | None = None,
+    workers: int = 1,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    overwrite: bool = False,
+) -> Indexed:
     """Make index.json and samples.npy for a folder of .tar files, from their headers and those of the audio in them.
 
     Args:
@@ -220,10 +242,15 @@ def index_folder(folder: Path, labels: Labels | None = None, *, fields: Mapping[
     unlabelled = _unlabelled(scanned, fields, seen, folder)
     whole = folder.resolve()
     index = ShardIndex(
-        before.dataset if before else whole.parent.name, before.split if before else whole.name, rate,
-        _label_lists(scanned, {**kept, **(labels or {})}), (*bad, *other),
-        tuple(shard.info for shard in scanned), "", dict(sorted(passed_over.items())),
-    )  # fmt: skip
+        before.dataset if before else whole.parent.name,
+        before.split if before else whole.name,
+        rate,
+        _label_lists(scanned, {**kept, **(labels or {})}),
+        (*bad, *other),
+        tuple(shard.info for shard in scanned),
+        "",
+        dict(sorted(passed_over.items())),
+    )
     try:
         _write(folder, index, scanned, fields)
     except OSError as error:
@@ -248,8 +275,11 @@ def _shards_in(folder: Path) -> tuple[list[Path], Counter[str]]:
         raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); expected .tar files") from error
     folders = " and ".join(shlex.quote(str(path)) for path in nested[:_NAMED]) + (", ..." if nested[_NAMED:] else "")
     if not paths:
-        advice = f"its folders have: give {folders}, one after the other" if nested else (
-            "expected shards, or a split's folder of them")  # fmt: skip
+        advice = (
+            f"its folders have: give {folders}, one after the other"
+            if nested
+            else ("expected shards, or a split's folder of them")
+        )
         raise UserError(f"{printable(str(folder))} has no .tar; {advice}")
     if nested:
         log.warning("the shards in %s are passed over: an index is of one folder", printable(folders))
@@ -316,8 +346,9 @@ def _merged_fields(scanned: Iterable[_Scanned]) -> dict[str, list[str]]:
     return {name: _sorted(names)[:_MOST_NAMES_SEEN] for name, names in sorted(merged.items())}
 
 
-def _unlabelled(scanned: Sequence[_Scanned], fields: Mapping[str, str], seen: Mapping[str, Sequence[str]],
-                folder: Path) -> dict[str, int]:  # fmt: skip
+def _unlabelled(
+    scanned: Sequence[_Scanned], fields: Mapping[str, str], seen: Mapping[str, Sequence[str]], folder: Path
+) -> dict[str, int]:
     """Label key -> samples without; UserError if it is none's though somebody named its place."""
     had = Counter(key for shard in scanned for said in shard.descriptions for key in said["labels"])
     for key, place in fields.items():
@@ -387,11 +418,14 @@ def _of_one_rate(scanned: Sequence[_Scanned]) -> tuple[int, list[_Scanned], list
         info = replace(shard.info, samples=len(samples), seconds=seconds)
         kept.append(
             replace(
-                shard, info=info, rates=shard.rates[right], samples=samples,
+                shard,
+                info=info,
+                rates=shard.rates[right],
+                samples=samples,
                 names=tuple(itertools.compress(shard.names, right)),
                 descriptions=tuple(itertools.compress(shard.descriptions, right)),
             )
-        )  # fmt: skip
+        )
     return most, kept, other
 
 
@@ -406,8 +440,10 @@ def _label_lists(scanned: Sequence[_Scanned], given: Labels) -> dict[str, tuple[
                 f"the label list {key!r} lacks {unknown[0]!r}, which a sample has; expected all of them: give the "
                 "whole list with --labels"
             )
-    lists = {**{key: tuple(_sorted(names)) for key, names in used.items() if names},
-             **{key: tuple(listed) for key, listed in given.items()}}  # fmt: skip
+    lists = {
+        **{key: tuple(_sorted(names)) for key, names in used.items() if names},
+        **{key: tuple(listed) for key, listed in given.items()},
+    }
     return {key: lists[key] for key in sorted(lists)}
 
 
@@ -478,9 +514,15 @@ def _scan(job: _Job) -> _Scanned:
         passed_over["shards without samples"] += 1
     info = ShardInfo(path.name, len(rows), 0.0, size, digest)
     return _Scanned(
-        info, tuple(names), np.array(rates, np.int64), np.array(rows, SAMPLE), tuple(descriptions), tuple(problems),
-        passed_over, {name: frozenset(seen) for name, seen in fields.items()},
-    )  # fmt: skip
+        info,
+        tuple(names),
+        np.array(rates, np.int64),
+        np.array(rows, SAMPLE),
+        tuple(descriptions),
+        tuple(problems),
+        passed_over,
+        {name: frozenset(seen) for name, seen in fields.items()},
+    )
 
 
 def _members(file: BinaryIO, size: int, complain: Complain) -> Iterator[_Place | None]:
@@ -627,8 +669,9 @@ def _member(place: str) -> str:
     return place.removeprefix(".").lower()
 
 
-def _row(file: BinaryIO, key: str, sample: _Sample, places: Mapping[str, str],
-         fields: dict[str, set[str]]) -> tuple[tuple[int, int, int, int, int], int, Description]:  # fmt: skip
+def _row(
+    file: BinaryIO, key: str, sample: _Sample, places: Mapping[str, str], fields: dict[str, set[str]]
+) -> tuple[tuple[int, int, int, int, int], int, Description]:
     """A sample's row of the table, its sampling rate in Hz and its description; what may be its labels is added.
 
     Raises:

@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -30,6 +31,7 @@ from braceexpand import braceexpand
 
 from ssamba.errors import UserError
 from ssamba.files import open_unlinked
+from ssamba.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,10 @@ class _Expected(NamedTuple):
     size: int | None
     most_bytes: int
     sha256: str | None
+
+
+class RedirectRefused(Exception):
+    """A server sends to where nothing is fetched from."""
 
 
 class DiskFull(UserError):
@@ -312,11 +318,42 @@ def _cut(into: _Content, end: int) -> int:
     return into.seek(end)
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to http(s) alone, and from https to nothing less; another host is told."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+            raise RedirectRefused(
+                f"it sends from {old.scheme}://{old.netloc} to {new.scheme}://{new.netloc}, which is not followed"
+            )
+        if old.netloc != new.netloc:
+            log.info("%s sends to %s", printable(old.netloc), printable(new.netloc))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
+    """Ask a server, and follow where it sends, from http(s) to http(s) and from https to https alone.
+
+    Raises:
+        RedirectRefused: it sends elsewhere. OSError, http.client.HTTPException, ValueError: as urllib does.
+    """
+    return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+
+
 def _http_chunks(url: str, start: int) -> Generator[tuple[int, bytes]]:
     """(position, bytes) from a position on, or from 0 if the server knows no ranges."""
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:
+        with open_url(request, STALL_SECONDS) as response:
             position = start if response.status == 206 else 0
             if position and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise _Wrong(f"asked for the bytes from {start} on, it gave others")
@@ -325,6 +362,8 @@ def _http_chunks(url: str, start: int) -> Generator[tuple[int, bytes]]:
                 position += len(chunk)
             if response.length:
                 raise _Failed(f"the connection ended {response.length} bytes too early")
+    except RedirectRefused as error:
+        raise _Wrong(printable(str(error))) from error
     except urllib.error.HTTPError as error:
         # Timeout, too early, too many requests: these pass.
         kind = _Wrong if error.code < 500 and error.code not in (408, 425, 429) else _Failed

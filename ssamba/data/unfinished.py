@@ -6,7 +6,6 @@ those came from, so that a call that ends in between loses nothing.
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -14,13 +13,19 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from ssamba.errors import UserError
-from ssamba.files import TEMPORARY, open_unlinked, to_disk, write_json
+from ssamba.files import TEMPORARY, open_unlinked, read_json, to_disk, write_json
 
 log = logging.getLogger(__name__)
 
 Plan = Mapping[str, str | int | float]
+# Names within a partial folder, and nowhere else.
+_New = Annotated[str, msgspec.Meta(pattern=r"^whole/[^/.\x00][^/\x00]*/[^/.\x00][^/\x00]*$")]
+_Old = Annotated[str, msgspec.Meta(pattern=r"^finished/[^/.\x00][^/\x00]*/[^/.\x00][^/\x00]*$")]
 
 _PLAN, _MOVES = "plan.json", "moves.json"
 _MOST_HOLDER = 200  # bytes of what the lock says of its holder
@@ -133,7 +138,7 @@ def _adopt(folder: Path, plan: Plan, overwrite: bool) -> None:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
     write_json(folder / _PLAN, plan)
     if (folder / _MOVES).exists():
-        moves: dict[str, str] = json.loads((folder / _MOVES).read_text())
+        moves = read_json(folder / _MOVES, dict[_New, _Old], f"what a writer put there: remove {folder}")
         for new, old in moves.items():
             if (folder / new).exists():
                 os.replace(folder / new, folder / old)
@@ -148,10 +153,9 @@ def _adopt(folder: Path, plan: Plan, overwrite: bool) -> None:
 
 def _read_plan(path: Path) -> dict[str, object] | None:
     """The plan of an earlier call; None: there is none, {}: it is damaged."""
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError:
+    try:
+        return read_json(path, dict[str, object], "the plan of a call")
+    except UserError:
         return {}
-    return plan if isinstance(plan, dict) else {}

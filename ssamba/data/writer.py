@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import soundfile
@@ -42,7 +44,7 @@ from ssamba.data.index import (
 from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
 from ssamba.data.unfinished import how_to_go_on, publish, unfinished
 from ssamba.errors import BadAudio, UserError
-from ssamba.files import write_text, written_beside
+from ssamba.files import Count, read_json, write_text, written_beside
 from ssamba.printable import log_to_stderr, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
@@ -106,6 +108,21 @@ class _Job:
     max_seconds: float
 
 
+_Short = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the record of a finished shard says."""
+
+    info: ShardInfo
+    samples: list[tuple[Count, _Short, Count, _Short, _Short]]
+    """Rows of SAMPLE."""
+    skipped: tuple[Skipped, ...]
+    above_full_scale: Count
+    host: str
+
+
 @dataclass(frozen=True)
 class _Written:
     """A finished shard."""
@@ -120,16 +137,18 @@ class _Written:
 
     @classmethod
     def read(cls, record: Path) -> "_Written | None":
-        """From its record; None if there is none, or the shard is not beside it."""
-        try:
-            content = json.loads(record.read_bytes())
-            info = ShardInfo(**content["info"])
-            whole = (record.parent / info.name).stat().st_size == info.bytes
-        except FileNotFoundError:
+        """From its record; None if there is none that can be used, or the shard is not beside it."""
+        if not record.exists():
             return None
-        skipped = tuple(Skipped(**one) for one in content["skipped"])
-        samples = np.array([tuple(row) for row in content["samples"]], SAMPLE)
-        return cls(info, samples, skipped, content["above_full_scale"], content["host"]) if whole else None
+        try:
+            written = read_json(record, _Record, "the record of a shard")
+            whole = record.with_suffix(".tar").stat().st_size == written.info.bytes
+        except (UserError, FileNotFoundError):  # damaged, or of a shard that is gone: it is made again
+            return None
+        if not whole or written.info.name != f"{record.stem}.tar":
+            return None
+        samples = np.array(written.samples, SAMPLE)
+        return cls(written.info, samples, written.skipped, written.above_full_scale, written.host)
 
     def write(self, record: Path) -> None:
         content = {**asdict(self), "samples": self.samples.tolist()}

@@ -7,16 +7,19 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import stat
 import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import Request
 
 import numpy as np
 import pytest
@@ -24,7 +27,8 @@ import soundfile
 
 from ssamba.data import fetch
 from ssamba.data.fetch import Archive, download, unpack
-from ssamba.data.index import ShardIndex
+from ssamba.data.index import ShardIndex, find_shards
+from ssamba.data.transport import RedirectRefused, _Redirects
 from ssamba.errors import UserError
 
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -42,6 +46,7 @@ class Server:
     cuts: list[int] = field(default_factory=list)  # bytes of the next answers, after which they break off
     codes: list[int] = field(default_factory=list)  # of the next answers
     always: int = 0  # the code of all answers
+    elsewhere: dict[str, str] = field(default_factory=dict)  # path -> where it is sent to
     asked: list[str | None] = field(default_factory=list)  # each request's header Range
     sent: list[int] = field(default_factory=list)  # bytes of each answer
 
@@ -56,6 +61,12 @@ def server() -> Iterator[Server]:
             code = told.always or (told.codes.pop(0) if told.codes else 0)
             if code:
                 self.send_error(code)
+                return
+            if self.path in told.elsewhere:
+                self.send_response(302)
+                self.send_header("Location", told.elsewhere[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             body, status = told.files[self.path], 200
             whole = len(body)
@@ -203,6 +214,35 @@ def test_nobody_there(tmp_path: Path, pauses: list[float]) -> None:
     with pytest.raises(UserError, match=r"cannot be downloaded: .*refused.*nothing came of it: is the network up"):
         download(Archive("http://127.0.0.1:9/data.zip", "data"), tmp_path / "data.zip")
     assert len(pauses) == fetch.ATTEMPTS - 1
+
+
+def test_a_server_that_sends_elsewhere(
+    server: Server, archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server.elsewhere["/moved.tar.gz"] = f"{server.url.replace('127.0.0.1', 'localhost')}/data.tar.gz"
+    download(replace(archive, url=f"{server.url}/moved.tar.gz"), tmp_path / "data.tar.gz")
+    assert (tmp_path / "data.tar.gz").read_bytes() == DATA and "sends to localhost:" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["ftp://127.0.0.1/x", "file:///etc/passwd", "data:text/plain,x", "gopher://x/y"])
+def test_where_nothing_is_fetched_from(place: str, server: Server, archive: Archive, tmp_path: Path) -> None:
+    server.elsewhere["/moved.tar.gz"] = place
+    with pytest.raises(UserError, match="moved.tar.gz cannot be downloaded: .* not (followed|allowed)"):
+        download(replace(archive, url=f"{server.url}/moved.tar.gz"), tmp_path / "data.tar.gz")
+    with pytest.raises(UserError, match="index.json could not be fetched in 2 att.* not (followed|allowed)"):
+        server.elsewhere["/index.json"] = place
+        find_shards(f"{server.url}/index.json", tmp_path / "cache")
+    assert len(server.asked) == 3
+
+
+def test_an_encryption_is_not_given_up() -> None:
+    """What no server of ours can do: from https to http."""
+    request = Request("https://host/a")
+    with pytest.raises(RedirectRefused, match="from https://host to http://other, which is not followed"):
+        _Redirects().redirect_request(request, io.BytesIO(), 302, "", Message(), "http://other/b")
+    followed = _Redirects().redirect_request(request, io.BytesIO(), 302, "", Message(), "https://other/b")
+    assert followed is not None and followed.full_url == "https://other/b"
 
 
 def test_a_wrong_checksum(server: Server, archive: Archive, tmp_path: Path) -> None:
@@ -409,6 +449,52 @@ def test_torn_archives(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{name} cannot be unpacked: .* It is now {path}.bad; the same command"):
         unpack(path, tmp_path / "whole", "a")
     assert below(tmp_path) == {f"{name}.bad": TORN[name]}
+
+
+def bomb(kind: str, sizes: list[int]) -> bytes:
+    content = io.BytesIO()
+    if kind == ".zip":
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for number, size in enumerate(sizes):
+                zipped.writestr(f"data/{number}", bytes(size))
+    else:
+        with tarfile.open(fileobj=content, mode="w:gz") as tarred:
+            for number, size in enumerate(sizes):
+                member = tarfile.TarInfo(f"data/{number}")
+                member.size = size
+                tarred.addfile(member, io.BytesIO(bytes(size)))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+@pytest.mark.parametrize(
+    ("sizes", "free", "message"),
+    [
+        ([2_000_000], 10**12, r"it holds more than 0 members with 2000000 bytes; expected at most 4 with \d+, as data"),
+        ([1] * 5, 10**12, "it holds more than 4 members with 5 bytes; expected at most 4"),
+        ([6000, 5000], 10_000, "data.* unpacks to 11000 bytes or more, and 10000 are free"),
+    ],
+)
+def test_archives_that_unpack_to_too_much(
+    kind: str, sizes: list[int], free: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "MOST_EXTRA", 100_000)
+    monkeypatch.setattr(fetch, "MOST_MEMBERS", 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    path = tmp_path / f"data{kind}"
+    path.write_bytes(bomb(kind, sizes))
+    with pytest.raises(UserError, match=message):
+        unpack(path, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_tar_whose_header_is_huge(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("name")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    path = tmp_path / "data.tar.gz"
+    path.write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048)))
+    with pytest.raises(UserError, match="cannot be unpacked: a header in it has 8589934"):
+        unpack(path, tmp_path / "data")
 
 
 @pytest.mark.parametrize(("kind", "name", "make"), [(zipfile.ZipFile, "x.zip", zipped),

@@ -75,7 +75,7 @@ PLACES = {
     "of numbers, in our words": ("labels.w", [as_json({"labels": {"w": 1}}), as_json({"labels": {"w": 0}})], "0", "1"),
     "within objects": ("a.b", [as_json({"a": {"b": "y"}}), as_json({"a": {"b": "x"}, "n": math.nan})], "x", "y"),
     "with a dot": ("a.b", [as_json({"a.b": "y"}), as_json({"a.b": "x"})], "x", "y"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -122,9 +122,7 @@ def test_several_keys_and_our_own(tmp_path: Path) -> None:
     described = {"key": "s0", "labels": {"a": "x", "b": ["y", "z"]}, "n": 3}
     folder = write_set(tmp_path / "set", {**as_json(described), "cls": b"1", "txt": b"a caption"}, {"txt": b"another"})
     made = index_folder(folder, fields={"number": "cls", "n": "n"})
-    assert read_set(str(folder), tmp_path) == {
-        "s0": {"a": "x", "b": ["y", "z"], "number": "1", "n": "3"}, "s1": {}
-    }  # fmt: skip
+    assert read_set(str(folder), tmp_path) == {"s0": {"a": "x", "b": ["y", "z"], "number": "1", "n": "3"}, "s1": {}}
     assert made.unlabelled == {"a": 1, "b": 1, "n": 1, "number": 1} and made.index.passed_over == {".txt": 2}
     again = index_shards(folder, overwrite=True)  # the places are those of the index that is replaced
     assert again == made.index and again.descriptions and again.descriptions.fields == {"number": "cls", "n": "n"}
@@ -200,13 +198,35 @@ def test_the_option(tmp_path: Path, given: str, capsys: pytest.CaptureFixture[st
 
 
 VALUES: list[tuple[Any, Any]] = [
-    ("a", "a"), (" a ", "a"), ("", None), (None, None), (3, "3"), (-3, "-3"), (3.0, "3"), (True, "true"),
-    ([], []), (["a", 1, "a"], ["a", "1"]), ({"a": True, "b": False}, ["a"]), ({}, []),
-]  # fmt: skip
+    ("a", "a"),
+    (" a ", "a"),
+    ("", None),
+    (None, None),
+    (3, "3"),
+    (-3, "-3"),
+    (3.0, "3"),
+    (True, "true"),
+    ([], []),
+    (["a", 1, "a"], ["a", "1"]),
+    ({"a": True, "b": False}, ["a"]),
+    ({}, []),
+]
 NONE: list[Any] = [
-    1.5, math.nan, math.inf, " ", "x" * 10_001, "\ud800", [None], [""], [["a"]], [{"a": True}], {"a": 1}, {"a": "b"},
-    [1.5], {"a": {"b": True}},
-]  # fmt: skip
+    1.5,
+    math.nan,
+    math.inf,
+    " ",
+    "x" * 10_001,
+    "\ud800",
+    [None],
+    [""],
+    [["a"]],
+    [{"a": True}],
+    {"a": 1},
+    {"a": "b"},
+    [1.5],
+    {"a": {"b": True}},
+]
 
 
 @pytest.mark.parametrize(("value", "expected"), VALUES)

@@ -218,8 +218,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert all(f"x.tar/{name}: " in caplog.text for name in expected)
     index = ShardIndex.read(tmp_path)
     assert index.samples == 3 and index.labels == {"animal": ("dog",)} and index.passed_over == {".txt": 1}
-    message = (r"18 of 21 samples have a problem; at most 0 may .*: copy the shards again.* A key is a name up to the "
-               "first dot after its folder, as webdataset has it: both.flac has the key 'both'")  # fmt: skip
+    message = (
+        r"18 of 21 samples have a problem; at most 0 may .*: copy the shards again.* A key is a name up to the "
+        "first dot after its folder, as webdataset has it: both.flac has the key 'both'"
+    )
     with pytest.raises(UserError, match=message):
         index_shards(tmp_path, overwrite=True)
 
@@ -283,8 +285,17 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
         index_shards(tmp_path, max_bad_fraction=1, overwrite=True)
 
 
-COMPRESSED = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.xz": "unxz", ".txz": "unxz", ".tar.bz2": "bunzip2",
-              ".tbz2": "bunzip2", ".tar.zst": "unzstd", ".tzst": "unzstd", ".zip": "unzip"}  # fmt: skip
+COMPRESSED = {
+    ".tar.gz": "gunzip",
+    ".tgz": "gunzip",
+    ".tar.xz": "unxz",
+    ".txz": "unxz",
+    ".tar.bz2": "bunzip2",
+    ".tbz2": "bunzip2",
+    ".tar.zst": "unzstd",
+    ".tzst": "unzstd",
+    ".zip": "unzip",
+}
 
 
 @pytest.mark.parametrize("ending", COMPRESSED)
@@ -326,19 +337,36 @@ def test_folders_of_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 
 def test_what_is_passed_over_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     members = {
-        "__dataset__.json": b"{}", "._a.flac": b"of a Mac", "LICENSE": b"", "README.md": b"", "notes/x.CSV": b"",
-        "a.flac": sound(), "a.npy": b"", "a.json": described("a"), "b.0.flac": sound(), "b.0.json": described("b.0"),
-        "b.1.json": b"no", "c.in.wav": sound(form="WAV"), "c.out.json": b"{",
-    }  # fmt: skip
+        "__dataset__.json": b"{}",
+        "._a.flac": b"of a Mac",
+        "LICENSE": b"",
+        "README.md": b"",
+        "notes/x.CSV": b"",
+        "a.flac": sound(),
+        "a.npy": b"",
+        "a.json": described("a"),
+        "b.0.flac": sound(),
+        "b.0.json": described("b.0"),
+        "b.1.json": b"no",
+        "c.in.wav": sound(form="WAV"),
+        "c.out.json": b"{",
+    }
     write_tar(tmp_path / "x.tar", members)
     index, samples = indexed(tmp_path)
     assert {key: said["labels"] for key, (_, said) in samples.items()} == {
-        "a": {"animal": "dog"}, "b.0": {"animal": "dog"}, "x/2": {}
-    }  # fmt: skip
+        "a": {"animal": "dog"},
+        "b.0": {"animal": "dog"},
+        "x/2": {},
+    }
     assert index.passed_over == {
-        "files about the shard (__)": 1, "hidden files": 1, "files without an extension": 1, ".md": 1, ".csv": 1,
-        ".npy": 1, ".json": 2,
-    }  # fmt: skip
+        "files about the shard (__)": 1,
+        "hidden files": 1,
+        "files without an extension": 1,
+        ".md": 1,
+        ".csv": 1,
+        ".npy": 1,
+        ".json": 2,
+    }
     assert ShardIndex.read(tmp_path) == index and index.skipped == ()
     assert main(["shards", "index", str(tmp_path), "--overwrite", "--workers=1"]) == 0
     assert "passed over: 1 .csv, 2 .json, 1 .md, 1 .npy, 1 files about the shard (__)" in capsys.readouterr().out

@@ -385,3 +385,47 @@ def test_the_plan_on_disk(recordings: list[Recording], tmp_path: Path, stopped: 
         "sampling_rate": 16000, "samples_per_shard": 2, "seed": 0, "max_seconds": 600.0
     }  # fmt: skip
     assert plan["split train"].startswith("12 recordings (") and "libsndfile" in plan["libraries"]
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        b"{",
+        b"[]",
+        b'{"whole/train/a.tar": 1}',
+        b'{"whole/../../victim": "finished/train/a.tar"}',
+        b'{"whole/train/a.tar": "finished/../../../victim"}',
+        b'{"/etc/victim": "finished/train/a.tar"}',
+        b'{"whole/train/a\\u0000": "finished/train/a.tar"}',
+        b'{"whole/train/a.tar": "../victim"}',
+        b"[" * 10**5,
+    ],
+)
+def test_moves_that_lead_elsewhere(
+    recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None], moves: bytes
+) -> None:
+    stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
+    (tmp_path / "victim").write_text("mine")
+    partial = tmp_path / "out.partial"
+    (partial / "moves.json").write_bytes(moves)
+    before = sorted(path.name for path in partial.glob("finished/*/*"))
+    with pytest.raises(UserError, match="moves.json cannot be used: .*; expected what a writer put there: remove"):
+        write(recordings, tmp_path / "out")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert sorted(path.name for path in partial.glob("finished/*/*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{", b"[" * 10**5, b"\xff", None])
+def test_a_damaged_record(
+    recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None], made: list[int], content: bytes | None
+) -> None:
+    """Its shard is made again."""
+    stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
+    first = min((tmp_path / "out.partial" / "finished" / "train").glob("*.json"))
+    said = json.loads(first.read_bytes())
+    odd = json.dumps({**said, "samples": [[2**40] * 5]}).encode()
+    first.write_bytes(odd if content is None else content)
+    made.clear()
+    write(recordings, tmp_path / "out")
+    assert made[0] == 0 and len(made) == 4
+    assert verify_shards(find_shards(str(tmp_path / "out" / "train")), progress=False) == []
