@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,14 @@ def embed_recordings(
     whole = not tokens and window_seconds is None and hop_seconds is None
     failed, number = 0, 0
     total, weight = torch.zeros(()), 0.0
-    with writing_to(out), tempfile.TemporaryFile(dir=out.parent) as file:
+    # Closed here, so that its bar stands above the message of whatever ends this.
+    with (
+        writing_to(out),
+        tempfile.TemporaryFile(dir=out.parent) as file,
+        closing(watched(paths, job, "embed")) as found,
+    ):
         rows = Rows(file)
-        for one in watched(paths, job, "embed"):
+        for one in found:
             if isinstance(one, Window):
                 assert one.tokens is not None and one.pooled is not None
                 if tokens:

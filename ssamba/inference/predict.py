@@ -64,9 +64,9 @@ def predict_recordings(
     labels = loaded.classifier.labels
     job = Job.of(loaded, window_seconds, hop_seconds, None, batch_size)
     timelines = Timelines(timeline, paths, labels, overwrite) if timeline else None
-    found = watched(paths, job, "predict")
     failed = 0
-    with _output(out) as file:
+    # Closed here, so that its bar stands above the message of whatever ends this.
+    with contextlib.closing(watched(paths, job, "predict")) as found, _output(out) as file:
         widths = tuple(max(len(printable(text)) for text in texts) for texts in (paths, labels))
         for one in predictions(timelines.follow(found) if timelines else found):
             failed += one.error is not None

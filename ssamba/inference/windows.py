@@ -6,7 +6,7 @@ Shapes: B windows, T frames, M mel bins, F and P grid sizes in frequency and tim
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -179,7 +179,7 @@ def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
     return torch.stack([starts, starts + samples_for(patch.tshape, rate)], 1) / rate
 
 
-def watched(paths: Sequence[str], job: Job, desc: str) -> Iterator[Window | Ended]:
+def watched(paths: Sequence[str], job: Job, desc: str) -> Generator[Window | Ended]:
     """`run` with a bar over seconds of audio, as the headers tell them, and each failure named on stderr."""
     lengths = [told_seconds(path) for path in paths]
     ends = dict(zip(paths, itertools.accumulate(lengths), strict=True))
