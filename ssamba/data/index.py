@@ -382,7 +382,12 @@ def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -
     folders: dict[str, _Folder] = {}
     shards: dict[Path, Shard] = {}
     for source in given:
-        for shard in _remote_shards(source, folders, kept) if is_remote(source) else _local_shards(source, folders):
+        try:
+            named = list(_remote_shards(source, folders, kept) if is_remote(source) else _local_shards(source, folders))
+        except OSError as error:  # no permission, or a name that is too long
+            place = printable(str(error.filename or source))
+            raise UserError(f"{place[:1000]} cannot be read ({error.strerror}); expected a folder of shards") from error
+        for shard in named:
             if shard.path in shards:
                 raise UserError(f"{shard.place} is given twice, again by {source!r}; expected each shard once")
             shards[shard.path] = shard

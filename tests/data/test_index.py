@@ -419,6 +419,20 @@ def test_braces_are_those_of_the_shell(pattern: str) -> None:
     assert expand_braces(pattern) == list(braceexpand(pattern))
 
 
+def test_places_that_cannot_be_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\); expected a folder of shards"):
+        find_shards("a" * 300)
+    with pytest.raises(UserError, match=r"a.x00b is no folder and no .tar; expected a folder of shards"):
+        find_shards("a\0b")
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(UserError, match=r"train/index.json cannot be read \(Permission denied\); expected a folder"):
+        find_shards(str(shards / "b" / "train"))
+
+
 def test_shards_that_are_not_as_listed(shards: Path) -> None:
     folder = shards / "a" / "train"
     first = folder / "000000.tar"
