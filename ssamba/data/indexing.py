@@ -250,6 +250,7 @@ def index_folder(
         tuple(shard.info for shard in scanned),
         "",
         dict(sorted(passed_over.items())),
+        above_full_scale=before.above_full_scale if before else 0,
     )
     try:
         _write(folder, index, scanned, fields)
