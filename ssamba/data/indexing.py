@@ -55,7 +55,7 @@ from ssamba.data.index import (
 from ssamba.data.jobs import processes, run_jobs
 from ssamba.data.writer import MAX_BAD_FRACTION
 from ssamba.errors import BadAudio, UserError
-from ssamba.files import read_json, written_beside
+from ssamba.files import Count, read_json, written_beside
 from ssamba.printable import printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import ENDINGS, measured_length
@@ -467,6 +467,7 @@ class _Replaced:
     split: Text
     labels: Mapping[Text, tuple[Text, ...]]
     descriptions: Descriptions | None = None
+    above_full_scale: Count = 0
 
 
 def _replaced(path: Path) -> _Replaced | None:
