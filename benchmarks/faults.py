@@ -1,6 +1,7 @@
 """What befalls runs and shards, tried: runs that are killed and go on, and shards that are damaged in every way.
 
-    python benchmarks/faults.py [--parts kills ranks damage] [--kills 20] [--mutations 200] [--seed 0]
+    python benchmarks/faults.py [--parts kills ranks damage inputs] [--kills 20] [--mutations 200] [--inputs 5000]
+        [--seed 0]
 
 - kills: pretraining runs of `ssamba` nano, each ended once or twice at random instants, by SIGKILL or by SIGTERM (some
   by the death of a loader worker, some with the newest checkpoint damaged after it), and gone on with by
@@ -13,6 +14,11 @@
 - damage: copies of a small shard, each changed at random: cut off, bits flipped, a name twice, JSON that is none, noise
   for audio, names with ../. Each is verified, indexed anew, and read through to its end, in a process of its own.
   Survived: it ends in time, with success or with one message, and nothing is written outside of the shard's folder.
+
+- inputs: everything else that a command reads, changed at random: the configs, weights and records of models and runs,
+  indexes, recipes, checkpoints, lists, and recordings of every format (mutated_inputs.py).
+  Survived: the command that reads it ends within 20 s and 2 GB with the status 0, 1 or 2, with one message and no
+  traceback where it refuses; nothing is written elsewhere, nothing is lost without a word.
 
 Prints one table and writes everything to --out. The status is 1 if anything is lost.
 """
@@ -43,6 +49,7 @@ import soundfile
 import yaml
 from safetensors.torch import load_file
 
+from mutated_inputs import try_inputs
 from ssamba.cli import main as ssamba
 from ssamba.data.index import find_shards
 from ssamba.data.order import ClipOrder, ClipRules
@@ -450,10 +457,11 @@ def try_damage(count: int, seed: int) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("kills", "ranks", "damage")
+    parts = ("kills", "ranks", "damage", "inputs")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--kills", type=int, default=20, help="runs for each signal (a quarter for the rest)")
     parser.add_argument("--mutations", type=int, default=200)
+    parser.add_argument("--inputs", type=int, default=5000, help="changed inputs, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "faults.json")
     given = parser.parse_args()
@@ -483,6 +491,21 @@ def main() -> int:
         rows = [("read by the old index", "indexed anew", "read by the new index", "shards")]
         rows += [(*what, str(number)) for what, number in said.most_common()]
         print(markdown_table(rows) + "\n")
+    if "inputs" in given.parts:
+        with tempfile.TemporaryDirectory() as place:
+            began = time.perf_counter()
+            trials = try_inputs(given.inputs, given.seed, Path(place).resolve())
+            seconds = time.perf_counter() - began
+        rows = [("input", "tried", "read", "some refused", "refused", "lost")]
+        for kind in dict.fromkeys(trial["kind"] for trial in trials):
+            mine = [trial for trial in trials if trial["kind"] == kind]
+            gone = sum(trial["lost"] is not None for trial in mine)
+            ends = Counter(trial["status"] for trial in mine if trial["lost"] is None)
+            rows.append((kind, str(len(mine)), *(str(ends[status]) for status in (0, 1, 2)), str(gone)))
+            counts.append((f"inputs: {kind}", len(mine), gone))
+        print(f"{markdown_table(rows)}\n\n{len(trials)} inputs in {seconds:.0f} s\n")
+        lost_ones = [trial for trial in trials if trial["lost"] is not None]
+        result["inputs"] = {"seconds": seconds, "table": rows, "lost": lost_ones}
     lost = sum(count[2] for count in counts)
     counts.append(("all", sum(count[1] for count in counts), lost))
     rows = [("fault", "tried", "survived", "lost")]
