@@ -304,6 +304,7 @@ class Input:
 
     kind: what it counts as in the table.
     read: what was heard, written or counted of it, from what was said and what now lies there; None if nothing tells.
+    holds: what can be read of it, from the changed file; by default what could be before.
     after: what is done before the call, once the file is changed.
     """
 
@@ -315,6 +316,7 @@ class Input:
     share: int
     read: Callable[[str], float | None] = lambda said: None
     after: Callable[[], None] = lambda: None
+    holds: Callable[[bytes], float | None] | None = None
 
 
 def seconds_heard(said: str) -> float | None:
@@ -330,6 +332,20 @@ def seconds_written(said: str) -> float | None:
         return None
     told = json.loads(index.read_text())
     return float(told["seconds"]) + SECONDS * len(told["skipped"])
+
+
+def seconds_listed(content: bytes) -> float | None:
+    """A list is what its lines say, so that one which is gone is no loss; None where they cannot be counted."""
+    try:
+        text = content.decode("utf-8-sig").strip()
+        rows = (
+            json.loads(text)["data"]
+            if text.startswith("{")
+            else [row for row in csv.reader(io.StringIO(text)) if row][1:]
+        )
+        return SECONDS * len(rows)
+    except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
+        return None
 
 
 def samples_counted(said: str) -> float | None:
@@ -468,8 +484,26 @@ def inputs(checkpoint: Path) -> Iterator[Input]:
     yield resumed("checkpoint that is expected", odd, 3, expect_the_checkpoint)
     yield Input("checkpoints", "checkpoint to import", "weights.pth", odd, ("import", "weights.pth", "imported"), 6)
     csv_list, json_list = ("list.csv", "out"), (".", "out", "--train", "list.json")
-    yield Input("lists", "list.csv", "list.csv", LISTS, ("folder.py", *csv_list, *write), 12, seconds_written)
-    yield Input("lists", "list.json", "list.json", JSON, ("listed.py", *json_list, *write), 8, seconds_written)
+    yield Input(
+        "lists",
+        "list.csv",
+        "list.csv",
+        LISTS,
+        ("folder.py", *csv_list, *write),
+        12,
+        seconds_written,
+        holds=seconds_listed,
+    )
+    yield Input(
+        "lists",
+        "list.json",
+        "list.json",
+        JSON,
+        ("listed.py", *json_list, *write),
+        8,
+        seconds_written,
+        holds=seconds_listed,
+    )
     for name in FORMATS:
         folder, file = f"audio/{name}", f"audio/{name}/x.{name}"
         hear = ("predict", "model", file, "--format", "jsonl")
@@ -577,12 +611,9 @@ def try_one(trial: Trial, one: Input, source: Path, home: Path, whole: tuple[str
     if why is None and list(home.rglob(".ssamba-tmp-*")):
         why = "it leaves what is not finished"
     read = one.read(said) if why is None and status == 0 else None
-    if (
-        read is not None
-        and whole[1] is not None
-        and read < whole[1] - CODEC_SECONDS
-        and not lines(said) - lines(whole[0])
-    ):
+    held = one.holds(changed) if one.holds else whole[1]
+    less = read is not None and held is not None and read < held - CODEC_SECONDS
+    if less and not lines(said) - lines(whole[0]):
         why = "it loses something without a word"
     told = {
         "kind": one.kind,
