@@ -10,9 +10,10 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ssamba.data.sources import number, read_table, recordings_below, tell_missing
+from ssamba.data.sources import number, read_table, tell_missing
 from ssamba.data.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
+from ssamba.folders import look_below
 
 TABLES = {"train": "EPIC_Sounds_train.csv", "validation": "EPIC_Sounds_validation.csv"}
 COLUMNS = ("annotation_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "class", "class_id")
@@ -30,7 +31,7 @@ def seconds(timestamp: str, where: str) -> float:
 
 def find(given: argparse.Namespace) -> DataSet:
     tables = {split: list(read_table(given.source / name, COLUMNS)) for split, name in TABLES.items()}
-    videos = {path.stem: given.source / path for path in recordings_below(given.source)}
+    videos = {path.stem: given.source / path for path in look_below(given.source).recordings}
     splits: dict[str, list[Recording]] = {}
     classes: dict[float, str] = {}
     for split, rows in tables.items():

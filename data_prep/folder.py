@@ -1,59 +1,98 @@
 """Shards of any folder of recordings, or of a list of them.
 
 SOURCE is one of:
-  a folder with a folder for each label: SOURCE/dog/barking 1.wav, also deeper;
+  a folder with a folder for each label: SOURCE/dog/barking 1.wav, also deeper. Folders that are called as splits are
+  (train, validation, valid, val, dev, test, eval), if there are no others, are splits, and the labels lie in them;
   with --unlabelled, a folder with recordings anywhere in it;
-  a .csv with the columns path (relative to the file), label, perhaps split, and one for each further label.
-Everything goes into the split "train", unless the CSV has a column split or an option below takes some out of it.
+  a list: .csv, .tsv, .json or .jsonl, with a column for the path (relative to the list), one for the label, perhaps one
+  called split, and one for each further label. They are known by their names (path, file, filename, file_name, audio;
+  label, class, category), or by --path-column and --label-column.
+Everything goes into the split "train", unless the folders or the list say otherwise or an option below takes some out
+of it. What has no ending of a recording, is hidden, or a folder called _background_noise_, is passed over and counted.
+Recordings whose keys would be the same get different ones.
 """
 
 import argparse
-import csv
+import logging
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssamba.data.sources import recordings_below
-from ssamba.data.writer import DataSet, Recording, drawn, run_script, safe_key
+from ssamba.data.lists import SPLITS, Columns, read_list, split_names
+from ssamba.data.sources import distinct_keys
+from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_script, safe_key
 from ssamba.errors import UserError
+from ssamba.folders import look_below
 from ssamba.recordings import ENDINGS
+
+log = logging.getLogger("ssamba.folder")
+
+NOISE = "_background_noise_"  # of Speech Commands: long noises, no word
+
+Splits = dict[str, list[Recording]]
 
 
 def recording(path: Path, folder: Path, labels: dict[str, str | list[str]]) -> Recording:
     return Recording(safe_key(str(path.with_suffix(""))).strip("-"), folder / path, labels)
 
 
-def from_folder(source: Path, label: str | None) -> list[Recording]:
-    """What lies below a folder; label: the key that the first folder's name goes under, or None for none."""
-    found = recordings_below(source)
+def from_folder(source: Path, label: str | None, split_folders: bool) -> tuple[Splits, Mapping[str, int]]:
+    """What lies below a folder by its splits, and what was passed over.
+
+    label: the key that the label's folder goes under, or None for none.
+    """
+    below = look_below(source)
+    found = [path for path in below.recordings if NOISE not in path.parts[:-1]]
+    passed_over = Counter(below.passed_over)
+    if noises := len(below.recordings) - len(found):
+        passed_over[f"recordings in {NOISE}"] = noises
     if not found:
-        raise UserError(f"{source} has no recordings; expected files that end with {', '.join(sorted(ENDINGS))}")
-    outside = [path for path in found if len(path.parts) == 1]
-    if label and outside:
-        raise UserError(f"{source / outside[0]} is in no label's folder; expected SOURCE/label/name, or --unlabelled")
-    return [recording(path, source, {label: path.parts[0]} if label else {}) for path in found]
+        what = f": {below.passed_over}" if below.passed_over else ""
+        raise UserError(f"{source} has no recordings{what}; expected files that end with {', '.join(sorted(ENDINGS))}")
+    if below.passed_over:
+        log.warning("passed over: %s", below.passed_over)
+    if empty := [str(path) for path in below.empty]:
+        log.warning("folders without a recording, which give no label: %s", few(empty))
+    tops = {path.parts[0] if len(path.parts) > 1 else "" for path in found}
+    if split_folders and all(top.lower() in SPLITS for top in tops):
+        names = split_names(sorted(tops))
+        log.warning("the folders %s are splits; --no-split-folders makes labels of them", few(sorted(tops)))
+        splits: Splits = {split: [] for split in names.values()}
+        for path in found:
+            splits[names[path.parts[0]]].append(labelled(source, path, label, 1))
+        return splits, passed_over
+    return {"train": [labelled(source, path, label, 0) for path in found]}, passed_over
 
 
-def from_csv(source: Path, label: str | None, separator: str | None) -> dict[str, list[Recording]]:
+def labelled(source: Path, path: Path, label: str | None, depth: int) -> Recording:
+    """A recording whose label is the folder at some depth."""
+    if label and len(path.parts) < depth + 2:
+        where = "SOURCE/split/label/name" if depth else "SOURCE/label/name"
+        raise UserError(f"{source / path} is in no label's folder; expected {where}, or --unlabelled")
+    return recording(path, source, {label: path.parts[depth]} if label else {})
+
+
+def from_list(source: Path, label: str | None, columns: Columns, separator: str | None) -> Splits:
     """The rows, by split; label: the key that the column label goes under, or None for no labels."""
-    splits: dict[str, list[Recording]] = {}
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        columns = next(rows, [])
-        if not {"path", "label" if label else "path"} <= set(columns):
-            raise UserError(f"{source} has the columns {columns}; expected path and label (or --unlabelled) among them")
-        for fields in rows:
-            row = dict(zip(columns, fields, strict=False))
-            if len(fields) != len(columns) or not row["path"] or (label and not row["label"]):
-                raise UserError(f"{source} line {rows.line_num} is {fields}; expected {columns}, with path and label")
-            path, split = Path(row.pop("path")), row.pop("split", "train")
-            labels: dict[str, str | list[str]] = {}
-            if label:
-                names = row.pop("label")
-                labels = {key: name for key, name in row.items() if name}
-                labels[label] = names.split(separator) if separator else names
-            splits.setdefault(split, []).append(recording(path, source.parent, labels))
+    entries = read_list(source, label, columns, separator)
+    if label and not all(label in entry.labels for entry in entries):
+        raise UserError(f"{source} has no labels; expected a column for them (--label-column), or --unlabelled")
+    names = split_names(sorted({entry.split for entry in entries if entry.split}))
+    splits: Splits = {}
+    for entry in entries:
+        one = Recording(safe_key(key_of(entry.path, source.parent)).strip("-"), entry.path, entry.labels)
+        splits.setdefault(names[entry.split] if entry.split else "train", []).append(one)
     return splits
+
+
+def key_of(path: Path, folder: Path) -> str:
+    """Of a recording's place within a folder, or of the whole of it where it lies elsewhere."""
+    return str((path.relative_to(folder) if path.is_relative_to(folder) else path).with_suffix(""))
+
+
+def few(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def take(recordings: Sequence[Recording], fraction: float, label: str, seed: int) -> list[Recording]:
@@ -73,14 +112,14 @@ def held_out(recordings: Sequence[Recording], choice: str) -> list[Recording]:
 
 def find(given: argparse.Namespace) -> DataSet:
     label = None if given.unlabelled else given.label_key
-    try:
-        splits = (
-            {"train": from_folder(given.source, label)}
-            if given.source.is_dir()
-            else from_csv(given.source, label, given.separator)
-        )
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{given.source} cannot be read ({error}); expected a folder, or a CSV in UTF-8") from error
+    passed_over: Mapping[str, int] = {}
+    if given.source.is_dir():
+        splits, passed_over = from_folder(given.source, label, not given.no_split_folders)
+    else:
+        columns = Columns(given.path_column, given.label_column, given.delimiter)
+        splits = from_list(given.source, label, columns, given.separator)
+        check_present(splits, given.max_bad_fraction)
+    splits = distinct_keys(splits)
     whole = len(splits.get("train", []))
     for split, choice, fraction in (("test", given.hold_out, given.test), ("validation", None, given.validation)):
         if choice or fraction:
@@ -89,17 +128,23 @@ def find(given: argparse.Namespace) -> DataSet:
             rest = splits.setdefault("train", [])
             share = fraction * whole / max(1, len(rest))
             splits[split] = held_out(rest, choice) if choice else take(rest, share, given.label_key, given.seed)
-            gone = set(map(id, splits[split]))  # not by key: two of one key are to be complained of
+            gone = set(map(id, splits[split]))
             splits["train"] = [one for one in rest if id(one) not in gone]
-    return DataSet(given.name or given.source.resolve().stem, splits)
+    return DataSet(given.name or given.source.resolve().stem, splits, passed_over=passed_over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", help="of the data set (default: SOURCE's)")
     parser.add_argument("--label-key", default="label", help="what the labels are called (default: %(default)s)")
-    parser.add_argument("--separator", help="between the labels of a recording, in the CSV's column label")
+    parser.add_argument("--separator", help="between the labels of a recording, in the list's column of labels")
+    parser.add_argument("--path-column", metavar="NAME", help="of a list: the recordings' column")
+    parser.add_argument("--label-column", metavar="NAME", help="of a list: the labels' column")
+    parser.add_argument(
+        "--delimiter", metavar="X", help="of a list: between its columns (default: what it has most of)"
+    )
     parser.add_argument("--unlabelled", action="store_true", help="without labels")
+    parser.add_argument("--no-split-folders", action="store_true", help="folders called train, test, ... are labels")
     parser.add_argument("--validation", type=float, default=0.0, help="fraction for the split validation")
     test = parser.add_mutually_exclusive_group()
     test.add_argument("--test", type=float, default=0.0, help="fraction for the split test; each label in proportion")

@@ -17,11 +17,11 @@ PACKAGE = ROOT / "ssamba"
 LEAVES = {"errors", "files", "launch", "printable", "progress", "values"}
 TORCH_ALONE = {"masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
-DATA = {"audio", "recordings", *LEAVES}
+DATA = {"audio", "recordings", "folders", *LEAVES}
 EVALUATION = {"models", "data", *MODELS, *DATA, *TORCH_ALONE}
 TRAINING = {"evaluation", *EVALUATION}
 BUILD = {"training", "config", *TRAINING}
-FEATURES = {"audio", "recordings", "models", *MODELS}
+FEATURES = {"audio", "recordings", "folders", "models", *MODELS}
 # What uses a trained model knows nothing of how it was trained.
 INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "printable": set(), "progress": {"errors", "launch", "printable"},
     "values": {"errors", "files"}, "recipe_yaml": set(), "config": {"recipe_yaml", *LEAVES}, "audio": LEAVES,
     "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
+    "folders": {"recordings", "errors"},
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "cli": {"build", "inference", "deploy", *INFERENCE, *BUILD},

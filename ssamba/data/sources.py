@@ -1,17 +1,19 @@
 """What data_prep's scripts read: tables, and folders of recordings. Imports no torch."""
 
-import csv
-import glob
+import hashlib
 import logging
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ssamba.data.lists import read_rows
 from ssamba.data.writer import Recording
 from ssamba.errors import UserError
-from ssamba.recordings import ENDINGS
+from ssamba.folders import look_below
 
 log = logging.getLogger(__name__)
 
@@ -20,30 +22,21 @@ _CLIP = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.
 
 
 def read_table(path: Path, columns: Sequence[str], header: bool = True) -> Iterator[dict[str, str]]:
-    """The rows of a CSV in UTF-8, column -> text. A line that begins with # is a comment.
+    """The rows of a data set's official table, column -> text. A line that begins with # is a comment.
 
     Args:
         columns: with a header those that must be in it, among others; without one all of them, in their order.
 
     Raises:
-        UserError: no such file, other columns, a row of another length, not in UTF-8.
+        UserError: no such file, other columns, a row of another length, no text.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; expected the data set's official list")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, skipinitialspace=True)
-            names = next(rows, []) if header else list(columns)
-            if not set(columns) <= set(names):
-                raise UserError(f"{path} has the columns {names}; expected {', '.join(columns)} among them")
-            for fields in rows:
-                if not fields or fields[0].startswith("#"):
-                    continue
-                if len(fields) != len(names):
-                    raise UserError(f"{path} line {rows.line_num} is {fields}; expected {', '.join(names)}")
-                yield dict(zip(names, fields, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected a CSV in UTF-8") from error
+    names, rows = read_rows(path, None if header else columns, comments=True)
+    if not set(columns) <= set(names):
+        raise UserError(f"{path} has the columns {names}; expected {', '.join(columns)} among them")
+    for row in rows:
+        yield dict(row.fields)
 
 
 def number(text: str, where: str) -> float:
@@ -57,10 +50,25 @@ def number(text: str, where: str) -> float:
     return value
 
 
-def recordings_below(folder: Path) -> list[Path]:
-    """All recordings in a folder and in those within it, relative to it, sorted."""
-    found = (Path(name) for name in sorted(glob.glob("**/*", root_dir=folder, recursive=True)))
-    return [path for path in found if path.suffix.lower() in ENDINGS]
+def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[Recording]]:
+    """Recordings whose names give one key, told apart by a digest of each one's path, relative to what they have in
+    common: whatever else there is, a recording of that path has that key."""
+    paths: dict[str, set[Path]] = {}
+    for recordings in splits.values():
+        for one in recordings:
+            paths.setdefault(one.key, set()).add(one.path)
+    shared = {key for key, places in paths.items() if len(places) > 1}
+    if not shared:
+        return {split: list(recordings) for split, recordings in splits.items()}
+    root = os.path.commonpath([place.parent for places in paths.values() for place in places])
+
+    def told_apart(one: Recording) -> Recording:
+        name = os.fsencode(os.path.relpath(one.path, root))
+        return replace(one, key=f"{one.key}-{hashlib.sha256(name).hexdigest()[:8]}") if one.key in shared else one
+
+    count = sum(len(paths[key]) for key in shared)
+    log.warning("%d names give a key that another gives, too, such as %s: digests tell them apart", count, min(shared))
+    return {split: [told_apart(one) for one in recordings] for split, recordings in splits.items()}
 
 
 def unpacked(source: Path, folder: str) -> Path:
@@ -122,7 +130,7 @@ class VideoClips:
 
     def __init__(self, folder: Path) -> None:
         self.clips: dict[str, list[tuple[float | None, Path]]] = {}
-        for path in recordings_below(folder):
+        for path in look_below(folder).recordings:
             if parts := _CLIP.fullmatch(path.stem):
                 video, start = parts.groups()
                 self.clips.setdefault(video, []).append((None if start is None else float(start), folder / path))

@@ -4,6 +4,7 @@ Shapes: S samples.
 """
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,10 @@ import numpy as np
 
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
+from ssamba.folders import look_below
 from ssamba.recordings import ENDINGS, Waveform
+
+log = logging.getLogger(__name__)
 
 
 def find_recordings(places: Sequence[str]) -> list[str]:
@@ -45,27 +49,10 @@ def find_recordings(places: Sequence[str]) -> list[str]:
 
 
 def _inside(folder: str) -> list[str]:
-    found = []
-    # A link may lead to a folder above it, and two to the same one.
-    seen = {_identity(folder)}
-    for path, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        inner = {name: _identity(os.path.join(path, name)) for name in sorted(folders) if not name.startswith(".")}
-        # Of several that are the same, the first by name.
-        new = {identity: name for name, identity in reversed(inner.items()) if identity not in seen}
-        folders[:] = sorted(new.values())
-        seen |= new.keys()
-        found += [os.path.join(path, name) for name in names
-                  if Path(name).suffix.lower() in ENDINGS and not name.startswith(".")]  # fmt: skip
-    return sorted(found)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read: {error.strerror}")
+    below = look_below(Path(folder))
+    if below.passed_over:
+        log.info("%s: passed over %s", folder, below.passed_over)
+    return [os.path.join(folder, path) for path in below.recordings]
 
 
 class Windows(NamedTuple):

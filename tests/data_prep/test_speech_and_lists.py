@@ -381,19 +381,24 @@ def test_lists_missing_files_are_counted(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("audio/a.wav x\n", "a.json is no JSON (Expecting value: line 1 column 1 (char 0)); expected {\"data\": ["),
-        ("", "a.json is no JSON"),
-        ('{"data": [{"wav": "audio/a.wav", "labels": "x"},]}', "a.json is no JSON"),
-        ('[{"wav": "audio/a.wav", "labels": "x"}]', 'a.json is list; expected {"data": [{"wav": path'),
+        ("audio/a.wav x\n", "a.json cannot be used: JSON is malformed: invalid character (byte 0); expected {\"data"),
+        ("", "a.json cannot be used: Input data was truncated"),
+        ('{"data": [{"wav": "audio/a.wav", "labels": "x"},]}', "a.json cannot be used: JSON is malformed"),
+        ("<html>403</html>", "a.json is a page of HTML or XML"),
+        ("[" * 100_000, "a.json cannot be used: it is nested too deep"),
         ('{"files": []}', "a.json is an object with the keys ['files']; expected"),
-        ('{"data": {"wav": "audio/a.wav"}}', "a.json is an object with the keys ['data']; expected"),
+        ('{"data": {"wav": "audio/a.wav"}}', "a.json 'data' is {\"wav"),
         ('{"data": []}', "split 'train' has no recordings"),
         ('{"data": ["audio/a.wav"]}', 'a.json data[0] is "audio/a.wav"; expected {"wav": path'),
         ('{"data": [{"wav": "audio/a.wav", "labels": "x"}, {"wav": "audio/e.wav"}]}', "a.json data[1] is {"),
-        ('{"data": [{"wav": "audio/a.wav", "labels": ["x"]}]}', "a.json data[0] is {"),
+        ('{"data": [{"wav": "audio/a.wav", "labels": {"x": 1}}]}', "a.json data[0] is {"),
+        ('{"data": [{"wav": "audio/a.wav", "labels": true}]}', "a.json data[0] is {"),
         ('{"data": [{"wav": "audio/a.wav", "labels": ""}]}', "neither of them empty"),
         ('{"data": [{"wav": "audio/a.wav", "labels": "x,"}]}', "'a' has an empty name for the label 'label'"),
-        ('{"data": [{"wav": "audio/a.wav", "labels": "x"}, {"wav": "audio/a.wav", "labels": "x"}]}', "as has "),
+        (
+            '{"data": [{"wav": "audio/a.wav", "labels": "x"}, {"wav": "audio/a.wav", "labels": "y"}]}',
+            "a.wav with {'label': ['y']}, and data[0] has it with {'label': ['x']}; expected each recording once",
+        ),
     ],
 )  # fmt: skip
 def test_json_list_complains(audio: Path, fails: Callable[..., str], content: str, message: str) -> None:
@@ -403,15 +408,15 @@ def test_json_list_complains(audio: Path, fails: Callable[..., str], content: st
 
 def test_lists_complain(audio: Path, fails: Callable[..., str]) -> None:
     assert "no list is given; expected --train LIST, --validation LIST or --test LIST" in fails("listed")
-    assert f"--train {audio / 'a.json'} cannot be read" in fails("listed", "--train=a.json")
-    assert "a.txt; expected a .csv or a .json" in fails("listed", "--train=a.txt")
+    assert f"{audio / 'a.json'} cannot be read" in fails("listed", "--train=a.json")
+    assert "a.xls is no list; expected a file that ends in .csv, .tsv" in fails("listed", "--train=a.xls")
     (audio / "a.csv").write_bytes(b"path,label\n\xff,x\n")
-    assert "expected a list in UTF-8" in fails("listed", "--train=a.csv")
+    assert "expected a table of recordings, such as a CSV in UTF-8" in fails("listed", "--train=a.csv")
     for content, message in (
-        ("", "has the columns []; expected path among them"),
-        ("wav,label\naudio/a.wav,x\n", "has the columns ['wav', 'label']"),
-        ("path,label,label\naudio/a.wav,x,y\n", "and each once"),
-        ("path,label\naudio/a.wav\n", "a.csv line 2 is ['audio/a.wav']; expected ['path', 'label'], with a path"),
+        ("", "has the columns []; expected one for a path (--path-column) among them"),
+        ("wave,label\naudio/a.wav,x\n", "has the columns ['wave', 'label']"),
+        ("path,label,label\naudio/a.wav,x,y\n", "; expected each once"),
+        ("path,label\naudio/a.wav\n", "a.csv line 2 is ['audio/a.wav']; expected ['path', 'label'], separated by ','"),
         ("path,label\naudio/a.wav,x\n,x\n", "a.csv line 3 is ['', 'x']"),
         ("path,label\n", "split 'train' has no recordings"),
     ):
@@ -422,7 +427,9 @@ def test_lists_complain(audio: Path, fails: Callable[..., str]) -> None:
     message = f"as has {audio / 'a.csv'} line 3; expected each recording once in all lists"
     assert message in fails("listed", "--train=a.csv", "--test=b.csv")
     (audio / "a.csv").write_text("path,tags\naudio/a.wav,x;y\n")
-    assert "expected path and label among them" in fails("listed", "--train=a.csv", "--separator=;")
+    assert "expected one for a path (--path-column) and a label (--label-column)" in fails(
+        "listed", "--train=a.csv", "--separator=;"
+    )
 
 
 def test_class_labels_complain(audio: Path, fails: Callable[..., str]) -> None:

@@ -75,10 +75,7 @@ def test_a_home_links_and_what_is_no_file(files: Path, monkeypatch: pytest.Monke
     os.symlink("../elsewhere", view / "linked again")
     os.symlink("..", view / "above")
     found = [Path(path).relative_to(view).as_posix() for path in find_recordings(["~/view"])]
-    assert [name for name in found if not name.startswith("above/")] == ["folder.wav/inner.wav", "linked/x.m4a"]
-    # What lies above is there once, but for what was found without it.
-    above = [name.removeprefix("above/") for name in found if name.startswith("above/")]
-    assert above == ["a.FLAC", "b.wav", "deep/d.aif", "deep/er/c.ogg", "take[1].wav"]
+    assert found == ["folder.wav/inner.wav", "linked/x.m4a"]
     for place in (str(view / "pipe.wav"), "~/view/pi*.wav"):
         with pytest.raises(UserError, match="is a pipe or a device; expected a file"):
             find_recordings([place])

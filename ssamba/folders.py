@@ -1,0 +1,126 @@
+"""Recordings below a folder, and what of it is passed over. Imports no torch."""
+
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssamba.errors import UserError
+from ssamba.recordings import ENDINGS
+
+_HIDDEN = "hidden"
+_OF_THE_SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+
+
+class PassedOver(Counter[str]):
+    """What was found and not taken: why, in a few words -> how many. `first` has a name of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, str] = {}
+
+    def add(self, why: str, name: str) -> None:
+        self[why] += 1
+        self.first.setdefault(why, name)
+
+    def __str__(self) -> str:
+        """Such as: 3 x .txt (a/notes.txt, ...), 1 x hidden (.git)."""
+        return ", ".join(f"{self[why]} x {why} ({self.first[why]}{', ...' * (self[why] > 1)})" for why in sorted(self))
+
+
+@dataclass
+class Below:
+    """What lies below a folder."""
+
+    recordings: list[Path]
+    """Relative to it, sorted."""
+    passed_over: PassedOver
+    empty: list[Path]
+    """Folders without a recording in them or below, relative, the uppermost alone."""
+
+
+def look_below(folder: Path) -> Below:
+    """Look for recordings in a folder and in those within it, whose names end as those of recordings do.
+
+    Hidden files and folders are passed over, as is what a system leaves behind (__MACOSX, Thumbs.db), what is no file
+    (a pipe, a device), and files with other endings. A link to a folder is followed, but each folder is looked into
+    once, where it lies if that is below `folder`: one that leads back to a folder above, or to what another name has
+    already led to, is passed over.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    look = _Look(folder)
+    look.into([""])
+    while look.links:  # after all that is really there, and those that the links themselves lead to
+        links, look.links = sorted(look.links), []
+        for link in links:
+            look.follow(link)
+    with_some = {above for path in look.recordings for above in path.parents} | {Path()}
+    empty = [place for place in sorted(look.folders) if place not in with_some and place.parent in with_some]
+    return Below(sorted(look.recordings), look.passed_over, empty)
+
+
+class _Look:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.recordings: list[Path] = []
+        self.folders: list[Path] = []
+        self.links: list[str] = []
+        self.passed_over = PassedOver()
+        self.seen: set[tuple[int, int]] = set()
+        # None of these is looked into again, whatever leads there.
+        place = os.path.realpath(root)
+        self.above = {_identity(os.stat(up)) for up in Path(place).parents}
+
+    def follow(self, link: str) -> None:
+        status = os.stat(self.root / link)
+        if _identity(status) in self.above | self.seen:
+            self.passed_over.add("link to a folder that is taken elsewhere or lies above", link)
+            return
+        self.into([link])
+
+    def into(self, places: list[str]) -> None:
+        """Look into a folder and all below it, links aside."""
+        while places:
+            place = places.pop()
+            whole = self.root / place
+            try:
+                status = os.stat(whole)
+                entries = sorted(os.scandir(whole), key=lambda entry: entry.name)
+            except OSError as error:
+                raise UserError(f"{whole} cannot be read ({error.strerror})") from error
+            if _identity(status) in self.seen:
+                self.passed_over.add("link to a folder that is taken elsewhere or lies above", place)
+                continue
+            self.seen.add(_identity(status))
+            self.folders.append(Path(place))
+            for entry in entries:
+                name = os.path.join(place, entry.name)
+                if entry.name.startswith(".") or entry.name in _OF_THE_SYSTEM:
+                    self.passed_over.add(_HIDDEN if entry.name.startswith(".") else entry.name, name)
+                elif entry.is_dir(follow_symlinks=False):
+                    places.append(name)
+                elif entry.is_symlink() and entry.is_dir():
+                    self.links.append(name)
+                else:
+                    self.take(name, entry)
+
+    def take(self, name: str, entry: "os.DirEntry[str]") -> None:
+        ending = Path(name).suffix.lower()
+        if ending not in ENDINGS:
+            self.passed_over.add(ending or "no ending", name)
+            return
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to what is not there: whoever reads it says so
+            mode = stat.S_IFREG
+        if stat.S_ISREG(mode):
+            self.recordings.append(Path(name))
+        else:
+            self.passed_over.add("no file but a pipe or device", name)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
