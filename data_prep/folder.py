@@ -15,15 +15,14 @@ Recordings whose keys would be the same get different ones.
 import argparse
 import logging
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssamba.data.lists import SPLITS, Columns, read_list, split_names
 from ssamba.data.sources import distinct_keys
 from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_script, safe_key
 from ssamba.errors import UserError
-from ssamba.folders import look_below
+from ssamba.folders import PassedOver, look_below
 from ssamba.recordings import ENDINGS
 
 log = logging.getLogger("ssamba.folder")
@@ -37,21 +36,20 @@ def recording(path: Path, folder: Path, labels: dict[str, str | list[str]]) -> R
     return Recording(safe_key(str(path.with_suffix(""))).strip("-"), folder / path, labels)
 
 
-def from_folder(source: Path, label: str | None, split_folders: bool) -> tuple[Splits, Mapping[str, int]]:
+def from_folder(source: Path, label: str | None, split_folders: bool) -> tuple[Splits, PassedOver]:
     """What lies below a folder by its splits, and what was passed over.
 
     label: the key that the label's folder goes under, or None for none.
     """
     below = look_below(source)
     found = [path for path in below.recordings if NOISE not in path.parts[:-1]]
-    passed_over = Counter(below.passed_over)
-    if noises := len(below.recordings) - len(found):
-        passed_over[f"recordings in {NOISE}"] = noises
+    passed_over = below.passed_over
+    for path in below.recordings:
+        if NOISE in path.parts[:-1]:
+            passed_over.add(NOISE, str(path))
     if not found:
-        what = f": {below.passed_over}" if below.passed_over else ""
+        what = f": {passed_over}" if passed_over else ""
         raise UserError(f"{source} has no recordings{what}; expected files that end with {', '.join(sorted(ENDINGS))}")
-    if below.passed_over:
-        log.warning("passed over: %s", below.passed_over)
     if empty := [str(path) for path in below.empty]:
         log.warning("folders without a recording, which give no label: %s", few(empty))
     tops = {path.parts[0] if len(path.parts) > 1 else "" for path in found}
@@ -112,7 +110,7 @@ def held_out(recordings: Sequence[Recording], choice: str) -> list[Recording]:
 
 def find(given: argparse.Namespace) -> DataSet:
     label = None if given.unlabelled else given.label_key
-    passed_over: Mapping[str, int] = {}
+    passed_over = PassedOver()
     if given.source.is_dir():
         splits, passed_over = from_folder(given.source, label, not given.no_split_folders)
     else:

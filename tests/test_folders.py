@@ -55,7 +55,8 @@ def test_links(tmp_path: Path) -> None:
     for path in (top / "inside" / "a.wav", store / "cat" / "b.wav"):
         path.touch()
     for link, to in (
-        ("inside/again.wav", "a.wav"), ("inside/gone.wav", "nowhere.wav"), ("cat", "../store/cat"), ("cat2", "../store/cat"),
+        ("inside/again.wav", "a.wav"), ("inside/gone.wav", "nowhere.wav"), ("cat", "../store/cat"),
+        ("cat2", "../store/cat"),
         ("loop", "."), ("inside/up", ".."), ("above", "../.."), ("first", "inside"),
     ):  # fmt: skip
         os.symlink(to, top / link)

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, delimiter: str |
     lines = text.splitlines()
     first = next((line for line in lines if line.strip() and not (comments and line.startswith("#"))), "")
     delimiter = delimiter or max(_DELIMITERS, key=first.count)
+    # Spaces may stand behind a quoted field, too.
+    tidy = re.sub(rf'" +(?=[\r\n{re.escape(delimiter)}]|$)', '"', text)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        reader = csv.reader(io.StringIO(tidy, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         table = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num} cannot be read ({error}); expected a CSV") from error

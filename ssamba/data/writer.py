@@ -45,6 +45,7 @@ from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
 from ssamba.data.unfinished import how_to_go_on, publish, unfinished
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import Count, read_json, write_text, written_beside
+from ssamba.folders import PassedOver
 from ssamba.printable import log_to_stderr, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
@@ -89,7 +90,7 @@ class DataSet:
     splits: Mapping[str, Sequence[Recording]]
     labels: Mapping[str, Sequence[str]] | None = None
     """Label key -> names in their order; of a key that is missing here, the recordings' names are sorted."""
-    passed_over: Mapping[str, int] = field(default_factory=dict)
+    passed_over: PassedOver = field(default_factory=PassedOver)
     """What was found and not taken, such as `.txt` or `hidden files` -> how many of it."""
 
 
@@ -331,7 +332,7 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
               f"{len(index.shards)} shards, {len(index.skipped)} skipped"
               + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
     if found.passed_over:
-        print("passed over: " + printable(", ".join(f"{count} {kind}" for kind, count in found.passed_over.items())))
+        print(printable(f"passed over: {found.passed_over}"))
     return 0
 
 

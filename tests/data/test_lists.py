@@ -45,11 +45,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def labels_of(path: Path, **told: str) -> dict[str, Labels]:
+def labels_of(place: Path, separator: str | None = None, **told: str) -> dict[str, Labels]:
     """Name -> labels, of the recordings of a list."""
-    columns = Columns(**{name: told.pop(name) for name in ("path", "label", "delimiter") if name in told})
-    entries = read_list(path, "kind", columns, **told)
-    return {entry.path.relative_to(path.parent).as_posix(): entry.labels for entry in entries}
+    entries = read_list(place, "kind", Columns(**told), separator)
+    return {entry.path.relative_to(place.parent).as_posix(): entry.labels for entry in entries}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -45,7 +45,7 @@ def test_a_folder_without_the_list_and_with_an_odd_one(
     assert f"{path} cannot be read" in fails(name)
     path.write_text("one,two\n1,2\n")
     message = fails(name)
-    assert f"{path} has the columns ['one', 'two']; expected" in message or f"{path} line 1 is" in message
+    assert f"{path} has the columns ['one', 'two']; expected" in message or "line 1 is ['one', 'two']" in message
 
 
 @pytest.mark.parametrize(
@@ -326,9 +326,7 @@ def test_vggsound_complains(tmp_path: Path, fails: Callable[..., str]) -> None:
         (root / "vggsound.csv").write_text(f"---g-f_I2yQ,{start},people marching,test\n")
         assert f"vggsound.csv is {start!r}; expected a number" in fails("vggsound")
     (root / "vggsound.csv").write_text("---g-f_I2yQ,1,test\n")
-    assert "vggsound.csv line 1 is ['---g-f_I2yQ', '1', 'test']; expected video, start, label, split" in fails(
-        "vggsound"
-    )
+    assert "vggsound.csv line 1 is ['---g-f_I2yQ', '1', 'test']; expected ['video', 'start'," in fails("vggsound")
 
 
 # EPIC-SOUNDS
