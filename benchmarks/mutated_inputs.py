@@ -597,7 +597,7 @@ def try_one(trial: Trial, one: Input, source: Path, home: Path, whole: tuple[str
     rng = random.Random(f"{seed}/{one.name}/{trial.change}/{trial.number}")
     place = home.parent
     shutil.rmtree(place, ignore_errors=True)
-    mentioned = {Path(word).parts[0] for word in (one.file, *one.command) if word}
+    mentioned = {word.partition("/")[0] for word in (one.file, *one.command)}
     shutil.copytree(source, home, ignore=lambda folder, names: HEAVY - mentioned if folder == str(source) else set())
     content = (home / one.file).read_bytes()
     changed = one.changes[trial.change](content, rng)
