@@ -18,6 +18,7 @@ from pathlib import Path
 from ssamba.data.sources import VideoClips, number, read_table, tell_missing
 from ssamba.data.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import UserError
+from ssamba.values import add_argument, share
 
 CLASSES = "class_labels_indices.csv"
 SEGMENTS = {"train": "unbalanced_train_segments.csv", "balanced": "balanced_train_segments.csv",
@@ -47,8 +48,6 @@ def segments(table: Path, clips: VideoClips, names: dict[str, str]) -> tuple[lis
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    if not 0 <= given.validation < 1:
-        raise UserError(f"--validation is {given.validation:g}; expected a fraction of at least 0 and below 1")
     names = class_names(given.source)
     parts = {split: given.source / name for split, name in SEGMENTS.items()}
     if given.balanced_only:
@@ -74,8 +73,8 @@ def find(given: argparse.Namespace) -> DataSet:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--balanced-only", action="store_true", help="without the 2 million clips of the split train")
-    parser.add_argument("--validation", type=float, default=0.01,
-                        help="fraction for the split validation (default: %(default)s)")  # fmt: skip
+    validation = "fraction for the split validation (default: %(default)s)"
+    add_argument(parser, "--validation", share, 0, 1, default=0.01, metavar="X", help=validation)
     return run_script(parser, find, arguments)
 
 

@@ -24,6 +24,7 @@ from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_scr
 from ssamba.errors import UserError
 from ssamba.folders import PassedOver, look_below
 from ssamba.recordings import ENDINGS
+from ssamba.values import add_argument, plain_text, share
 
 log = logging.getLogger("ssamba.folder")
 
@@ -124,8 +125,8 @@ def find(given: argparse.Namespace) -> DataSet:
             if split in splits:
                 raise UserError(f"{given.source} has a split {split}; expected no option that makes another")
             rest = splits.setdefault("train", [])
-            share = fraction * whole / max(1, len(rest))
-            splits[split] = held_out(rest, choice) if choice else take(rest, share, given.label_key, given.seed)
+            of_rest = fraction * whole / max(1, len(rest))
+            splits[split] = held_out(rest, choice) if choice else take(rest, of_rest, given.label_key, given.seed)
             gone = set(map(id, splits[split]))
             splits["train"] = [one for one in rest if id(one) not in gone]
     return DataSet(given.name or given.source.resolve().stem, splits, passed_over=passed_over)
@@ -133,20 +134,23 @@ def find(given: argparse.Namespace) -> DataSet:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", help="of the data set (default: SOURCE's)")
-    parser.add_argument("--label-key", default="label", help="what the labels are called (default: %(default)s)")
-    parser.add_argument("--separator", help="between the labels of a recording, in the list's column of labels")
-    parser.add_argument("--path-column", metavar="NAME", help="of a list: the recordings' column")
-    parser.add_argument("--label-column", metavar="NAME", help="of a list: the labels' column")
-    parser.add_argument(
-        "--delimiter", metavar="X", help="of a list: between its columns (default: what it has most of)"
-    )
+    for option, shape, default, what in (
+        ("--name", "NAME", None, "of the data set (default: SOURCE's)"),
+        ("--label-key", "KEY", "label", "what the labels are called (default: %(default)s)"),
+        ("--separator", "X", None, "between the labels of a recording, in the list's column of labels"),
+        ("--path-column", "NAME", None, "of a list: the recordings' column"),
+        ("--label-column", "NAME", None, "of a list: the labels' column"),
+        ("--delimiter", "X", None, "of a list: between its columns (default: what it has most of)"),
+    ):
+        add_argument(parser, option, plain_text, default=default, metavar=shape, help=what)
     parser.add_argument("--unlabelled", action="store_true", help="without labels")
     parser.add_argument("--no-split-folders", action="store_true", help="folders called train, test, ... are labels")
-    parser.add_argument("--validation", type=float, default=0.0, help="fraction for the split validation")
+    validation, part = "fraction for the split validation", "fraction for the split test; each label in proportion"
+    add_argument(parser, "--validation", share, 0, 1, default=0.0, metavar="X", help=validation)
     test = parser.add_mutually_exclusive_group()
-    test.add_argument("--test", type=float, default=0.0, help="fraction for the split test; each label in proportion")
-    test.add_argument("--hold-out", metavar="KEY=VALUE,...", help="the split test: all recordings with these labels")
+    add_argument(test, "--test", share, 0, 1, default=0.0, metavar="X", help=part)
+    labels = "the split test: all recordings with these labels"
+    add_argument(test, "--hold-out", plain_text, metavar="KEY=VALUE,...", help=labels)
     return run_script(parser, find, arguments)
 
 

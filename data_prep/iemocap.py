@@ -15,6 +15,7 @@ from pathlib import Path
 from ssamba.data.sources import unpacked
 from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_script
 from ssamba.errors import UserError
+from ssamba.values import add_argument, share, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,6 @@ def session_recordings(source: Path, session: int) -> tuple[list[Recording], int
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    if given.test_session not in SESSIONS:
-        raise UserError(f"--test-session is {given.test_session}; expected one of 1 to {SESSIONS[-1]}")
-    if not 0 <= given.validation < 1:
-        raise UserError(f"--validation is {given.validation:g}; expected a fraction of at least 0 and below 1")
     source = unpacked(given.source, "IEMOCAP_full_release")
     sessions = {session: session_recordings(source, session) for session in SESSIONS}
     found = sum(len(recordings) for recordings, _ in sessions.values())
@@ -72,9 +69,11 @@ def find(given: argparse.Namespace) -> DataSet:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--test-session", type=int, required=True, metavar="N", help="the split test: 1 to 5")
-    parser.add_argument("--validation", type=float, default=0.2,
-                        help="fraction of the rest for the split validation (default: %(default)s)")  # fmt: skip
+    test, validation = "the split test: 1 to 5", "fraction of the rest for the split validation (default: %(default)s)"
+    add_argument(
+        parser, "--test-session", whole_number, SESSIONS[0], SESSIONS[-1], required=True, metavar="N", help=test
+    )
+    add_argument(parser, "--validation", share, 0, 1, default=0.2, metavar="X", help=validation)
     return run_script(parser, find, arguments)
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ssamba.data.fetch import Archive
 from ssamba.data.sources import unpacked
-from ssamba.data.writer import DataSet, Recording, run_script
+from ssamba.data.writer import MIN_SECONDS, MOST_SECONDS, DataSet, Recording, run_script
 from ssamba.errors import BadAudio, UserError
 from ssamba.recordings import recording_seconds
+from ssamba.values import add_argument, number, plain_text
 
 SPLITS = {
     "train": ("train-clean-100", "train-clean-360", "train-other-500"),
@@ -45,10 +46,10 @@ def pieces(path: Path, seconds: float) -> Iterator[Recording]:
     if duration <= seconds:
         yield Recording(path.stem, path, labels)
         return
-    for number in range(math.ceil(duration / seconds)):
-        start, stop = round(number * seconds, 6), round((number + 1) * seconds, 6)
+    for piece in range(math.ceil(duration / seconds)):
+        start, stop = round(piece * seconds, 6), round((piece + 1) * seconds, 6)
         if stop <= duration or duration - start >= min(SHORTEST, seconds):
-            yield Recording(f"{path.stem}_{number}", path, labels, start, stop if stop <= duration else None)
+            yield Recording(f"{path.stem}_{piece}", path, labels, start, stop if stop <= duration else None)
 
 
 def parts_of(given: argparse.Namespace) -> list[str]:
@@ -60,8 +61,6 @@ def parts_of(given: argparse.Namespace) -> list[str]:
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    if not 0 < given.seconds < math.inf:
-        raise UserError(f"--seconds is {given.seconds:g}; expected more than 0")
     source, parts = unpacked(given.source, "LibriSpeech"), parts_of(given)
     if given.parts and (missing := [part for part in parts if not (source / part).is_dir()]):
         raise UserError(f"{source} lacks {', '.join(missing)}, which --parts names: --fetch gets them")
@@ -79,8 +78,9 @@ def find(given: argparse.Namespace) -> DataSet:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a piece, at most (default: %(default)s)")
-    parser.add_argument("--parts", metavar="PART,...", help="those to take (default: all that are there)")
+    seconds, parts = "of a piece, at most (default: %(default)s)", "those to take (default: all that are there)"
+    add_argument(parser, "--seconds", number, MIN_SECONDS, MOST_SECONDS, default=10.0, metavar="SECONDS", help=seconds)
+    add_argument(parser, "--parts", plain_text, metavar="PART,...", help=parts)
     return run_script(parser, find, arguments, lambda given: [ARCHIVES[part] for part in parts_of(given)])
 
 

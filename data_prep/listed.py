@@ -20,6 +20,7 @@ from ssamba.data.lists import Columns, Entry, Labels, read_list, read_rows
 from ssamba.data.sources import distinct_keys
 from ssamba.data.writer import DataSet, Recording, check_present, run_script, safe_key
 from ssamba.errors import UserError
+from ssamba.values import add_argument, path, plain_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -49,17 +50,15 @@ def named(entry: Entry, label: str, names: Mapping[str, str]) -> Labels:
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    lists = {
-        split: given.source / os.path.expanduser(getattr(given, split)) for split in SPLITS if getattr(given, split)
-    }
+    lists = {split: given.source / getattr(given, split) for split in SPLITS if getattr(given, split)}
     if not lists:
         raise UserError("no list is given; expected --train LIST, --validation LIST or --test LIST")
-    names = class_names(given.source / os.path.expanduser(given.class_labels)) if given.class_labels else None
+    names = class_names(given.source / given.class_labels) if given.class_labels else None
     columns = Columns(given.path_column, given.label_column, given.delimiter)
     found: list[tuple[str, Entry]] = []
     first: dict[Path, str] = {}  # recording -> where it is named
-    for split, path in lists.items():
-        for entry in read_list(path, given.label_key, columns, given.separator):
+    for split, place in lists.items():
+        for entry in read_list(place, given.label_key, columns, given.separator):
             if entry.path in first:
                 raise UserError(
                     f"{entry.where} has {entry.path}, as has {first[entry.path]}; expected each recording once in all "
@@ -83,16 +82,18 @@ def find(given: argparse.Namespace) -> DataSet:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for split in SPLITS:
-        parser.add_argument(f"--{split}", metavar="LIST", help=f"of the split {split}")
-    parser.add_argument("--name", help="of the data set (default: SOURCE's)")
-    parser.add_argument("--label-key", default="label",
-                        help="what the labels are called; the column that --separator and --class-labels are about "
-                        "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--separator", help="between the labels of a recording")
-    parser.add_argument("--path-column", metavar="NAME", help="the recordings' column")
-    parser.add_argument("--label-column", metavar="NAME", help="the labels' column")
-    parser.add_argument("--delimiter", metavar="X", help="between columns (default: what a table has most of)")
-    parser.add_argument("--class-labels", metavar="CSV", help="index,mid,display_name of the classes")
+        add_argument(parser, f"--{split}", path, metavar="LIST", help=f"of the split {split}")
+    key = "what the labels are called; the column that --separator and --class-labels are about (default: %(default)s)"
+    for option, shape, default, what in (
+        ("--name", "NAME", None, "of the data set (default: SOURCE's)"),
+        ("--label-key", "KEY", "label", key),
+        ("--separator", "X", None, "between the labels of a recording"),
+        ("--path-column", "NAME", None, "the recordings' column"),
+        ("--label-column", "NAME", None, "the labels' column"),
+        ("--delimiter", "X", None, "between columns (default: what a table has most of)"),
+    ):
+        add_argument(parser, option, plain_text, default=default, metavar=shape, help=what)
+    add_argument(parser, "--class-labels", path, metavar="CSV", help="index,mid,display_name of the classes")
     return run_script(parser, find, arguments)
 
 

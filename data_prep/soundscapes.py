@@ -26,6 +26,7 @@ from ssamba.data.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
 from ssamba.recordings import recording_seconds
+from ssamba.values import add_argument, number, whole_number
 
 FOLDS = tuple(str(fold) for fold in range(1, 11))
 BACKGROUND = "background"
@@ -99,12 +100,9 @@ def scene_key(voice: int) -> str:
 
 
 def find(given: argparse.Namespace) -> DataSet:
-    for option, least in (("seconds", 1), ("passes", 1), ("voices", 1), ("gap", 0)):
-        if (value := getattr(given, option)) < least:
-            raise UserError(f"--{option} is {value}; expected at least {least}")
     if given.seconds > given.max_seconds:
         raise UserError(f"--seconds is {given.seconds}; expected at most the --max-seconds, {given.max_seconds:g}")
-    if given.snr and not -math.inf < given.snr[0] <= given.snr[1] < math.inf:
+    if given.snr and given.snr[0] > given.snr[1]:
         raise UserError(f"--snr is {given.snr[0]:g} {given.snr[1]:g}; expected two levels in dB, the lower one first")
     if given.validation_fold == given.test_fold:
         raise UserError(f"--validation-fold and --test-fold are both {given.test_fold}; expected two folds")
@@ -127,14 +125,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--validation-fold", choices=FOLDS, default="9", help="the split validation (default: 9)")
     parser.add_argument("--test-fold", choices=FOLDS, default="10", help="the split test (default: 10)")
-    parser.add_argument("--seconds", type=int, default=60, help="of a soundscape (default: %(default)s)")
-    parser.add_argument("--passes", type=int, default=1,
-                        help="times that each training recording is heard (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--snr", metavar=("LOW", "HIGH"), type=float, nargs=2,
-                        help="levels in dB over brown noise (default: as recorded, without noise)")  # fmt: skip
-    parser.add_argument("--gap", type=int, default=0,
-                        help="seconds between recordings, at most (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--voices", type=int, default=1, help="recordings at once (default: %(default)s)")
+    for option, low, high, default, what in (
+        ("--seconds", 1, 3600, 60, "of a soundscape"),
+        ("--passes", 1, 1000, 1, "times that each training recording is heard"),
+        ("--gap", 0, 3600, 0, "seconds between recordings, at most"),
+        ("--voices", 1, 100, 1, "recordings at once"),
+    ):
+        what += " (default: %(default)s)"
+        add_argument(parser, option, whole_number, low, high, default=default, metavar="N", help=what)
+    levels = "levels in dB over brown noise (default: as recorded, without noise)"
+    add_argument(parser, "--snr", number, -200, 200, nargs=2, metavar=("LOW", "HIGH"), help=levels)
     return run_script(parser, find, arguments)
 
 

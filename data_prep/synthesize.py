@@ -9,17 +9,20 @@ how fast, how high and how loud; the engine itself varies a little from one call
 
 import argparse
 import ctypes
+import os
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from ssamba.data.writer import SEEDS
 from ssamba.errors import UserError
 from ssamba.files import whole_folder
+from ssamba.shell import run_program
+from ssamba.values import add_argument, new_path, whole_number
 
 WORDS = (
     "yes",
@@ -104,21 +107,22 @@ def utterances(rng: random.Random) -> Iterator[tuple[str, str, str]]:
             yield f"sentences/{name}_{number}.wav", voice, text
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
-    parser.add_argument("--seed", type=int, default=0, help="of pitch, speed, level and sentences (default: 0)")
-    given = parser.parse_args()
-    try:
-        if given.out.exists():
+    add_argument(parser, "out", new_path, metavar="OUT", help="a new folder")
+    seed = "of pitch, speed, level and sentences (default: 0)"
+    add_argument(parser, "--seed", whole_number, *SEEDS, default=0, metavar="N", help=seed)
+
+    def work() -> int:
+        given = parser.parse_args(arguments)
+        if os.path.lexists(given.out):
             raise UserError(f"{given.out} exists; expected a new folder")
         synthesizer = Synthesizer()
         with whole_folder(given.out) as folder:
             synthesize(folder, synthesizer, given.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_program(work)
 
 
 def synthesize(out: Path, synthesizer: Synthesizer, seed: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ssamba.data.writer import DataSet, Recording, check_present, run_script
 from ssamba.errors import UserError
 from ssamba.files import write_text
+from ssamba.values import add_argument, path
 
 SPLITS = {"1": "train", "2": "validation", "3": "test"}
 FOLDERS = ("wav", "vox1_dev_wav/wav", "vox1_test_wav/wav")
@@ -66,17 +67,18 @@ def trials_copy(out: Path) -> Path:
     return out.with_name(f"{out.name}-trials.txt")
 
 
+def copy_trials(given: argparse.Namespace) -> None:
+    if given.trials:
+        trials = read_list(given.trials, ("0", "1"), 2)
+        write_text(trials_copy(given.out), "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     lists = parser.add_mutually_exclusive_group()
-    lists.add_argument("--split-list", type=Path, metavar="LIST", help="(default: SOURCE/iden_split.txt)")
-    lists.add_argument("--trials", type=Path, metavar="LIST", help="veri_test.txt or another list of trials")
-    status = run_script(parser, find, arguments)
-    given = parser.parse_args(arguments)
-    if status == 0 and given.trials:
-        trials = read_list(given.trials, ("0", "1"), 2)
-        write_text(trials_copy(given.out), "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials))
-    return status
+    add_argument(lists, "--split-list", path, metavar="LIST", help="(default: SOURCE/iden_split.txt)")
+    add_argument(lists, "--trials", path, metavar="LIST", help="veri_test.txt or another list of trials")
+    return run_script(parser, find, arguments, after=copy_trials)
 
 
 if __name__ == "__main__":

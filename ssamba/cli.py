@@ -2,12 +2,11 @@
 
 import argparse
 import errno
-import io
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from ssamba.errors import Stopped, UserError
 from ssamba.files import check_place
 from ssamba.launch import check_launch, rank
 from ssamba.printable import log_to_stderr, printable
+from ssamba.shell import ENOUGH, is_of_stdout, name_stdout, said_of
 from ssamba.values import (
-    Argument,
+    add_argument,
     new_path,
     number,
     path,
@@ -42,7 +42,6 @@ from ssamba.values import (
 
 
 _LET_OTHERS_SPEAK = 10.0  # seconds; Lightning looks after its processes every 5
-_STDOUT = "stdout"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SECONDS = (0.001, 1e6)  # of a window and a hop
 _MANY = 10**9  # more clips, labels or steps than there are
@@ -358,13 +357,6 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     print(f"written to {printable(str(folder))}")
 
 
-def _add(parser: argparse.ArgumentParser, name: str, read: Callable[[str], Any], low: float | None = None,
-         high: float | None = None, **details: Any) -> None:  # fmt: skip
-    """Add an argument whose text a reader of `ssamba.values` takes; `low` and `high` are a number's range."""
-    called = name if name.startswith("-") else details["metavar"]
-    parser.add_argument(name, type=Argument(called, read, low, high), **details)
-
-
 def _run_or_auto(text: str) -> str:
     return text if text == "auto" else path_text(text)
 
@@ -391,44 +383,46 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (pretrain, finetune, evaluate):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
-        _add(sub, "recipe", path, metavar="RECIPE", help="a YAML file, or a run folder for the recipe.yaml in it")
+        add_argument(
+            sub, "recipe", path, metavar="RECIPE", help="a YAML file, or a run folder for the recipe.yaml in it"
+        )
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it: trainer.max_steps=1000")
         sub.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
         if command is not evaluate:
             goes_on = (
                 "go on with the run in this folder; auto: with that in run_dir, or start it if it has no checkpoint"
             )
-            _add(sub, "--resume", _run_or_auto, metavar="RUN|auto", help=goes_on)
+            add_argument(sub, "--resume", _run_or_auto, metavar="RUN|auto", help=goes_on)
         sub.set_defaults(call=command)
     _add_inference(commands)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
     either = "folders of splits or patterns of shards; or a recipe or run (and key=value), for its data.train"
-    _add(sub, "sources", source_text, nargs="+", metavar="SHARDS|RECIPE|RUN", help=either)
+    add_argument(sub, "sources", source_text, nargs="+", metavar="SHARDS|RECIPE|RUN", help=either)
     bins = "default: the recipe's, else 128"
-    _add(sub, "--num-mel-bins", whole_number, *AUDIO_RANGES["num_mel_bins"], metavar="N", help=bins)
-    _add(sub, "--limit", whole_number, 1, _MANY, metavar="CLIPS", help="read no more clips than this")
+    add_argument(sub, "--num-mel-bins", whole_number, *AUDIO_RANGES["num_mel_bins"], metavar="N", help=bins)
+    add_argument(sub, "--limit", whole_number, 1, _MANY, metavar="CLIPS", help="read no more clips than this")
     sub.set_defaults(call=stats)
     shards = commands.add_parser("shards", help="Look at shards, check them, or make the index of others'.")
     actions = shards.add_subparsers(required=True, metavar="info|verify|index")
     for name, action in (("info", shards_info), ("verify", shards_verify), ("index", shards_index)):
         sub = actions.add_parser(name, help=action.__doc__, description=action.__doc__)
         if action is shards_index:
-            _add(sub, "folder", new_path, metavar="FOLDER", help="of .tar files: those of one split")
+            add_argument(sub, "folder", new_path, metavar="FOLDER", help="of .tar files: those of one split")
             names = "what a label's names are, in the order of their numbers, one a line; again for each further label"
-            _add(sub, "--labels", _label_file, action="append", default=[], metavar="KEY=FILE", help=names)
-            _add(sub, "--label", _label_field, action="append", default=[], metavar="KEY[=FIELD]", help=_LABEL)
+            add_argument(sub, "--labels", _label_file, action="append", default=[], metavar="KEY=FILE", help=names)
+            add_argument(sub, "--label", _label_field, action="append", default=[], metavar="KEY[=FIELD]", help=_LABEL)
             bad = "give up if more of the samples have a problem (default: %(default)s)"
-            _add(sub, "--max-bad-fraction", number, 0, 1, default=0.01, metavar="X", help=bad)
+            add_argument(sub, "--max-bad-fraction", number, 0, 1, default=0.01, metavar="X", help=bad)
             sub.add_argument("--overwrite", action="store_true", help="replace an index, of whatever format")
         else:
             where = "a split's folder, a pattern of shards in one, or their url"
-            _add(sub, "shards", source_text, nargs="+", metavar="SHARDS", help=where)
+            add_argument(sub, "shards", source_text, nargs="+", metavar="SHARDS", help=where)
         if action is not shards_info:
-            _add(sub, "--workers", whole_number, 1, 1024, metavar="N", help="processes; default: the cores")
+            add_argument(sub, "--workers", whole_number, 1, 1024, metavar="N", help="processes; default: the cores")
         sub.set_defaults(call=action)
     sub = commands.add_parser("import", help=import_checkpoint.__doc__, description=import_checkpoint.__doc__)
-    _add(sub, "checkpoint", path, metavar="CHECKPOINT", help="a .pth of torch.save, or a .safetensors")
-    _add(sub, "out", new_path, metavar="OUT", help="a new folder for the model")
+    add_argument(sub, "checkpoint", path, metavar="CHECKPOINT", help="a .pth of torch.save, or a .safetensors")
+    add_argument(sub, "out", new_path, metavar="OUT", help="a new folder for the model")
     for name, most, default in (
         ("num-attention-heads", 1024, "of SSAST; default: by the width, 192: 3, 384: 6, 768: 12"),
         ("num-mel-bins", AUDIO_RANGES["num_mel_bins"][1], "of a fine-tuned model; default: 128"),
@@ -448,16 +442,18 @@ def _parser() -> argparse.ArgumentParser:
             "of a fine-tuned model's patches; default: their frames, if that is the only way",
         ),
     ):
-        _add(sub, f"--{name}", whole_number, 1, most, metavar="N", help=default)
-    _add(sub, "--sampling-rate", whole_number, *AUDIO_RANGES["sampling_rate"], metavar="N", help="Hz; default: 16000")
+        add_argument(sub, f"--{name}", whole_number, 1, most, metavar="N", help=default)
+    add_argument(
+        sub, "--sampling-rate", whole_number, *AUDIO_RANGES["sampling_rate"], metavar="N", help="Hz; default: 16000"
+    )
     mean, std = "of the log-mel values; default: -4.2677393", "as --mean; default: 4.5689974 (AudioSet and LibriSpeech)"
-    _add(sub, "--mean", number, *AUDIO_RANGES["mean"], metavar="X", help=mean)
-    _add(sub, "--std", number, *AUDIO_RANGES["std"], metavar="X", help=std)
+    add_argument(sub, "--mean", number, *AUDIO_RANGES["mean"], metavar="X", help=mean)
+    add_argument(sub, "--std", number, *AUDIO_RANGES["std"], metavar="X", help=std)
     short = "what a recording shorter than the clip becomes: padded with zeros, repeated, or kept short; default: pad"
     sub.add_argument("--short", choices=("pad", "repeat", "keep"), help=short)
     names = "class names, one a line, or AudioSet's class_labels_indices.csv; default: 0, 1, ..."
-    _add(sub, "--labels", path, metavar="FILE", help=names)
-    _add(sub, "--label", plain_text, metavar="NAME", help="what the classes are in shards; default: label")
+    add_argument(sub, "--labels", path, metavar="FILE", help=names)
+    add_argument(sub, "--label", plain_text, metavar="NAME", help="what the classes are in shards; default: label")
     sub.add_argument("--loss", choices=("cross_entropy", "bce"), help="default: cross_entropy")
     sub.add_argument(
         "--pooling", choices=("mean", "class"), help="of patch tokens or class tokens; default: mean, of AuM: class"
@@ -465,8 +461,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
     sub.set_defaults(call=import_checkpoint)
     sub = commands.add_parser("export", help=export.__doc__, description=export.__doc__)
-    _add(sub, "model", path, metavar="MODEL", help="a run folder or its model/ folder")
-    _add(sub, "out", new_path, metavar="OUT", help="a new file, such as model.pth or, for torch, model.pt2")
+    add_argument(sub, "model", path, metavar="MODEL", help="a run folder or its model/ folder")
+    add_argument(sub, "out", new_path, metavar="OUT", help="a new file, such as model.pth or, for torch, model.pt2")
     whose = "whose checkpoint it becomes; torch: a graph from waveforms to logits (torch.export)"
     sub.add_argument("--format", required=True, choices=(*ENCODERS, "torch"), help=whose)
     sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a file")
@@ -476,13 +472,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = actions.add_parser("scan", help=bench_scan.__doc__, description=bench_scan.__doc__)
     sub.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     for name, size in (("batch", 2), ("tokens", 512), ("width", 384), ("states", 16), ("rounds", 10)):
-        _add(sub, f"--{name}", whole_number, 1, 2**20, default=size, metavar="N", help="default: %(default)s")
+        add_argument(sub, f"--{name}", whole_number, 1, 2**20, default=size, metavar="N", help="default: %(default)s")
     types = ("float32", "bfloat16", "float16")
     sub.add_argument("--dtype", default="float32", choices=types, help="default: %(default)s")
-    _add(sub, "--backends", plain_text, nargs="+", metavar="BACKEND", help="default: all that run here")
-    _add(sub, "--threads", whole_number, 1, 1024, metavar="N", help="of the CPU; default: as many as torch takes")
+    add_argument(sub, "--backends", plain_text, nargs="+", metavar="BACKEND", help="default: all that run here")
+    add_argument(
+        sub, "--threads", whole_number, 1, 1024, metavar="N", help="of the CPU; default: as many as torch takes"
+    )
     sub.add_argument("--bidirectional", action="store_true", help="both directions in one operator")
-    _add(sub, "--out", new_path, metavar="FILE.json", help="also write everything as JSON")
+    add_argument(sub, "--out", new_path, metavar="FILE.json", help="also write everything as JSON")
     sub.set_defaults(call=bench_scan)
     return parser
 
@@ -519,8 +517,10 @@ def _add_inference(commands: Any) -> None:
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__,
                                   epilog=epilog + _WINDOWS,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        _add(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
-        _add(
+        add_argument(
+            sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub"
+        )
+        add_argument(
             sub,
             "files",
             pattern_text,
@@ -528,25 +528,27 @@ def _add_inference(commands: Any) -> None:
             metavar="FILES",
             help="recordings, folders of them, patterns ('**' too)",
         )
-        _add(sub, "--window", number, *_SECONDS, metavar="SECONDS", help="default: the model's clip")
-        _add(sub, "--hop", number, *_SECONDS, metavar="SECONDS", help="at most the window, which is the default")
+        add_argument(sub, "--window", number, *_SECONDS, metavar="SECONDS", help="default: the model's clip")
+        add_argument(
+            sub, "--hop", number, *_SECONDS, metavar="SECONDS", help="at most the window, which is the default"
+        )
         windows = "windows; default: %(default)s"
-        _add(sub, "--batch-size", whole_number, 1, 2**16, default=8, metavar="N", help=windows)
+        add_argument(sub, "--batch-size", whole_number, 1, 2**16, default=8, metavar="N", help=windows)
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
         sub.add_argument("--overwrite", action="store_true", help="replace what is there")
         sub.set_defaults(call=command)
         if command is embed:
-            _add(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
+            add_argument(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
             layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
-            _add(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
+            add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
             continue
         sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")
         top = "labels a recording; default: %(default)s"
-        _add(sub, "--top", whole_number, 1, _MANY, default=3, metavar="K", help=top)
-        _add(sub, "--out", new_path, metavar="FILE", help="write there instead of to stdout")
+        add_argument(sub, "--top", whole_number, 1, _MANY, default=3, metavar="K", help=top)
+        add_argument(sub, "--out", new_path, metavar="FILE", help="write there instead of to stdout")
         both = "a CSV (a line a window, all classes) and a picture for each recording"
-        _add(sub, "--timeline", new_path, metavar="FOLDER", help=both)
+        add_argument(sub, "--timeline", new_path, metavar="FOLDER", help=both)
 
 
 def _version() -> str:
@@ -575,16 +577,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _let_others_speak(later_rank)
         _say(str(error))
-    except OSError as error:
-        if error.filename == _STDOUT:  # Python would complain of it again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):
-                return 141  # whoever read our output has had enough, as `| head` has
+    except (OSError, MemoryError) as error:
+        of_stdout = is_of_stdout(error)
+        if of_stdout and isinstance(error, BrokenPipeError):
+            return ENOUGH
         _let_others_speak(_several_ranks())
-        _say(printable(_of_the_system(error)))
-    except MemoryError:
-        _let_others_speak(_several_ranks())
-        _say("there is not enough memory for what was asked for")
+        room = isinstance(error, OSError) and error.errno in _NO_ROOM and not of_stdout
+        _say(said_of(error) + ("; make room, and go on with --resume if it was training" if room else ""))
     except Exception:
         _let_others_speak(_several_ranks())
         raise
@@ -592,10 +591,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, level: int) -> int:
-    if sys.stdout is None:
-        raise UserError("stdout is closed; expected a place for what is printed, such as a file, or >/dev/null")
-    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = _named_stdout(sys.stdout)
+    name_stdout()
     log_to_stderr("%(levelname)s %(name)s: %(message)s", logging.WARNING)
     logging.getLogger("ssamba").setLevel(level)
     parser = _parser()
@@ -611,34 +607,6 @@ def _run(argv: Sequence[str] | None, level: int) -> int:
 
 def _say(message: str) -> None:
     print(f"ssamba: {message}", file=sys.stderr)
-
-
-class _Stdout(io.FileIO):
-    """stdout, of which it is said what cannot be written to it."""
-
-    def write(self, content: Any, /) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, _STDOUT) from error
-
-
-def _named_stdout(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream with `_Stdout` below; letters that it lacks are escaped."""
-    raw = io.BufferedWriter(_Stdout(stream.fileno(), "wb", closefd=False))
-    return io.TextIOWrapper(
-        raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty(), write_through=stream.write_through
-    )
-
-
-def _of_the_system(error: OSError) -> str:
-    """What the system says, and of which place, in one line."""
-    places = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    # A loader's worker leaves the text of its traceback alone, which ends with it.
-    said = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    if error.errno in _NO_ROOM and error.filename != _STDOUT:
-        said += "; make room, and go on with --resume if it was training"
-    return ": ".join([*places, said])
 
 
 def _several_ranks() -> bool:

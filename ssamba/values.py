@@ -3,6 +3,7 @@
 Each reader takes the text as it was typed, and raises a ValueError that says what was expected. Imports no torch.
 """
 
+import argparse
 import math
 import os
 import re
@@ -40,6 +41,14 @@ def number(text: str) -> float:
     value = float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
     if not math.isfinite(value):
         raise ValueError("expected a finite number, such as 0.5 or 1e-4")
+    return value
+
+
+def share(text: str) -> float:
+    """A number of at least 0 and below 1, of what is taken out of a whole of which something stays."""
+    value = number(text)
+    if not 0 <= value < 1:
+        raise ValueError("expected a fraction of at least 0 and below 1")
     return value
 
 
@@ -127,6 +136,18 @@ class Argument:
             shown = text if text and text.isprintable() else ascii(text)
             raise UserError(f"{self.name} is {shown[:200]}; {error}") from error
         return value
+
+
+def add_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup, name: str, read: Callable[[str], Any],
+                 low: float | None = None, high: float | None = None, **details: Any) -> None:  # fmt: skip
+    """Add an argument whose text a reader of this module takes.
+
+    Args:
+        low, high: of a number's range, ends included.
+        details: as argparse takes them.
+    """
+    called = name if name.startswith("-") else details["metavar"]
+    parser.add_argument(name, type=Argument(called, read, low, high), **details)
 
 
 def path(text: str) -> Path:

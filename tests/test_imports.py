@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssamba"
 
 # Part -> the parts that it may import, itself aside. A part is a module or a folder of ssamba/.
-LEAVES = {"errors", "files", "launch", "printable", "progress", "values"}
+LEAVES = {"errors", "files", "launch", "printable", "progress", "shell", "values"}
 TORCH_ALONE = {"masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
 DATA = {"audio", "recordings", "folders", *LEAVES}
@@ -28,7 +28,8 @@ BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
     "errors": {"printable"}, "files": {"errors", "printable"}, "launch": {"errors"},
     "printable": set(), "progress": {"errors", "launch", "printable"},
-    "values": {"errors", "files"}, "recipe_yaml": set(), "config": {"recipe_yaml", *LEAVES}, "audio": LEAVES,
+    "shell": {"errors", "printable"}, "values": {"errors", "files"},
+    "recipe_yaml": set(), "config": {"recipe_yaml", *LEAVES}, "audio": LEAVES,
     "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
     "folders": {"recordings", "errors"},
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},

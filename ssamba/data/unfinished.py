@@ -61,8 +61,12 @@ def unfinished(out: Path, plan: Plan, overwrite: bool) -> Iterator[Path]:
         try:
             yield folder
         except (UserError, OSError) as error:
-            said = f"the shards cannot be written to {out}: {error}" if isinstance(error, OSError) else str(error)
-            raise UserError(f"{said.rstrip('.')}. {how_to_go_on(out)}" if _finished(folder) else said) from error
+            is_ours = not isinstance(error, OSError)
+            said, *details = error.args if is_ours else (f"the shards cannot be written to {out}: {error}",)
+            if _finished(folder):
+                stays = how_to_go_on(out)
+                said, details = (said, [*details, stays]) if details else (f"{said.rstrip('.')}. {stays}", [])
+            raise UserError(said, *details) from error
         finally:
             if not _finished(folder):
                 shutil.rmtree(folder, ignore_errors=True)

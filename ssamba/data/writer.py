@@ -35,6 +35,7 @@ from ssamba.data.index import (
     INDEX_NAME,
     SAMPLE,
     SAMPLES_NAME,
+    SAMPLING_RATES,
     Samples,
     ShardIndex,
     ShardInfo,
@@ -42,13 +43,15 @@ from ssamba.data.index import (
     write_samples,
 )
 from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
-from ssamba.data.unfinished import how_to_go_on, publish, unfinished
+from ssamba.data.unfinished import how_to_go_on, partial_folder, publish, unfinished
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import Count, read_json, write_text, written_beside
 from ssamba.folders import PassedOver
 from ssamba.printable import log_to_stderr, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
+from ssamba.shell import run_program
+from ssamba.values import add_argument, new_path, number, path, plain_text, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +59,12 @@ SAMPLES_PER_SHARD = 256
 MAX_SECONDS = 600.0
 MIN_SECONDS = 0.025  # one frame: the shortest recording that has a spectrogram
 MAX_BAD_FRACTION = 0.01
-_NAMED = 3  # bad recordings that an error names
-_NAMED_LABELS = 10  # that a message names
+MOST_SECONDS = 1e6
+SEEDS = (0, 2**32 - 1)
+_RATES = (SAMPLING_RATES[0], 655_350)  # the highest is FLAC's
+_MOST_SAMPLES = 2**31 - 1  # of a recording, in the index
+_MOST_WORKERS = 1024
+_NAMED = 10  # of recordings or labels that a message names
 _MISSING = "there is no such file"
 
 # webdataset takes a member's name up to its first dot as the key, and a folder in it as a part of the key.
@@ -175,15 +182,23 @@ def check_present(splits: Mapping[str, Sequence[Recording]], max_bad_fraction: f
         UserError: they are more than the fraction of all recordings that may be skipped.
     """
     total = sum(len(recordings) for recordings in splits.values())
-    missing = [one.path for recordings in splits.values() for one in recordings if not one.path.is_file()]
+    paths = (os.path.abspath(one.path) for recordings in splits.values() for one in recordings)
+    missing = [path for path in paths if not os.path.isfile(path)]
     if len(missing) > int(max_bad_fraction * total):
         raise UserError(
-            f"{len(missing)} of {total} listed recordings are missing, first {missing[0]}; at most "
-            f"{int(max_bad_fraction * total)} may be (max bad fraction {max_bad_fraction:g}): is the data set whole "
-            "and in its place? Or raise --max-bad-fraction"
+            f"{len(missing)} of {total} listed recordings are missing; at most {int(max_bad_fraction * total)} may be "
+            f"(max bad fraction {max_bad_fraction:g}): is the data set whole and in its place? Or raise "
+            "--max-bad-fraction. Missing:",
+            *named(missing),
         )
     if missing:
-        log.warning("%d of %d listed recordings are missing, first %s", len(missing), total, missing[0])
+        log.warning("%d of %d listed recordings are missing: %s", len(missing), total, ", ".join(named(missing)))
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """Ten of them at most, and how many there are besides."""
+    rest = len(names) - _NAMED
+    return [*names[:_NAMED], *([f"and {rest} more"] if rest > 0 else [])]
 
 
 def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: str,
@@ -270,90 +285,131 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
 
 def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespace], DataSet],
                arguments: Sequence[str] | None = None,
-               archives: Callable[[argparse.Namespace], Sequence[Archive]] | None = None) -> int:  # fmt: skip
+               archives: Callable[[argparse.Namespace], Sequence[Archive]] | None = None,
+               after: Callable[[argparse.Namespace], None] | None = None) -> int:  # fmt: skip
     """A script of data_prep: the arguments that all of them have, the writing, and what is told at the end.
 
     Args:
-        parser: with the script's own arguments.
+        parser: with the script's own arguments, each by a reader of `ssamba.values`.
         find: from the arguments, `source` (a Path that exists) and `seed` among them, to the recordings.
         arguments: those of the command line by default.
         archives: from the arguments to the data set's public archives, for a script that has the option --fetch.
+        after: what the script writes besides, once the shards are there.
 
     Returns:
         The exit status: 0, or after a message on stderr 2 for an error and 130 for an interrupt.
     """
-    # Whole, because workers elsewhere have another working directory.
-    parser.add_argument("source", metavar="SOURCE", type=lambda path: Path(path).absolute(),
-                        help="where the recordings are")  # fmt: skip
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to make; each split is a folder of shards in it")
-    by = parser.add_mutually_exclusive_group()
-    by.add_argument("--workers", type=int, help=f"processes (default: {usable_cores()}, the cores)")
-    by.add_argument("--cluster", metavar="ADDRESS",
-                    help="of a Dask scheduler, such as tcp://host:8786: its workers do the work, and find SOURCE and "
-                    "OUT under the same paths as this machine")  # fmt: skip
-    parser.add_argument("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD,
-                        help="recordings in a shard, at most (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of every choice left to chance (default: %(default)s)")
-    parser.add_argument("--sampling-rate", type=int, default=16000, help="Hz of what is written (default: %(default)s)")
-    parser.add_argument("--max-seconds", type=float, default=MAX_SECONDS,
-                        help="longer recordings are skipped (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--max-bad-fraction", type=float, default=MAX_BAD_FRACTION,
-                        help="give up if more of the recordings are unusable (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true",
-                        help="replace OUT if it holds shards, discard what another call left unfinished")  # fmt: skip
-    if archives:
-        parser.add_argument("--fetch", action="store_true",
-                            help="first download and unpack into SOURCE what of the data set is not there")  # fmt: skip
-    given = parser.parse_args(arguments)
-    log_to_stderr("%(message)s", logging.INFO)
-    try:
+    _add_arguments(parser, fetches=archives is not None)
+
+    def work() -> int:
+        given = parser.parse_args(arguments)
+        log_to_stderr("%(message)s", logging.INFO)
+        workers = usable_cores() if given.workers is None else given.workers
+        _check_settings(given.sampling_rate, given.samples_per_shard, workers, MIN_SECONDS, given.max_seconds,
+                        given.max_bad_fraction)  # fmt: skip
+        _check_out(given.out, given.overwrite)  # now, and not only after hours
         if archives and given.fetch:
-            _check_out(given.out, given.overwrite)  # now, and not only after hours
             fetch(archives(given), given.source)
         if not given.source.exists():
             raise UserError(f"SOURCE is {given.source}, which does not exist; expected the recordings of the data set")
-        found = find(given)
-        workers = usable_cores() if given.workers is None else given.workers
-        with cluster(given.cluster) if given.cluster else contextlib.nullcontext() as executor:
-            indexes = write_shards(
-                found.splits, given.out, found.name, found.labels, sampling_rate=given.sampling_rate,
-                samples_per_shard=given.samples_per_shard, seed=given.seed, workers=workers, executor=executor,
-                max_seconds=given.max_seconds, max_bad_fraction=given.max_bad_fraction, overwrite=given.overwrite,
-                passed_over=found.passed_over,
-            )  # fmt: skip
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(printable(f"interrupted. {how_to_go_on(given.out.resolve())}"), file=sys.stderr)
-        return 130
-    for split, index in indexes.items():
-        print(f"{printable(str(given.out / split))}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
-              f"{len(index.shards)} shards, {len(index.skipped)} skipped"
-              + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
-    if found.passed_over:
-        print(printable(f"passed over: {found.passed_over}"))
-    return 0
+        try:
+            found = find(given)
+            with cluster(given.cluster) if given.cluster else contextlib.nullcontext() as executor:
+                indexes = write_shards(
+                    found.splits, given.out, found.name, found.labels, sampling_rate=given.sampling_rate,
+                    samples_per_shard=given.samples_per_shard, seed=given.seed, workers=workers, executor=executor,
+                    max_seconds=given.max_seconds, max_bad_fraction=given.max_bad_fraction,
+                    passed_over=found.passed_over, overwrite=given.overwrite,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            print(printable(f"interrupted. {how_to_go_on(given.out.resolve())}"), file=sys.stderr)
+            return 130
+        if after:
+            after(given)
+        for split, index in indexes.items():
+            print(f"{printable(str(given.out / split))}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
+                  f"{len(index.shards)} shards, {len(index.skipped)} skipped"
+                  + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
+        if found.passed_over:
+            print(printable(f"passed over: {found.passed_over}"))
+        return 0
+
+    return run_program(work)
+
+
+def _add_arguments(parser: argparse.ArgumentParser, fetches: bool) -> None:
+    """Those that all scripts have."""
+    add_argument(parser, "source", _whole_path, metavar="SOURCE", help="where the recordings are")
+    out = "folder to make; each split is a folder of shards in it"
+    add_argument(parser, "out", _new_folder, metavar="OUT", help=out)
+    by = parser.add_mutually_exclusive_group()
+    workers = f"processes (default: {usable_cores()}, the cores)"
+    add_argument(by, "--workers", whole_number, 1, _MOST_WORKERS, metavar="N", help=workers)
+    address = (
+        "of a Dask scheduler, such as tcp://host:8786: its workers do the work, and find SOURCE and OUT under the same "
+        "paths as this machine"
+    )
+    add_argument(by, "--cluster", plain_text, metavar="ADDRESS", help=address)
+    at_most = "recordings in a shard, at most (default: %(default)s)"
+    add_argument(parser, "--samples-per-shard", whole_number, 1, 10**9, default=SAMPLES_PER_SHARD, metavar="N",
+                 help=at_most)  # fmt: skip
+    seed = "of every choice left to chance (default: %(default)s)"
+    add_argument(parser, "--seed", whole_number, *SEEDS, default=0, metavar="N", help=seed)
+    rate = "Hz of what is written (default: %(default)s)"
+    add_argument(parser, "--sampling-rate", whole_number, *_RATES, default=16000, metavar="HZ", help=rate)
+    longer = "longer recordings are skipped (default: %(default)s)"
+    add_argument(parser, "--max-seconds", number, MIN_SECONDS, MOST_SECONDS, default=MAX_SECONDS, metavar="SECONDS",
+                 help=longer)  # fmt: skip
+    bad = "give up if more of the recordings are unusable (default: %(default)s)"
+    add_argument(parser, "--max-bad-fraction", number, 0, 1, default=MAX_BAD_FRACTION, metavar="X", help=bad)
+    overwrite = "replace OUT if it holds shards, discard what another call left unfinished"
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
+    if fetches:
+        get = "first download and unpack into SOURCE what of the data set is not there"
+        parser.add_argument("--fetch", action="store_true", help=get)
+
+
+def _whole_path(text: str) -> Path:
+    # Workers elsewhere have another working directory.
+    return path(text).absolute()
+
+
+def _new_folder(text: str) -> Path:
+    """A place for a folder, and for its partial one beside it."""
+    out = path(text)
+    whole = Path(os.path.realpath(out))
+    if not whole.name:
+        raise ValueError("expected a folder to make")
+    new_path(str(partial_folder(whole)))
+    return out
 
 
 def _check_settings(sampling_rate: int, samples_per_shard: int, workers: int, min_seconds: float, max_seconds: float,
                     max_bad_fraction: float) -> None:  # fmt: skip
-    counts = {"sampling rate": sampling_rate, "samples per shard": samples_per_shard, "workers": workers}
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name}: {value} is given; expected at least 1")
+    ranges: dict[str, tuple[float, float, float]] = {
+        "sampling rate": (sampling_rate, *_RATES), "samples per shard": (samples_per_shard, 1, math.inf),
+        "workers": (workers, 1, math.inf), "max bad fraction": (max_bad_fraction, 0, 1),
+    }  # fmt: skip
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            most = f" to {high}" if high < math.inf else ""
+            raise UserError(f"{name}: {value} is given; expected {'' if most else 'at least '}{low}{most}")
     if not 0 <= min_seconds < max_seconds:
         raise UserError(
             f"min seconds {min_seconds:g} and max seconds {max_seconds:g} are given; expected 0 <= min < max"
         )
-    if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"max bad fraction: {max_bad_fraction:g} is given; expected 0 to 1")
+    if not max_seconds * sampling_rate <= _MOST_SAMPLES:
+        raise UserError(
+            f"max seconds {max_seconds:g} and sampling rate {sampling_rate} are given; expected at most "
+            f"{_MOST_SAMPLES} samples of a recording, which are {_MOST_SAMPLES // sampling_rate} s"
+        )
 
 
 def _check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
     if not splits:
         raise UserError("no split is given; expected one at least, such as train")
     taken: dict[str, Recording] = {}
+    same: list[str] = []
     for split, recordings in splits.items():
         if not _SAFE.fullmatch(split):
             raise UserError(f"split {split!r}: expected a name of letters, digits and _+=@,- alone")
@@ -368,16 +424,18 @@ def _check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
                     "because a shard's reader cuts names at dots and slashes: rename it"
                 )
             if recording.key in taken:
-                raise UserError(
-                    f"{taken[recording.key].path} and {recording.path} have the same key {recording.key!r}; expected "
-                    "each once in a data set: rename one"
-                )
+                same.append(f"{taken[recording.key].path} and {recording.path} have the same key {recording.key!r}")
             if not 0 <= (recording.start or 0) < (math.inf if recording.stop is None else recording.stop):
                 raise UserError(
                     f"{recording.key!r} is cut from {recording.start} to {recording.stop} s; expected a start of at "
                     "least 0 and a later stop"
                 )
             taken[recording.key] = recording
+    expected = "expected each once in a data set: rename one"
+    if len(same) == 1:
+        raise UserError(f"{same[0]}; {expected}")
+    if same:
+        raise UserError(f"{len(same)} recordings have a key that another one has; {expected} of each", *named(same))
 
 
 def _kept(job: _Job, written: _Written) -> Iterator[Recording]:
@@ -422,18 +480,12 @@ def _lacking(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mapping[str,
     for key, names in lists.items():
         held = set().union(*by_split[key].values())
         if nowhere := [name for name in names if name not in held]:
-            said.append(f"no split has the {key} {_some(nowhere)}")
+            said.append(f"no split has the {key} {', '.join(named(nowhere))}")
         if key not in dividing or len(dividing) == len(lists):
             for split, mine in by_split[key].items():
                 if missing := [name for name in names if name in held and name not in mine]:
-                    said.append(f"{split} has no {key} {_some(missing)}")
+                    said.append(f"{split} has no {key} {', '.join(named(missing))}")
     return said
-
-
-def _some(names: Sequence[str]) -> str:
-    """A few of them, and how many there are besides."""
-    rest = len(names) - _NAMED_LABELS
-    return ", ".join(names[:_NAMED_LABELS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _label_lists(splits: Mapping[str, Sequence[Recording]],
@@ -497,8 +549,8 @@ def _described(recording: Recording, root: str) -> dict[str, object]:
 def _parts(recordings: Sequence[Recording], at_most: int, seed: int) -> Iterator[Sequence[Recording]]:
     mixed = sorted(recordings, key=lambda recording: drawn(seed, recording.key))
     count = math.ceil(len(mixed) / at_most)
-    for number in range(count):
-        yield mixed[number * len(mixed) // count : (number + 1) * len(mixed) // count]
+    for part in range(count):
+        yield mixed[part * len(mixed) // count : (part + 1) * len(mixed) // count]
 
 
 def _write_all(jobs: Sequence[_Job], dataset: str, executor: Executor | None,
@@ -519,10 +571,10 @@ def _write_all(jobs: Sequence[_Job], dataset: str, executor: Executor | None,
             done[job.folder.name, job.number] = written
             bad += written.skipped
             if len(bad) > allowed:
-                named = "; ".join(f"{one.source}: {one.why}" for one in bad[:_NAMED])
                 raise UserError(
                     f"{len(bad)} of {total} recordings are unusable so far; at most {allowed} may be (max bad fraction "
-                    f"{max_bad_fraction:g}): mend or remove them, or raise --max-bad-fraction. The first: {named}"
+                    f"{max_bad_fraction:g}): mend or remove them, or raise --max-bad-fraction. Unusable:",
+                    *named([f"{os.path.join(job.root, one.source)}: {one.why}" for one in bad]),
                 )
             bar.update(len(job.recordings))
     for one in bad:
@@ -618,7 +670,7 @@ def _read(recording: Recording, job: _Job) -> tuple[npt.NDArray[np.int16], float
 
 
 def _decode(recording: Recording, job: _Job) -> npt.NDArray[np.float32]:
-    if not recording.path.is_file():
+    if not os.path.isfile(recording.path):  # false as well of a name that cannot be one
         raise BadAudio(_MISSING)
     if recording.start is None and recording.stop is None:
         return read_audio(recording.path, job.sampling_rate, job.max_seconds)

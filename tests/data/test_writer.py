@@ -260,7 +260,8 @@ def test_too_many_bad_recordings(recordings: list[Recording], tmp_path: Path, wo
     (tmp_path / "in" / "text.wav").write_text("no audio")
     splits = {"train": [*recordings, Recording("bad", tmp_path / "in" / "text.wav")]}
     message = (
-        r"1 of 13 recordings are unusable so far; at most 0 may be .*max-bad-fraction.*text.wav: it cannot be decoded"
+        r"1 of 13 recordings are unusable so far; at most 0 may be .*max-bad-fraction(.|\n)*"
+        "/in/text.wav: it cannot be decoded"
     )
     with pytest.raises(UserError, match=message):
         write_shards(splits, tmp_path / "out", "toy", workers=workers, samples_per_shard=2)
@@ -310,7 +311,7 @@ def test_labels_that_cannot_be(recordings: list[Recording], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampling_rate": 0}, "sampling rate: 0 is given; expected at least 1"),
+        ({"sampling_rate": 0}, "sampling rate: 0 is given; expected 100 to 655350"),
         ({"samples_per_shard": 0}, "samples per shard: 0"),
         ({"workers": 0}, "workers: 0"),
         ({"min_seconds": 2, "max_seconds": 1}, "min seconds 2 and max seconds 1 are given"),
@@ -433,7 +434,7 @@ def test_of_many_labels_without_recordings_some_are_named(
 ) -> None:
     names = ["bird", "cat", "dog", *(f"x{number}" for number in range(30))]
     write_shards({"train": recordings}, tmp_path / "out", "toy", {"animal": names})
-    assert "no split has the animal x0, x1, x2, x3, x4, x5, x6, x7, x8, x9 and 20 more" in caplog.text
+    assert "no split has the animal x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, and 20 more" in caplog.text
 
 
 def test_neither_module_imports_torch() -> None:

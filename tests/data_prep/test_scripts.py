@@ -51,6 +51,14 @@ def described(split: Path) -> dict[str, dict[str, Any]]:
     return samples
 
 
+def error_in(said: str) -> str:
+    """The one error in what was said on stderr, which ends it, with its details."""
+    lines = said.splitlines()
+    (begin,) = (number for number, one in enumerate(lines) if one.startswith("error: "))
+    assert "Traceback" not in said and all(one.startswith("  ") for one in lines[begin + 1 :])
+    return "\n".join(lines[begin:])
+
+
 def counts(split: Path, key: str) -> Counter[str]:
     return Counter(sample["labels"].get(key) for sample in described(split).values())
 

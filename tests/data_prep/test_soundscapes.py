@@ -211,7 +211,7 @@ def test_complaints(tmp_path: Path, fails: Callable[..., str], capsys: pytest.Ca
         (["--seconds=601"], "--seconds is 601; expected at most the --max-seconds, 600"),
         (["--test-fold=9"], "--validation-fold and --test-fold are both 9; expected two folds"),
         (["--snr", "10", "5"], "--snr is 10 5; expected two levels in dB, the lower one first"),
-        (["--snr", "nan", "5"], "--snr is nan 5; expected two levels"),
+        (["--snr", "nan", "5"], "--snr is nan; expected a finite number"),
     ):
         assert message in fails("soundscapes", *options)
     (tmp_path / "in" / "audio" / "fold3" / "3-0-0-0.wav").write_text("no audio")
