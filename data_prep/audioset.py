@@ -2,8 +2,9 @@
 
 SOURCE holds the official balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv and
 class_labels_indices.csv, and anywhere below it the clips, each of them cut to its segment already. A clip is known by
-its name: the video's 11 characters, perhaps a Y before them, perhaps _START or _START_END behind them, in seconds or in
-milliseconds. A clip that starts elsewhere than the segment is none of it. What is missing is counted and left out.
+its name: the video's 11 characters, perhaps a Y or id_ before them, perhaps _START or _START_END behind them, in
+seconds or in milliseconds. A clip that starts elsewhere than the segment is none of it. What is missing is counted and
+left out.
 
 Splits: train (the unbalanced part), balanced, test (eval), and validation, drawn by the seed from train, which AudioSet
 has none for. With --balanced-only there is no train, and validation is drawn from balanced. Labels: label, several a

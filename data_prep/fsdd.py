@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from ssamba.data.fetch import Archive
-from ssamba.data.sources import unpacked
+from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
+from ssamba.folders import PassedOver
 
 DIGITS = tuple("0123456789")
 TEST_TAKES = 5
@@ -26,8 +27,9 @@ _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)")
 
 def find(given: argparse.Namespace) -> DataSet:
     source = unpacked(unpacked(given.source, ARCHIVE.folder), "recordings")
+    passed_over = PassedOver()
     splits: dict[str, list[Recording]] = {"train": [], "test": []}
-    for path in sorted(source.glob("*.wav")):
+    for path in seen(source.glob("*.wav"), passed_over):
         parts = _NAME.fullmatch(path.stem)
         if not parts:
             raise UserError(f"{path} is not a recording of this data set; expected names like 7_jackson_32.wav")
@@ -36,7 +38,7 @@ def find(given: argparse.Namespace) -> DataSet:
         splits[split].append(Recording(path.stem, path, {"digit": digit, "speaker": speaker}))
     if not any(splits.values()):
         raise UserError(f"{source} has no .wav; expected the data set's folder `recordings`")
-    return DataSet("fsdd", splits, {"digit": DIGITS})
+    return DataSet("fsdd", splits, {"digit": DIGITS}, passed_over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

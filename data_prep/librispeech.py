@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssamba.data.fetch import Archive
-from ssamba.data.sources import unpacked
+from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import MIN_SECONDS, MOST_SECONDS, DataSet, Recording, run_script
 from ssamba.errors import BadAudio, UserError
+from ssamba.folders import PassedOver
 from ssamba.recordings import recording_seconds
 from ssamba.values import add_argument, number, plain_text
 
@@ -64,16 +65,17 @@ def find(given: argparse.Namespace) -> DataSet:
     source, parts = unpacked(given.source, "LibriSpeech"), parts_of(given)
     if given.parts and (missing := [part for part in parts if not (source / part).is_dir()]):
         raise UserError(f"{source} lacks {', '.join(missing)}, which --parts names: --fetch gets them")
+    passed_over = PassedOver()
     splits: dict[str, list[Recording]] = {}
     for split, names in SPLITS.items():
         for folder in (source / name for name in names if name in parts and (source / name).is_dir()):
-            paths = sorted(folder.glob("*/*/*.flac"))
+            paths = seen(folder.glob("*/*/*.flac"), passed_over)
             if not paths:
                 raise UserError(f"{folder} has no SPEAKER/CHAPTER/*.flac; expected the archive unpacked as it is")
             splits.setdefault(split, []).extend(piece for path in paths for piece in pieces(path, given.seconds))
     if not splits:
         raise UserError(f"{source} has none of the folders {', '.join(parts)}; expected the folder LibriSpeech")
-    return DataSet("librispeech", splits)
+    return DataSet("librispeech", splits, passed_over=passed_over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

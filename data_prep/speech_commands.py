@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssamba.data.fetch import Archive
-from ssamba.data.sources import unpacked
+from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import BadAudio, UserError
+from ssamba.folders import PassedOver
 from ssamba.recordings import recording_seconds
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -47,9 +48,12 @@ ONE_IN = 10  # recordings of the ten words, a silence and an unknown word: the o
 STRETCHES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
-def official_splits(source: Path, words: Sequence[str]) -> dict[str, list[Recording]]:
+def official_splits(source: Path, words: Sequence[str], passed_over: PassedOver) -> dict[str, list[Recording]]:
     """Every recording of every word, labelled with it."""
-    folders = {path.name for path in source.iterdir() if path.is_dir()} - {NOISE}
+    folders = {path.name for path in seen((path for path in source.iterdir() if path.is_dir()), passed_over)} - {NOISE}
+    if SILENCE in folders:  # people add it; here silence is cut from the noises
+        folders.remove(SILENCE)
+        passed_over.add(SILENCE, SILENCE)
     if folders != set(words):
         raise UserError(
             f"{source} lacks the words {sorted(set(words) - folders)} and has {sorted(folders - set(words))} besides; "
@@ -62,7 +66,7 @@ def official_splits(source: Path, words: Sequence[str]) -> dict[str, list[Record
         listed |= dict.fromkeys((source / name).read_text().split(), split)
     splits: dict[str, list[Recording]] = {"train": [], "validation": [], "test": []}
     for word in words:
-        for path in sorted((source / word).glob("*.wav")):
+        for path in seen((source / word).glob("*.wav"), passed_over):
             labels: dict[str, str | list[str]] = {"word": word, "speaker": path.stem.partition("_nohash_")[0]}
             splits[listed.pop(f"{word}/{path.name}", "train")].append(Recording(f"{word}-{path.stem}", path, labels))
     if listed:
@@ -73,7 +77,7 @@ def official_splits(source: Path, words: Sequence[str]) -> dict[str, list[Record
 def twelve_classes(source: Path, splits: dict[str, list[Recording]], seed: int) -> dict[str, list[Recording]]:
     """The ten words, and of the others and of silence a tenth as many each."""
     try:
-        lengths = {path: recording_seconds(path) for path in sorted((source / NOISE).glob("*.wav"))}
+        lengths = {path: recording_seconds(path) for path in seen((source / NOISE).glob("*.wav"), PassedOver())}
     except BadAudio as error:
         raise UserError(f"a background noise cannot be read ({error}): unpack the archive again") from error
     noises = [(path, seconds) for path, seconds in lengths.items() if seconds >= 10]  # 1 s in each stretch
@@ -103,10 +107,11 @@ def find(given: argparse.Namespace) -> DataSet:
         raise UserError(f"SOURCE is {given.source}; expected the folder of the unpacked archive")
     words = WORDS[given.version]
     source = unpacked(given.source, ARCHIVES[given.version].folder)
-    splits = official_splits(source, words)
+    passed_over = PassedOver()
+    splits = official_splits(source, words, passed_over)
     if given.version == "v1":
         splits, words = twelve_classes(source, splits, given.seed), (*COMMANDS, SILENCE, UNKNOWN)
-    return DataSet(f"speech-commands-{given.version}", splits, {"word": words})
+    return DataSet(f"speech-commands-{given.version}", splits, {"word": words}, passed_over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

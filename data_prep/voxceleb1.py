@@ -1,8 +1,10 @@
 """Shards of VoxCeleb1, by the official identification split; or of the recordings of a list of verification trials.
 
-SOURCE is the folder with wav/idXXXXX/VIDEO/NNNNN.wav, or the one with vox1_dev_wav/wav and vox1_test_wav/wav. The
-splits train, validation and test are those of iden_split.txt. With --trials the split verification has each recording
-of the list once instead, and OUT-trials.txt is the list with the recordings' keys for their names. Label: speaker.
+SOURCE is the folder with idXXXXX/VIDEO/NNNNN.wav, or one with those in wav, in dev/wav and test/wav, or in vox1_dev_wav
+and vox1_test_wav, with wav below or without. Where there is no such .wav, one of another ending is taken, such as .m4a.
+The splits train, validation and test are those of iden_split.txt. With --trials the split verification has each
+recording of the list once instead, and OUT-trials.txt is the list with the recordings' keys for their names. Label:
+speaker.
 """
 
 import argparse
@@ -13,10 +15,11 @@ from pathlib import Path
 from ssamba.data.writer import DataSet, Recording, check_present, run_script
 from ssamba.errors import UserError
 from ssamba.files import write_text
+from ssamba.recordings import ENDINGS
 from ssamba.values import add_argument, path
 
 SPLITS = {"1": "train", "2": "validation", "3": "test"}
-FOLDERS = ("wav", "vox1_dev_wav/wav", "vox1_test_wav/wav")
+FOLDERS = ("wav", "dev/wav", "test/wav", "vox1_dev_wav/wav", "vox1_test_wav/wav", "vox1_dev_wav", "vox1_test_wav", ".")
 
 
 def read_list(path: Path, kinds: Sequence[str], files: int) -> list[list[str]]:
@@ -39,14 +42,20 @@ def key(name: str) -> str:
     return name.removesuffix(".wav").replace("/", "-")
 
 
+def other_ending(paths: Sequence[Path]) -> Path | None:
+    """The recording that is there in place of a .wav."""
+    there = (path.with_suffix(ending) for path in paths for ending in sorted(ENDINGS))
+    return next((path for path in there if path.is_file()), None)
+
+
 def find(given: argparse.Namespace) -> DataSet:
-    folders = [given.source / name for name in FOLDERS if (given.source / name).is_dir()]
+    folders = [given.source / name for name in FOLDERS if any((given.source / name).glob("id*/"))]
     if not folders:
-        raise UserError(f"{given.source} has none of the folders {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked")
+        raise UserError(f"{given.source} has no idXXXXX in {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked")
 
     def recording(name: str) -> Recording:
         paths = [folder / name for folder in folders]
-        path = next((path for path in paths if path.is_file()), paths[0])
+        path = next((path for path in paths if path.is_file()), None) or other_ending(paths) or paths[0]
         return Recording(key(name), path, {"speaker": name.partition("/")[0]})
 
     splits: dict[str, list[Recording]]

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,13 @@ from typing import NamedTuple
 from ssamba.data.lists import read_rows
 from ssamba.data.writer import Recording
 from ssamba.errors import UserError
-from ssamba.folders import look_below
+from ssamba.folders import PassedOver, look_below
 
 log = logging.getLogger(__name__)
 
-# A video's name has 11 characters. Some put a Y before it, as a name that begins with - is an option to many a command.
-_CLIP = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.ASCII)
+# A video's name has 11 characters. Some put a Y or id_ before it, as a name that begins with - is an option to many a
+# command.
+_CLIP = re.compile(r"(?:Y|id_)?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.ASCII)
 
 
 def read_table(path: Path, columns: Sequence[str], header: bool = True) -> Iterator[dict[str, str]]:
@@ -69,6 +70,15 @@ def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[R
     count = sum(len(paths[key]) for key in shared)
     log.warning("%d names give a key that another gives, too, such as %s: digests tell them apart", count, min(shared))
     return {split: [told_apart(one) for one in recordings] for split, recordings in splits.items()}
+
+
+def seen(paths: Iterable[Path], passed_over: PassedOver) -> list[Path]:
+    """In their order of names, without those that are hidden, such as ._NAME of macOS, which are counted."""
+    found = sorted(paths)
+    for path in found:
+        if path.name.startswith("."):
+            passed_over.add("hidden", path.name)
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def unpacked(source: Path, folder: str) -> Path:
@@ -123,9 +133,9 @@ def read_folds(source: Path, table: str, columns: tuple[str, str, str], folder: 
 class VideoClips:
     """The clips of YouTube videos below a folder, by what downloaders call them.
 
-    A name is the video's 11 characters, perhaps a Y before them, perhaps `_START` or `_START_END` behind them, in
-    seconds or in milliseconds: -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, -0RWZT-miFs_420.000_430.000.flac,
-    -0RWZT-miFs_000420.wav, -0RWZT-miFs_420000.wav.
+    A name is the video's 11 characters, perhaps a Y or id_ before them, perhaps `_START` or `_START_END` behind them,
+    in seconds or in milliseconds: -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, id_-0RWZT-miFs.wav, -0RWZT-miFs_000420.wav,
+    -0RWZT-miFs_420.000_430.000.flac, -0RWZT-miFs_420000.wav.
     """
 
     def __init__(self, folder: Path) -> None:

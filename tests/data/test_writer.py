@@ -21,7 +21,7 @@ from ssamba.data.indexing import index_shards
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.remote import ShardCache
 from ssamba.data.stream import ClipStream
-from ssamba.data.writer import Recording, _finish_shard, _Written, safe_key, write_shards
+from ssamba.data.writer import Recording, _finish_shard, _Written, check_present, safe_key, write_shards
 from ssamba.errors import UserError
 from ssamba.recordings import read_audio
 
@@ -298,6 +298,23 @@ def test_recordings_that_cannot_be(recordings: list[Recording], tmp_path: Path) 
     refused(
         tmp_path, {"train": [Recording("a", one.path, {"animal": ""})]}, "'a' has an empty name for the label 'animal'"
     )
+
+
+def test_all_that_share_a_key_or_are_missing_are_named_at_once(recordings: list[Recording], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        write_shards({"train": [*recordings, *recordings]}, tmp_path / "out", "toy")
+    said = str(raised.value).splitlines()
+    assert said[0].startswith("12 recordings have a key that another one has; expected each once")
+    assert said[1] == f"  {recordings[0].path} and {recordings[0].path} have the same key 'bird-0'"
+    assert len(said) == 12 and said[-1] == "  and 2 more"
+
+    for one in recordings[:11]:
+        one.path.unlink()
+    with pytest.raises(UserError) as raised:
+        check_present({"train": recordings}, 0.5)
+    said = str(raised.value).splitlines()
+    assert said[0].startswith("11 of 12 listed recordings are missing; at most 6 may be")
+    assert said[1:] == [*(f"  {one.path}" for one in recordings[:10]), "  and 1 more"]
 
 
 def test_labels_that_cannot_be(recordings: list[Recording], tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ def test_urbansound8k_complains(tmp_path: Path, fails: Callable[..., str], capsy
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("-0RWZT-miFs.wav", 420.0), ("Y-0RWZT-miFs.flac", 420.0), ("-0RWZT-miFs_420.ogg", 420.0),
+        ("-0RWZT-miFs.wav", 420.0), ("Y-0RWZT-miFs.flac", 420.0),
+        ("id_-0RWZT-miFs.m4a", 420.0), ("-0RWZT-miFs_420.ogg", 420.0),
         ("-0RWZT-miFs_420.000.wav", 420.0), ("-0RWZT-miFs_000420.wav", 420.0), ("-0RWZT-miFs_420_430.wav", 420.0),
         ("-0RWZT-miFs_420.000_430.000.WAV", 420.0), ("Y-0RWZT-miFs_420000_430000.wav", 420.0),
         ("deep/er/-0RWZT-miFs_0_10000.wav", 0.0), ("-0RWZT-miFs_30.wav", 30.5), ("-0RWZT-miFs_4007.wav", 4.007),

@@ -157,7 +157,11 @@ def speech_commands(root: Path, words: Iterable[str], noise_seconds: float = 12.
 def test_speech_commands_v2(tmp_path: Path, make: Callable[..., Path]) -> None:
     words = (*COMMANDS, *OTHERS, *V2_ONLY)
     speech_commands(tmp_path / "in", words)
+    write_wav(tmp_path / "in" / "_silence_" / "0.wav")
+    (tmp_path / "in" / "yes" / "._00000000_nohash_0.wav").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "in" / ".git").mkdir()
     out = make("speech_commands", "--version=v2")
+    assert ShardIndex.read(out / "test").passed_over == {"_silence_": 1, "hidden": 2}
     assert sorted(path.name for path in out.iterdir()) == ["test", "train", "validation"]
     train = ShardIndex.read(out / "train")
     assert (train.dataset, train.labels["word"]) == ("speech-commands-v2", words)

@@ -81,7 +81,8 @@ def voxceleb1(source: Path, folders: tuple[str, str] = ("vox1_dev_wav/wav", "vox
     return lines
 
 
-@pytest.mark.parametrize("folders", [("vox1_dev_wav/wav", "vox1_test_wav/wav"), ("wav", "wav")])
+@pytest.mark.parametrize("folders", [("vox1_dev_wav/wav", "vox1_test_wav/wav"), ("wav", "wav"), (".", "."),
+                                     ("dev/wav", "test/wav"), ("vox1_dev_wav", "vox1_test_wav")])  # fmt: skip
 def test_voxceleb1(tmp_path: Path, make: Callable[..., Path], folders: tuple[str, str]) -> None:
     voxceleb1(tmp_path / "in", folders)
     out = make("voxceleb1")
@@ -96,6 +97,15 @@ def test_voxceleb1(tmp_path: Path, make: Callable[..., Path], folders: tuple[str
         "key": "id10270-1zcIwh-deo4-00003", "seconds": 0.05, "labels": {"speaker": "id10270"},
         "source": source if folders[0] == folders[1] else f"{folders[1]}/{source}",
     }  # fmt: skip
+
+
+def test_voxceleb1_of_other_endings(tmp_path: Path, make: Callable[..., Path]) -> None:
+    voxceleb1(tmp_path / "in")
+    for path in (tmp_path / "in").rglob("*.wav"):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(path.with_suffix(".flac"), samples, rate)
+        path.unlink()
+    assert {key[:7] for key in described(make("voxceleb1") / "train")} == {"id10001", "id10002", "id10270"}
 
 
 def test_voxceleb1_makes_what_its_recipe_names() -> None:
@@ -150,7 +160,7 @@ def test_voxceleb1_missing_files_are_counted(
 def test_voxceleb1_complains(tmp_path: Path, fails: Callable[..., str]) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    assert "has none of the folders wav, vox1_dev_wav/wav, vox1_test_wav/wav" in fails("voxceleb1")
+    assert "has no idXXXXX in wav, dev/wav, test/wav, vox1_dev_wav/wav" in fails("voxceleb1")
     lines = voxceleb1(source)
     (tmp_path / "list.txt").write_text("\n".join([*lines, "4 id10001/x/00001.wav"]))
     assert "has the line '4 id10001/x/00001.wav'; expected 1 or 2 or 3 and then 1" in fails(
@@ -249,7 +259,9 @@ def test_librispeech(tmp_path: Path, make: Callable[..., Path], inside: str) -> 
                                    ("dev-clean", "84", 1.5), ("test-clean", "61", 1.5)):  # fmt: skip
         write_audio(root / name / speaker / "1240" / f"{speaker}-1240-0000.flac", seconds)
         (root / name / speaker / "1240" / f"{speaker}-1240.trans.txt").write_text("")
+    (root / "dev-clean" / "84" / "1240" / "._84-1240-0000.flac").write_bytes(b"\0\5\x16\7")
     out = make("librispeech", "--seconds=1.5")
+    assert ShardIndex.read(out / "validation").passed_over == {"hidden": 1}
     assert sorted(path.name for path in out.iterdir()) == ["train", "validation"]
     train = described(out / "train")
     assert {key: sample["seconds"] for key, sample in train.items()} == {
