@@ -21,9 +21,10 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -634,10 +635,30 @@ def try_inputs(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     for name in COMMANDS:
         importlib.import_module(name)
-    os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "temporary"), "WANDB_MODE": "disabled"}
-    source = folder / "source"
-    for needed in (source, folder / "home", folder / "temporary"):
+    with surroundings(folder):
+        return _try_all(count, seed, folder)
+
+
+@contextmanager
+def surroundings(folder: Path) -> Iterator[None]:
+    """A home and a place for temporary files within a folder; the working directory comes back, too."""
+    before = os.environ.copy(), Path.cwd(), tempfile.tempdir
+    os.environ |= {"HOME": str(folder / "home"), "WANDB_MODE": "disabled"}
+    tempfile.tempdir = str(folder / "temporary")
+    for needed in (folder / "home", folder / "temporary"):
         needed.mkdir()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before[0])
+        os.chdir(before[1])
+        tempfile.tempdir = before[2]
+
+
+def _try_all(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    source = folder / "source"
+    source.mkdir()
     tried = make_inputs(source)
     warm_up(source)
     share = count / sum(one.share for one in tried)

@@ -27,11 +27,11 @@ import torch
 from torchaudio.functional import resample
 
 from loader import encoded
-from ssamba.data.sources import recordings_below
 from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.efficiency import Goal, goals_table, interleaved_times, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
+from ssamba.folders import look_below
 from ssamba.recordings import read_audio
 from ssamba.training.runs import hardware
 
@@ -111,7 +111,7 @@ def measure(paths: Sequence[Path], rounds: int, folder: Path) -> dict[str, Any]:
 
     def whole(recordings: list[Recording]) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
-        write_shards({"train": recordings}, folder / "out", "benchmark", max_seconds=1e9)
+        write_shards({"train": recordings}, folder / "out", "benchmark", max_seconds=1e5)
 
     steps: dict[str, Callable[[], object]] = {
         "whole": lambda: whole(found),
@@ -149,7 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         paths = (
-            [given.recordings / path for path in recordings_below(given.recordings)][: given.clips]
+            [given.recordings / path for path in look_below(given.recordings).recordings][: given.clips]
             if given.recordings
             else write_recordings(folder, given.clips)
         )

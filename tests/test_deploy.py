@@ -236,7 +236,7 @@ def test_a_program_runs_without_what_trains_and_builds_models(
     packages = {name.split(".")[0] for name in known}
     assert not packages & {"lightning", "omegaconf", "webdataset", "huggingface_hub", "safetensors", "soundfile"}
     ours = {name.split(".")[1] for name in known if name.startswith("ssamba.")}
-    assert ours == {"ops", "errors", "program"}
+    assert ours == {"ops", "errors", "files", "printable", "program"}
 
 
 def test_torch_with_the_operators_runs_a_program_with_a_scan(

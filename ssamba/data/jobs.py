@@ -17,7 +17,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from typing import TypeVar
 
 from ssamba.errors import UserError
@@ -105,13 +105,19 @@ def processes(workers: int) -> Iterator[Executor | None]:
     # A server that has imported everything once and runs no threads is safe and quick to fork from.
     context = get_context("forkserver")
     context.set_forkserver_preload(["ssamba.recordings"])
+    # It and its workers inherit that interrupts are blocked: they are the parent's to handle, and one that ends a
+    # worker in its first moments can leave another that nobody ends.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with ProcessPoolExecutor(workers, context, initializer=_obey_parent) as pool:
         yield pool
 
 
 def _obey_parent() -> None:
-    # Interrupts are the parent's to handle; a parent that is killed cannot tell its workers to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed cannot tell its workers to end.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

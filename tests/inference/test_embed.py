@@ -157,8 +157,8 @@ def test_an_existing_file_stays_without_overwrite(encoder: Path, make_sound: Mak
         (["--out", "nowhere/x.npz"], "there is no folder nowhere"),
         (["--out", "x.npz", "--layer", 2], "layer is 2; this model has 2: 0 (the patches) to 1 (its output)"),
         (["--out", "x.npz", "--window", 0.1], "the model needs 0.175 s, one patch"),
-        (["--out", "x.npz", "--hop", -1], "expected a hop above 0"),
-        (["--out", "x.npz", "--batch-size", 0], "batch size is 0"),
+        (["--out", "x.npz", "--hop", -1], "--hop is -1; expected at least 0.001"),
+        (["--out", "x.npz", "--batch-size", 0], "--batch-size is 0; expected at least 1"),
     ],
 )
 def test_mistakes(words: list[object], said: str, encoder: Path, make_sound: MakeSound, tmp_path: Path,
