@@ -569,7 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except Stopped as stop:
         if str(stop):
-            _say(printable(str(stop)))
+            _say(str(stop))
         return stop.status
     except KeyboardInterrupt:
         _say("interrupted")

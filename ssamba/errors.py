@@ -31,8 +31,14 @@ class BadAudio(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked a run to end, and it ended in order: how it goes on, and the command's exit status."""
+    """A signal asked a run to end, and it ended in order: the command's exit status, and in lines how it goes on.
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+    As text it is safe to show, as a `UserError` is.
+    """
+
+    def __init__(self, status: int, *lines: str) -> None:
+        super().__init__(*lines)
         self.status = status
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)

@@ -89,10 +89,9 @@ class Interruptions(Callback):
         said += f". To go on: {self.command}"
         if trainer.global_rank:
             # One rank speaks and has the status: a launcher takes another's for a failure, and kills the rest.
-            raise Stopped("", 0)
-        if asked == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
-            said += f"\n{_requeue()}"
-        raise Stopped(said, 128 + asked)
+            raise Stopped(0)
+        requeued = [_requeue()] if asked == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ else []
+        raise Stopped(128 + asked, said, *requeued)
 
 
 def _requeue() -> str:

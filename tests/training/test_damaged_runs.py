@@ -1,6 +1,7 @@
 """Each file of a run folder, damaged in each way, for every command that takes a run: what needs it stops with one
 message, what does not goes on, and nothing ends in a traceback."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def damage(path: Path, how: str) -> None:
     if content is None:
         path.unlink()
     elif isinstance(content, float):
-        path.write_bytes(path.read_bytes()[: int(content * path.stat().st_size)])
+        whole = path.read_bytes()
+        part = whole[: int(content * len(whole))]
+        if path.suffix == ".yaml":  # cut between two lines it may be a recipe still; so within a key
+            part = part[: [key.end() for key in re.finditer(rb"\n *\w+(?=\w:)", part)][-1]]
+        path.write_bytes(part)
     else:
         path.write_bytes(content)
 

@@ -306,7 +306,8 @@ def test_a_mistake_is_said_once(recipes: dict[str, Path], alone: Runs, tmp_path:
 
 def test_what_is_not_finite_stops_all_ranks_and_one_says_so(recipes: dict[str, Path], tmp_path: Path) -> None:
     """Started by Lightning, in the fit."""
-    words = ["model.encoder=ssast", "trainer.devices=2", "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0"]
+    words = ["optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6", "optimizer.warmup_steps=0"]
+    words += ["model.encoder=ssast", "trainer.devices=2"]
     command = words_for(recipes, "pretrain", tmp_path / "run", *words)
     status, said = launch([sys.executable], tmp_path, [command])
     (message,) = [line for line in said.splitlines() if line.startswith("ssamba: ")]

@@ -346,8 +346,8 @@ def test_a_worker_is_missed_in_the_middle_of_anything(
             assert main([*words, f"run_dir={tmp_path / fail.__name__}"]) == 2
         assert told in capsys.readouterr().err
     monkeypatch.setattr("ssamba.training.checkpoints.Checkpoints.on_train_batch_end", elsewhere)
-    with pytest.raises(ConnectionRefusedError):
-        main([*words, f"run_dir={tmp_path / 'elsewhere'}"])
+    assert main([*words, f"run_dir={tmp_path / 'elsewhere'}"]) == 2
+    assert capsys.readouterr().err.endswith("\nssamba: Connection refused\n")
 
 
 # What cannot go on

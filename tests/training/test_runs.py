@@ -18,7 +18,7 @@ from ssamba.cli import main
 from ssamba.config import load_recipe
 from ssamba.data.index import find_shards
 from ssamba.errors import UserError
-from ssamba.training.runs import check_run, open_run
+from ssamba.training.runs import RunLock, check_run, open_run
 
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 Runs = Callable[[str], Path]
@@ -250,14 +250,15 @@ def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "a" / "new"):
         check_run(folder, overwrite=False)
-        open_run(folder, overwrite=False)
-        assert folder.is_dir()
+        with RunLock(folder) as lock:
+            open_run(folder, False, lock)
+            assert lock.taken and folder.is_dir()
     check_run(tmp_path / "not" / "made", overwrite=False)
     assert not (tmp_path / "not").exists()
     (tmp_path / "file").write_text("a file")
     for overwrite in (False, True):
-        with pytest.raises(UserError):
-            open_run(tmp_path / "file", overwrite)
+        with pytest.raises(UserError), RunLock(tmp_path / "file") as lock:
+            open_run(tmp_path / "file", overwrite, lock)
     assert (tmp_path / "file").read_text() == "a file"
 
 
