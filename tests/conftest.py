@@ -16,9 +16,13 @@ import pytest
 import soundfile
 import torch
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from ssamba.cli import main
 from ssamba.data.writer import Recording, write_shards
+from ssamba.evaluation import pictures
+from ssamba.files import made_folder, written_beside
 
 torch.set_num_threads(1)
 
@@ -120,6 +124,31 @@ def finetuned(
         return runs[encoder]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def any_picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A PNG of noise, some kilobytes long."""
+    path = tmp_path_factory.mktemp("picture") / "noise.png"
+    imsave(path, np.random.default_rng(0).random((32, 32)))
+    return path.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, any_picture: bytes) -> Iterator[None]:
+    """Pictures are files of noise: to draw those of a small run takes longer than the run. Not where the mark `drawn`
+    is, nor in runs that tests share (they are made before this)."""
+    if request.node.get_closest_marker("drawn"):
+        yield
+        return
+
+    def save(figure: Figure, path: Path) -> None:
+        with made_folder(path.parent), written_beside(path) as beside:
+            beside.write_bytes(any_picture)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_save", save)
+        yield
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -66,6 +66,7 @@ def safe(text: str) -> None:
     assert not [line for line in text.split("\n") if line.startswith("ssamba: fake")]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("form", ["table", "jsonl"])
 def test_predictions(
     form: str, model: Path, sounds: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -125,6 +126,7 @@ def test_the_model_card(model: Path, tmp_path: Path) -> None:
     assert [line for line in body.splitlines() if line.startswith("#")] == [body.strip().splitlines()[0]]
 
 
+@pytest.mark.drawn
 def test_reports_and_figures(tmp_path: Path) -> None:
     count = len(NASTY)
     for text in ("$\\frac", "a\n$\\frac{", "\x1b[2J"):

@@ -15,6 +15,8 @@ from ssamba.evaluation import pictures
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:

@@ -222,6 +222,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.drawn
 def test_timelines(classifier: Path, mixed: Path, call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "timelines"
     words = ["predict", classifier, mixed, "--window", 4, "--hop", 2, "--timeline", folder, "--format", "jsonl"]
