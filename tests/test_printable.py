@@ -66,12 +66,11 @@ def safe(text: str) -> None:
     assert not [line for line in text.split("\n") if line.startswith("ssamba: fake")]
 
 
-@pytest.mark.drawn
 @pytest.mark.parametrize("form", ["table", "jsonl"])
 def test_predictions(
     form: str, model: Path, sounds: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out, timelines = tmp_path / "out.txt", tmp_path / "timelines"
+    out = tmp_path / "out.txt"
     words = ["predict", model, tmp_path / "sounds", "--format", form, "--top", len(NASTY)]
     assert main([str(word) for word in words]) == 1
     shown = capfd.readouterr()
@@ -79,12 +78,19 @@ def test_predictions(
     safe(shown.out)
     safe(bars)
     assert len(shown.out.splitlines()) == len(NASTY) * (2 if form == "jsonl" else 1)
-    assert main([*(str(word) for word in words), "--out", str(out), "--timeline", str(timelines)]) == 1
+    assert main([*(str(word) for word in words), "--out", str(out)]) == 1
     assert out.read_text() == shown.out
     if form == "jsonl":
         rows = [json.loads(line) for line in shown.out.splitlines()]
         assert {row["path"] for row in rows} == set(map(str, sounds))  # as they are
         assert {answer["label"] for answer in rows[0].get("labels", rows[1].get("labels"))} == set(NASTY)
+
+
+@pytest.mark.drawn
+def test_timelines(model: Path, sounds: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    timelines = tmp_path / "timelines"
+    assert main(["predict", str(model), str(tmp_path / "sounds"), "--timeline", str(timelines)]) == 1
+    safe(capfd.readouterr().out)
     tables = list(timelines.rglob("*.csv"))
     assert len(tables) == len(NASTY)
     with tables[0].open(newline="") as file:

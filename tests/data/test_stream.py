@@ -297,7 +297,8 @@ def test_repeating(shards: ShardSet, sounds: Sounds) -> None:
 
 def offset(row: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> int:
     """Where a clip lies in its recording."""
-    (place,) = [n for n in range(len(whole) - len(row) + 1) if np.array_equal(whole[n : n + len(row)], row)]
+    starts = np.flatnonzero(whole[: len(whole) - len(row) + 1] == row[0])
+    (place,) = [int(n) for n in starts if np.array_equal(whole[n : n + len(row)], row)]
     return place
 
 
