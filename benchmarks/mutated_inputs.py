@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -344,7 +345,7 @@ def seconds_listed(content: bytes) -> float | None:
         rows = (
             json.loads(text)["data"]
             if text.startswith("{")
-            else [row for row in csv.reader(io.StringIO(text)) if row][1:]
+            else [row for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))][1:]
         )
         return SECONDS * len(rows)
     except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
@@ -542,6 +543,7 @@ def _become(command: tuple[str, ...], folder: Path, said: Path) -> None:
         os.dup2(file, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="backslashreplace") for number in (1, 2))
+        logging.root.handlers.clear()  # those of this process's first calls, whose stderr was another
         os.chdir(folder)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = int(pages * os.sysconf("SC_PAGE_SIZE") + MOST_ADDRESSES)
