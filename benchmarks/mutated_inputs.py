@@ -52,7 +52,8 @@ SECONDS = 1.5  # of each recording
 TRIAL = 20.0  # seconds that a command may take
 MOST_MEMORY = 2e9  # bytes
 MOST_ADDRESSES = 8e9  # bytes more than a trial begins with, so that none takes the machine with it
-CODEC_SECONDS = 0.02  # that may be lost without a word: less than a frame of a codec
+# Seconds that may be missing without a word, as ssamba.recordings says: a frame, of compressed sound a tenth.
+UNTOLD, UNTOLD_OF_COMPRESSED = 0.026, 0.11
 
 Change = Callable[[bytes, random.Random], bytes]
 
@@ -307,6 +308,7 @@ class Input:
     kind: what it counts as in the table.
     read: what was heard, written or counted of it, from what was said and what now lies there; None if nothing tells.
     summed: a checksum tells every change of it, so that something has to be said of each.
+    untold: how much of it may be missing without a word.
     holds: what can be read of it, from the changed file; by default what could be before.
     after: what is done before the call, once the file is changed.
     """
@@ -321,6 +323,7 @@ class Input:
     after: Callable[[], None] = lambda: None
     summed: bool = False
     holds: Callable[[bytes], float | None] | None = None
+    untold: float = UNTOLD
 
 
 def seconds_heard(said: str) -> float | None:
@@ -350,6 +353,18 @@ def seconds_listed(content: bytes) -> float | None:
         return SECONDS * len(rows)
     except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
         return None
+
+
+def seconds_told(content: bytes) -> float | None:
+    """Of a recording, as it was; None where its changed header gives another rate or other channels, which nothing
+    contradicts, and for ADTS, which counts nothing."""
+    if content[:2] in (b"\xff\xf1", b"\xff\xf9"):
+        return None
+    try:
+        header = soundfile.info(io.BytesIO(content))
+    except soundfile.LibsndfileError:
+        return SECONDS
+    return SECONDS if (header.samplerate, header.channels) in ((RATE, 1), (48000, 1)) else None
 
 
 def samples_counted(said: str) -> float | None:
@@ -399,6 +414,9 @@ FORMATS: dict[str, str | tuple[str, str]] = {
     "mka": "libmp3lame",
     "wma": "wmav2",
 }
+
+
+LOSSLESS = {how for how in FORMATS.values() if how[1] in ("PCM_16", "PCM_24", "FLOAT", "ULAW")}
 
 
 def encode(path: Path, sound: np.ndarray[Any, Any], how: str | tuple[str, str]) -> None:
@@ -506,12 +524,13 @@ def inputs(checkpoint: Path) -> Iterator[Input]:
         seconds_written,
         holds=seconds_listed,
     )
-    for name in FORMATS:
+    for name, how in FORMATS.items():
         folder, file = f"audio/{name}", f"audio/{name}/x.{name}"
         hear = ("predict", "model", file, "--format", "jsonl")
         make = ("folder.py", folder, "out", "--unlabelled", *write)
-        yield Input("recordings to predict", f"{name} to predict", file, BYTES, hear, 2, seconds_heard)
-        yield Input("recordings to write", f"{name} to write", file, BYTES, make, 2, seconds_written)
+        sounds = {"holds": seconds_told, "untold": UNTOLD if how in LOSSLESS else UNTOLD_OF_COMPRESSED}
+        yield Input("recordings to predict", f"{name} to predict", file, BYTES, hear, 2, seconds_heard, **sounds)
+        yield Input("recordings to write", f"{name} to write", file, BYTES, make, 2, seconds_written, **sounds)
 
 
 # A trial
@@ -615,7 +634,7 @@ def try_one(trial: Trial, one: Input, source: Path, home: Path, whole: tuple[str
         why = "it leaves what is not finished"
     read = one.read(said) if why is None and status == 0 else None
     held = one.holds(changed) if one.holds else whole[1]
-    less = read is not None and held is not None and read < held - CODEC_SECONDS
+    less = read is not None and held is not None and read < held - one.untold
     if why is None and (less or one.summed and changed != content) and not lines(said) - lines(whole[0]):
         why = "it loses something without a word"
     told = {

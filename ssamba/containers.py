@@ -8,12 +8,14 @@ counted here. No more of a file than a buffer is in memory, whatever its sizes s
 import functools
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
 
 _MOST_CHUNKS = 10_000  # in front of the sound; more have only files that are made to keep a reader busy
 _MOST_ZEROS = 1 << 16  # bytes in front of an MP3
+_REFLECTED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _STREAMED = ((0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF))  # sizes that stand for one that was not known
 
 
@@ -134,7 +136,10 @@ def _riff(file: BinaryIO, start: int, size: int) -> Content:
         if chunk.name == b"ds64":
             wide = int.from_bytes(file.read(16)[8:], "little")
         elif chunk.name == b"fmt ":
-            mpeg = file.read(2) in (b"\x50\0", b"\x55\0")
+            fields = file.read(16)
+            mpeg = fields[:2] in (b"\x50\0", b"\x55\0")
+            if problem := _contradiction(fields, order):
+                return Content("wav", damage=problem)
         elif chunk.name == b"data":
             there = size - chunk.start
             if not chunk.bytes and there and abs(start + 8 + riff - size) > 8:
@@ -148,6 +153,18 @@ def _riff(file: BinaryIO, start: int, size: int) -> Content:
                 return _mpeg(file, chunk.start, min(size, chunk.start + promised))
             return Content("wav", fraction=_part(promised, there))
     return Content("wav")
+
+
+def _contradiction(fields: bytes, order: str) -> str:
+    """What of a WAV's format cannot be: of samples of a fixed size, blocks that do not hold one of each channel."""
+    if len(fields) < 16:
+        return ""
+    kind, channels, _, _, block, bits = struct.unpack(order + "HHIIHH", fields)
+    if kind not in (1, 3, 0xFFFE) or not channels or not block or not bits:
+        return ""
+    # 17 to 31 bits may lie in four bytes.
+    fits = block in (channels * -(-bits // 8), channels * 4 if bits > 16 else 0)
+    return "" if fits else f"it is damaged: {channels} channels of {bits} bits do not fit blocks of {block} bytes"
 
 
 def _form(file: BinaryIO, start: int, size: int) -> Content:
@@ -253,21 +270,44 @@ def _flac(file: BinaryIO, start: int, size: int) -> Content:
 
 
 def _ogg(file: BinaryIO, start: int, size: int) -> Content:
-    """Ogg by its pages, each of which gives the sizes of its segments."""
+    """Ogg by its pages, each of which gives the sizes of its segments and a checksum: a decoder passes over one that is
+    damaged, and over all behind it that it cannot make out."""
     at, links, in_headers = start, 0, False
     while at < size:
         file.seek(at)
         head = file.read(27)
         if not head.startswith(b"OggS"):
+            if (found := _find(file, at, b"OggS")) is not None:
+                return Content("ogg", damage=f"it is damaged: bytes {at} to {found} are no page of it")
             break  # something else was put behind it
         segments = file.read(head[26]) if len(head) == 27 else b""
-        if len(head) < 27 or len(segments) < head[26] or at + 27 + head[26] + sum(segments) > size:
+        content = file.read(sum(segments))
+        if len(head) < 27 or len(segments) < head[26] or len(content) < sum(segments):
             return Content("ogg", damage="it ends in the middle of a page, so it was cut")
+        if _ogg_checksum(head[:22] + bytes(4) + head[26:] + segments + content) != head[22:26]:
+            return Content("ogg", damage=f"it is damaged: the page at byte {at} has another checksum than it says")
         first = bool(head[5] & 2)
         links += first and not in_headers
         in_headers = first
-        at += 27 + head[26] + sum(segments)
+        at += len(head) + len(segments) + len(content)
     return Content("ogg", by_libsndfile=links < 2)
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """RFC 3533's CRC, as it stands in a page: zlib's polynomial, bits from their other end, from 0, not inverted."""
+    reflected = zlib.crc32(page.translate(_REFLECTED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return reflected.to_bytes(4, "big").translate(_REFLECTED)
+
+
+def _find(file: BinaryIO, at: int, wanted: bytes) -> int | None:
+    """Where some bytes stand next; None if they do not."""
+    file.seek(at)
+    kept = b""
+    while block := file.read(1 << 16):
+        if (found := (kept + block).find(wanted)) >= 0:
+            return at - len(kept) + found
+        at, kept = at + len(block), block[-len(wanted) + 1 :]
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

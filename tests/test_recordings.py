@@ -459,3 +459,31 @@ def test_endings_are_small_and_told_apart() -> None:
     assert all(ending == ending.lower() and ending.startswith(".") for ending in ENDINGS)
     assert {".aifc", ".snd", ".voc", ".sph", ".m4a", ".aac", ".mp4", ".mka", ".webm", ".wma", ".amr", ".spx"} <= ENDINGS
     assert not {".raw", ".txt", ".json", ".csv", ".npy", ".cls"} & ENDINGS
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_damaged_page_of_ogg_is_told(subtype: str) -> None:
+    """A decoder goes on behind it, or ends there, without a word."""
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 48_000), 16000, format="OGG", subtype=subtype)
+    whole = file.getvalue()
+    read_audio(whole, 16000, 60)
+    read_audio(whole + b"TAG" + bytes(125), 16000, 60)  # what is put behind it is none
+    for at in range(30, len(whole), len(whole) // 20):
+        flipped = whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+        for changed in (flipped, whole[:at] + b"xx" + whole[at:], whole[:at] + whole[at + 1 :]):
+            with pytest.raises(BadAudio, match="it is damaged|cut"):
+                read_audio(changed, 16000, 60)
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(1, 16), (2, 16), (1, 24), (3, 8), (1, 32)])
+def test_a_wav_whose_channels_do_not_fit_its_blocks_is_told(channels: int, bits: int) -> None:
+    file = io.BytesIO()
+    subtype = {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24", 32: "FLOAT"}[bits]
+    soundfile.write(file, np.zeros((16_000, channels)), 16000, format="WAV", subtype=subtype)
+    whole = file.getvalue()
+    assert len(read_audio(whole, 16000, 60)) == 16_000
+    for other in set(range(1, 7)) - {channels}:
+        at = whole.index(b"fmt ") + 10
+        with pytest.raises(BadAudio, match="do not fit blocks"):
+            read_audio(whole[:at] + bytes([other]) + whole[at + 1 :], 16000, 60)
