@@ -52,8 +52,8 @@ SECONDS = 1.5  # of each recording
 TRIAL = 20.0  # seconds that a command may take
 MOST_MEMORY = 2e9  # bytes
 MOST_ADDRESSES = 8e9  # bytes more than a trial begins with, so that none takes the machine with it
-# Seconds that may be missing without a word, as ssamba.recordings says: a frame, of compressed sound a tenth.
-UNTOLD, UNTOLD_OF_COMPRESSED = 0.026, 0.11
+# Seconds that may be missing without a word, as ssamba.recordings says: a frame, of compressed sound 3,072 samples.
+UNTOLD, UNTOLD_OF_COMPRESSED = 0.026, 0.2
 
 Change = Callable[[bytes, random.Random], bytes]
 

@@ -14,6 +14,7 @@ Recordings whose keys would be the same get different ones.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,22 +54,44 @@ def from_folder(source: Path, label: str | None, split_folders: bool) -> tuple[S
         raise UserError(f"{source} has no recordings{what}; expected files that end with {', '.join(sorted(ENDINGS))}")
     if empty := [str(path) for path in below.empty]:
         log.warning("folders without a recording, which give no label: %s", few(empty))
+    if not split_folders:
+        return {"train": [labelled(source, path, label, 0) for path in found]}, passed_over
     tops = {path.parts[0] if len(path.parts) > 1 else "" for path in found}
-    if split_folders and all(top.lower() in SPLITS for top in tops):
+    if all(top.lower() in SPLITS for top in tops):
         names = split_names(sorted(tops))
         log.warning("the folders %s are splits; --no-split-folders makes labels of them", few(sorted(tops)))
         splits: Splits = {split: [] for split in names.values()}
         for path in found:
             splits[names[path.parts[0]]].append(labelled(source, path, label, 1))
         return splits, passed_over
+    deep = [path for path in found if len(path.parts) > 2]
+    if label and deep:
+        ask_about_splits(source, tops, deep)
     return {"train": [labelled(source, path, label, 0) for path in found]}, passed_over
+
+
+def ask_about_splits(source: Path, tops: set[str], deep: Sequence[Path]) -> None:
+    """UserError for folders that may be meant as splits and are not laid out as such; deep: what lies in folders of
+    folders."""
+    above = sorted({path.parts[0] for path in deep if path.parts[0].lower() in SPLITS})
+    below = sorted({path.parts[1] for path in deep if path.parts[1].lower() in SPLITS})
+    if len(above) > 1:
+        other = few(sorted(tops - set(above)))
+        what = f"the folders {few(above)} are called as splits are, and beside them lie {other}"
+    elif len(below) > 1:
+        what = f"there are folders {few(below)}, called as splits are, below those of the labels"
+    else:
+        return
+    raise UserError(f"{source}: {what}; expected SOURCE/split/label/name, or --no-split-folders, which makes labels of "
+                    "the uppermost folders")  # fmt: skip
 
 
 def labelled(source: Path, path: Path, label: str | None, depth: int) -> Recording:
     """A recording whose label is the folder at some depth."""
     if label and len(path.parts) < depth + 2:
         where = "SOURCE/split/label/name" if depth else "SOURCE/label/name"
-        raise UserError(f"{source / path} is in no label's folder; expected {where}, or --unlabelled")
+        or_labels = ", or --no-split-folders" if depth else ""
+        raise UserError(f"{source / path} is in no label's folder; expected {where}, or --unlabelled{or_labels}")
     return recording(path, source, {label: path.parts[depth]} if label else {})
 
 
@@ -87,7 +110,7 @@ def from_list(source: Path, label: str | None, columns: Columns, separator: str 
 
 def key_of(path: Path, folder: Path) -> str:
     """Of a recording's place within a folder, or of the whole of it where it lies elsewhere."""
-    return str((path.relative_to(folder) if path.is_relative_to(folder) else path).with_suffix(""))
+    return os.path.splitext(path.relative_to(folder) if path.is_relative_to(folder) else path)[0]
 
 
 def few(names: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ def find(given: argparse.Namespace) -> DataSet:
     # Keys are of what the paths differ in, so that lists of whole paths and of relative ones give the same.
     root = os.path.commonpath([entry.path.parent for _, entry in found]) if found else ""
     for split, entry in found:
-        key = safe_key(str(entry.path.relative_to(root).with_suffix(""))).strip("-")
+        key = safe_key(os.path.splitext(entry.path.relative_to(root))[0]).strip("-")
         labels = entry.labels if names is None else named(entry, given.label_key, names)
         splits[split].append(Recording(key, entry.path, labels))
     check_present(splits, given.max_bad_fraction)

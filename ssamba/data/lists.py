@@ -39,6 +39,18 @@ JSON_SHAPE = '{"data": [{"wav": path, "labels": "label,label"}, ...]}'
 _DELIMITERS = ",\t;|"
 _MOST_BYTES = 1 << 30
 _NAMED = 10  # lines that cannot be used, in a message
+_MEASURES = {
+    "start",
+    "end",
+    "stop",
+    "onset",
+    "offset",
+    "start_time",
+    "end_time",
+    "start_seconds",
+    "end_seconds",
+    "duration",
+}
 _FEW = 3  # rows that tell nothing of whether a column has a value of its own in each
 
 Labels = dict[str, str | list[str]]
@@ -129,6 +141,9 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, delimiter: str |
         UserError: no table, a column twice, lines of another length.
     """
     text = read_text(path, "a table of recordings, such as a CSV")
+    delimiter = "\t" if delimiter == "\\t" else delimiter
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError(f"--delimiter is {delimiter}; expected one character")
     lines = text.splitlines()
     first = next((line for line in lines if line.strip() and not (comments and line.startswith("#"))), "")
     delimiter = delimiter or max(_DELIMITERS, key=first.count)
@@ -211,7 +226,18 @@ def _table_entries(path: Path, label: str | None, columns: Columns, separator: s
         wanted = "a path (--path-column)" + (" and a label (--label-column)" if separator else "")
         raise UserError(f"{path} has the columns {names}; expected one for {wanted} among them")
     split = column(names, None, (SPLIT,), "", path)
-    _tell_unlike_labels(path, rows, [name for name in names if label and name not in (paths, labels, split)])
+    further = [name for name in names if label and name not in (paths, labels, split)]
+    # A spreadsheet's or a data frame's own numbers of the rows, and other names of the recordings, are no labels.
+    unused = [name for name in further if not name or name.startswith("Unnamed:") or name.lower() in PATHS]
+    further = [name for name in further if name not in unused]
+    if unused:
+        log.warning("%s: the columns %s are no labels and are not used", path, unused)
+    for name in further:
+        if name.lower() in LABELS:
+            log.warning(
+                "%s: %s is taken for the labels, and %s as a further label (--label-column)", path, labels, name
+            )
+    _tell_unlike_labels(path, rows, further)
     offenders = Offenders(path, "a path in each" + (", and a label" if label and labels else ""))
     for row in rows:
         where, fields = f"line {row.line}", dict(row.fields)
@@ -220,7 +246,7 @@ def _table_entries(path: Path, label: str | None, columns: Columns, separator: s
         if not wav or (label and labels and not name) or part == "":
             offenders.add(where, f"is {_shown(list(row.fields.values()))}")
             continue
-        found: Labels = {key: text for key, text in fields.items() if text} if label else {}
+        found: Labels = {key: fields[key] for key in further if fields[key]}
         if label and name:
             found[label] = _several(name, separator) if separator else name
         yield Entry(f"{path} {where}", locate(path, wav), found, part)
@@ -236,6 +262,9 @@ def _several(text: str, separator: str) -> list[str]:
 def _tell_unlike_labels(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Columns that become labels and cannot be meant as such: durations, numbers of a speaker's utterance."""
     for name in names:
+        if name.lower() in _MEASURES:
+            log.warning("%s: the column %s is taken as a label; recordings are taken whole", path, name)
+            continue
         values = [row.fields.get(name, "") for row in rows]
         if len(values) > _FEW and len(set(values)) == len(values):
             log.warning("%s: the column %s has another value in each row: as a label it tells nothing", path, name)
@@ -338,6 +367,16 @@ def _each_once(path: Path, entries: Sequence[Entry], label: str | None, several:
 
 
 def split_names(names: Sequence[str]) -> dict[str, str]:
-    """What splits are called in a data set -> what they are called here, where each stands for another one."""
-    known = {name: SPLITS.get(name.lower(), name) for name in names}
-    return known if len(set(known.values())) == len(known) else {name: name for name in names}
+    """What splits are called in a data set -> what they are called here.
+
+    Raises:
+        UserError: two names of one split.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        split = SPLITS.get(name.lower(), name)
+        if split in known.values():
+            other = next(first for first, called in known.items() if called == split)
+            raise UserError(f"{other} and {name} are both names of the split {split}; expected one: rename the other")
+        known[name] = split
+    return known

@@ -155,4 +155,23 @@ def test_what_is_no_table(content: bytes, said: str, folder: Path) -> None:
 def test_what_splits_are_called() -> None:
     assert {split_names([name])[name] for name in SPLITS} == {"train", "validation", "test"}
     assert split_names(["Train", "DEV", "fold1"]) == {"Train": "train", "DEV": "validation", "fold1": "fold1"}
-    assert split_names(["dev", "val"]) == {"dev": "dev", "val": "val"}  # which of them is meant is not known
+    with pytest.raises(UserError, match="dev and val are both names of the split validation"):
+        split_names(["dev", "val"])
+
+
+@pytest.mark.parametrize("delimiter", ["", "ab", "::"])
+def test_a_delimiter_is_one_character(delimiter: str, folder: Path) -> None:
+    (folder / "list.csv").write_text(table())
+    with pytest.raises(UserError, match="expected one character"):
+        labels_of(folder / "list.csv", delimiter=delimiter)
+
+
+def test_columns_that_are_no_labels(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = folder / "list.csv"
+    path.write_text(
+        ",Unnamed: 0,path,filename,label,category,start\n0,0,wav/0.wav,0.wav,cat,pet,0\n1,1,wav/1.wav,1.wav,dog,pet,0\n"
+    )
+    assert labels_of(path)["wav/1.wav"] == {"kind": "dog", "category": "pet", "start": "0"}
+    for said in ("['', 'Unnamed: 0', 'filename'] are no labels", "label is taken for the labels, and category as",
+                 "column start is taken as a label; recordings are taken whole"):  # fmt: skip
+        assert said in caplog.text

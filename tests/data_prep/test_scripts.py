@@ -365,6 +365,53 @@ def test_names_that_become_the_same_key(animals: Path, make: Callable[..., Path]
     assert ours < set(described(make("folder", "--overwrite") / "train"))
 
 
+SPLIT_LAYOUTS = {
+    "splits": ("Train/cat/1.wav", "Train/dog/2.wav", "dev/cat/3.wav", "eval/dog/deep/4.wav"),
+    "a class called as one": ("train/1.wav", "car/2.wav"),
+    "splits beside a label": ("train/a/1.wav", "test/a/2.wav", "cat/a/3.wav"),
+    "splits below labels": ("cat/train/1.wav", "cat/test/2.wav"),
+    "two names of one": ("train/a/1.wav", "val/a/2.wav", "dev/a/3.wav"),
+    "no labels": ("train/1.wav", "test/2.wav"),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "made"),
+    [
+        ("splits", {"train": {"cat": 1, "dog": 1}, "validation": {"cat": 1}, "test": {"dog": 1}}),
+        ("a class called as one", {"train": {"train": 1, "car": 1}}),
+        ("splits beside a label", "the folders test, train are called as splits are, and beside them lie cat"),
+        ("splits below labels", "there are folders test, train, called as splits are, below those of the labels"),
+        ("two names of one", "dev and val are both names of the split validation"),
+        (
+            "no labels",
+            "is in no label's folder; expected SOURCE/split/label/name, or --unlabelled, or --no-split-folders",
+        ),
+    ],
+)
+def test_split_folders(
+    layout: str, made: object, tmp_path: Path, make: Callable[..., Path], fails: Callable[..., str]
+) -> None:
+    for name in SPLIT_LAYOUTS[layout]:
+        write_wav(tmp_path / "in" / name)
+    if isinstance(made, str):
+        assert made in fails("folder")
+        assert set(described(make("folder", "--no-split-folders") / "train"))
+    else:
+        out = make("folder")
+        assert {split.name: dict(counts(split, "label")) for split in out.iterdir()} == made
+
+
+def test_noises_and_links_that_are_labels(tmp_path: Path, make: Callable[..., Path]) -> None:
+    for name in ("store/cat/1.wav", "store/dog/2.wav", "in/_background_noise_/3.wav"):
+        write_wav(tmp_path / name)
+    for label in ("cat", "dog"):
+        (tmp_path / "in" / label).symlink_to(f"../store/{label}")
+    out = make("folder")
+    assert counts(out / "train", "label") == {"cat": 1, "dog": 1}
+    assert ShardIndex.read(out / "train").passed_over == {"_background_noise_": 1}
+
+
 def test_csv_complains(animals: Path, fails: Callable[..., str]) -> None:
     path = animals / "list.csv"
     for content, message in (
@@ -375,6 +422,7 @@ def test_csv_complains(animals: Path, fails: Callable[..., str]) -> None:
         ("path,label\ncat/0.wav,cat,1\n", "line 2 is"),
         ("path,label\ncat/0.wav,cat\ncat/1.wav,\n", "line 3 is ['cat/1.wav', '']"),
         ("path,label\n,cat\n", "line 2 is ['', 'cat']"),
+        ("path,label\n.,cat\n", "1 of 1 listed recordings are missing"),
         ("path,label\n", "no split is given"),
         ("path,label\ncat/0.wav,cat\ncat/0.wav,dog\n", "line 3 has "),
         ("path,label\ncat/9.wav,cat\n", "1 of 1 listed recordings are missing"),
