@@ -127,6 +127,7 @@ def test_a_recording_that_its_header_says_is_too_long_is_not_decoded(monkeypatch
         (encoded([0.1, np.nan, 0.2], 16000, subtype="FLOAT"), "not finite"),
         (encoded([0.1, np.inf, 0.2], 44100, subtype="FLOAT"), "not finite"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # of the same name in every process
 )
 def test_what_is_no_usable_audio_is_refused_with_the_reason(data: bytes, message: str) -> None:
     with pytest.raises(BadAudio, match=message):
