@@ -17,7 +17,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import TypeVar
 
 from ssamba.errors import UserError
@@ -106,7 +106,8 @@ def processes(workers: int) -> Iterator[Executor | None]:
     context = get_context("forkserver")
     context.set_forkserver_preload(["ssamba.recordings"])
     # It and its workers inherit that interrupts are blocked: they are the parent's to handle, and one that ends a
-    # worker in its first moments can leave another that nobody ends.
+    # worker in its first moments can leave another that nobody ends. The tracker would unblock them when it starts.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -117,7 +118,8 @@ def processes(workers: int) -> Iterator[Executor | None]:
 
 
 def _obey_parent() -> None:
-    # A parent that is killed cannot tell its workers to end.
+    # Also where the server was there before; a parent that is killed cannot tell its workers to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

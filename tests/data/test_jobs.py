@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -293,3 +295,22 @@ def test_a_real_cluster(recordings: list[Recording], tmp_path: Path) -> None:
         recordings[0].path.write_text("no audio")
         with pytest.raises(UserError, match="1 of 8 recordings are unusable"):
             write_shards({"train": recordings}, tmp_path / "bad", "toy", samples_per_shard=2, executor=executor)
+
+
+def blocked(_: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_workers_are_begun_with_interrupts_blocked() -> None:
+    """So that none is ended in its first moments; here they are as they were. In a process that has no server yet."""
+    code = (
+        "import signal, sys; sys.path[:0] = sys.argv[1:]\n"
+        "from ssamba.data.jobs import processes, run_jobs; from test_jobs import blocked\n"
+        "if __name__ == '__main__':\n"
+        "    with processes(2) as pool: print(all(answer for _, answer in run_jobs(blocked, range(8), pool)))\n"
+        "    print(blocked(0))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), *sys.path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\nFalse\n"
