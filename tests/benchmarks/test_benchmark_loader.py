@@ -15,7 +15,7 @@ def test_the_script_measures_each_part(
 ) -> None:
     script = benchmark("loader")
     out = tmp_path / "loader.json"
-    words = ["--rounds", "1", "--clips", "32", "--read", "64", "--streamed", "320", "--out", str(out)]
+    words = ["--rounds", "1", "--clips", "16", "--read", "32", "--streamed", "160", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["loader", *words])
     script.main()
     result = json.loads(out.read_text())

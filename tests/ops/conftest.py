@@ -1,4 +1,4 @@
-"""A process in which Triton interprets its kernels, for all tests that run them on a CPU."""
+"""A process in which Triton interprets its kernels, for the tests of a module that run them on a CPU."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def interpreted() -> Iterator[Callable[..., None]]:
     """Calls a function of a test module where Triton interprets; what it raises is raised here.
 
