@@ -98,6 +98,8 @@ def labelled(source: Path, path: Path, label: str | None, depth: int) -> Recordi
 def from_list(source: Path, label: str | None, columns: Columns, separator: str | None) -> Splits:
     """The rows, by split; label: the key that the column label goes under, or None for no labels."""
     entries = read_list(source, label, columns, separator)
+    if not entries:
+        raise UserError(f"{source} names no recordings; expected a line for each of them")
     if label and not all(label in entry.labels for entry in entries):
         raise UserError(f"{source} has no labels; expected a column for them (--label-column), or --unlabelled")
     names = split_names(sorted({entry.split for entry in entries if entry.split}))

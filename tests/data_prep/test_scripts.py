@@ -423,7 +423,7 @@ def test_csv_complains(animals: Path, fails: Callable[..., str]) -> None:
         ("path,label\ncat/0.wav,cat\ncat/1.wav,\n", "line 3 is ['cat/1.wav', '']"),
         ("path,label\n,cat\n", "line 2 is ['', 'cat']"),
         ("path,label\n.,cat\n", "1 of 1 listed recordings are missing"),
-        ("path,label\n", "no split is given"),
+        ("path,label\n", "list.csv names no recordings; expected a line for each of them"),
         ("path,label\ncat/0.wav,cat\ncat/0.wav,dog\n", "line 3 has "),
         ("path,label\ncat/9.wav,cat\n", "1 of 1 listed recordings are missing"),
         ("path,label,split\ncat/0.wav,cat,\n", "line 2 is ['cat/0.wav', 'cat', '']"),
