@@ -164,7 +164,10 @@ def _check_content(content: Any, kind: type[_Weights]) -> None:
     """ValueError for something else than a run keeps."""
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, and no run")
-    msgspec.convert(content, kind)
+    try:
+        msgspec.convert(content, kind)
+    except AttributeError as error:  # of a tensor in the place of a mapping, which msgspec takes for one
+        raise TypeError(f"it holds what no run keeps ({error})") from error
     if kind is _Content:
         msgspec.convert(content.get("ClipDataModule"), _Place)
         if "train" not in content["run"]["record"]["data"]:
