@@ -83,7 +83,10 @@ def noted(self, batch, batch_idx):
     return step(self, batch, batch_idx)
 Pretraining.training_step = noted
 from ssamba.cli import main
-sys.exit(main(sys.argv[2:]))
+from ssamba.training.distributed import end_rank
+status = main(sys.argv[2:])
+end_rank(status)
+sys.exit(status)
 """
 
 

@@ -345,12 +345,10 @@ def seconds_listed(content: bytes) -> float | None:
     """A list is what its lines say, so that one which is gone is no loss; None where they cannot be counted."""
     try:
         text = content.decode("utf-8-sig").strip()
-        rows = (
-            json.loads(text)["data"]
-            if text.startswith("{")
-            else [row for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))][1:]
-        )
-        return SECONDS * len(rows)
+        if text.startswith("{"):
+            listed = json.loads(text)["data"]
+            return SECONDS * (1 if isinstance(listed, dict) else len(listed))  # else an entry that is called "data"
+        return SECONDS * len([row for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))][1:])
     except (ValueError, TypeError, KeyError, RecursionError, csv.Error):
         return None
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ssamba.config import (
     AUDIO_RANGES,
@@ -555,6 +555,16 @@ def _version() -> str:
     from importlib import metadata
 
     return metadata.version("ssamba")
+
+
+def run() -> NoReturn:
+    """The program: `main`, with whose status the process ends."""
+    status = main()
+    if "ssamba.training.distributed" in sys.modules:
+        from ssamba.training.distributed import end_rank
+
+        end_rank(status)
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 """Recordings decoded by PyAV, which brings FFmpeg: the extra `formats`. Imports PyAV where it is needed."""
 
+import errno
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -111,9 +113,24 @@ def opened(file: BinaryIO, count: int) -> Iterator[Decoder]:
     import av
 
     with _decoding():
-        container = av.open(file, options=_OPTIONS, metadata_errors="replace")
+        container = av.open(_Sought(file), options=_OPTIONS, metadata_errors="replace")
     with container:
         yield Decoder(container, count)
+
+
+class _Sought:
+    """A file for FFmpeg, which seeks where a damaged one tells it to: before its start, what a file raises would be
+    printed by PyAV; behind its end, how far one may go is another with each file system."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.read, self.tell = file, file.read, file.tell
+        start = file.tell()
+        self.end = file.seek(0, os.SEEK_END)
+        file.seek(start)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.file.tell(), os.SEEK_END: self.end}[whence]
+        return self.file.seek(place) if 0 <= place <= self.end else -errno.EINVAL
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import struct
 import sys
 import time
@@ -475,6 +476,27 @@ def test_a_damaged_page_of_ogg_is_told(subtype: str) -> None:
         for changed in (flipped, whole[:at] + b"xx" + whole[at:], whole[:at] + whole[at + 1 :]):
             with pytest.raises(BadAudio, match="it is damaged|cut"):
                 read_audio(changed, 16000, 60)
+
+
+@pytest.mark.parametrize("name", BY_PYAV)
+def test_a_damaged_header_is_told_by_an_error_alone(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the same of a file and of its bytes: what FFmpeg seeks before a file's start, PyAV may print."""
+    whole, rng = by_pyav(name), random.Random(name)
+    for _ in range(25):
+        changed = bytearray(whole)
+        for _ in range(rng.choice((1, 8, 64))):
+            changed[rng.randrange(128)] ^= 1 << rng.randrange(8)
+        (tmp_path / "x.bin").write_bytes(changed)
+        told = []
+        for source in (bytes(changed), tmp_path / "x.bin"):
+            try:
+                told.append(measured_length(source))
+            except BadAudio as error:
+                told.append(str(error))
+        assert told[0] == told[1]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(1, 16), (2, 16), (1, 24), (3, 8), (1, 32)])

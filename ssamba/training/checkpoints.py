@@ -164,12 +164,10 @@ def _check_content(content: Any, kind: type[_Weights]) -> None:
     """ValueError for something else than a run keeps."""
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, and no run")
-    try:
-        msgspec.convert(content, kind)
-    except AttributeError as error:  # of a tensor in the place of a mapping, which msgspec takes for one
-        raise TypeError(f"it holds what no run keeps ({error})") from error
+    shape = _named_tensors(content)
+    msgspec.convert(shape, kind)
     if kind is _Content:
-        msgspec.convert(content.get("ClipDataModule"), _Place)
+        msgspec.convert(shape.get("ClipDataModule"), _Place)
         if "train" not in content["run"]["record"]["data"]:
             raise ValueError("its record does not say what was trained on")
     for name, tensor in content["state_dict"].items():
@@ -178,6 +176,15 @@ def _check_content(content: Any, kind: type[_Weights]) -> None:
     for name, tensor in _tensors(content.get("optimizer_states", [])):
         if bool(tensor.isnan().any()):
             raise ValueError(f"{name} of the optimizer holds what is no number")
+
+
+def _named_tensors(value: Any) -> Any:
+    """The same with a word in the place of each tensor, which msgspec would take for a mapping."""
+    if isinstance(value, dict):
+        return {key: _named_tensors(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named_tensors(held) for held in value]
+    return "a tensor" if isinstance(value, Tensor) else value
 
 
 def _tensors(optimizer_states: list[Any]) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,8 @@
 """Several devices: how a model is spread over them, and what its ranks tell each other."""
 
 import atexit
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,11 +98,22 @@ def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, An
 
 
 def part_at_exit() -> None:
-    """Have this process end its connection to the other ranks before it ends itself; with it open it may abort, and a
-    launcher would kill the others for that. For ranks that end in order alone: one that fails would wait for them."""
+    """Have this process end its connection to the other ranks before it ends itself. For ranks that end in order alone:
+    one that fails would wait for them."""
     atexit.register(_part)
 
 
 def _part() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def end_rank(status: int) -> None:
+    """End a process that was a rank, without Python's own end: a thread of gloo that then lets go of the last tensor
+    that was sent needs the interpreter, and aborts the process, for which a launcher kills the other ranks. Returns
+    where there were no other processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)

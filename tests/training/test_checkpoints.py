@@ -325,7 +325,8 @@ for _ in range(100):
 ODD = {
     "a list": lambda content: [content],
     "a tensor": lambda content: torch.zeros(3),
-    **{f"{key} is {value!r:.20}": change(key, value) for key in content(2) for value in (REMOVED, None, 3.5, DEEP)},
+    **{f"{key} is {value!r:.20}": change(key, value)
+       for key in content(2) for value in (REMOVED, None, 3.5, DEEP, NAN)},
     **{f"{key} is {type(value).__name__} {str(value)[:9]}": change(key, value) for key, value in (
         ("global_step", -5), ("global_step", 3), ("global_step", True), ("global_step", "2"), ("global_step", 2**70),
         ("run/seconds", -1.0), ("run/seconds", "1"), ("run/rows", -1), ("run/best", {"step": 1}), ("run/metrics", []),

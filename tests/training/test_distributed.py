@@ -28,10 +28,11 @@ SCRIPT = """
 import json, sys
 from ssamba.cli import main
 from ssamba.evaluation import pictures
+from ssamba.training.distributed import end_rank
 pictures._save = lambda figure, path: (path.parent.mkdir(exist_ok=True), path.touch())
-for words in json.loads(sys.argv[1]):
-    if status := main(words):
-        sys.exit(status)
+status = next((status for words in json.loads(sys.argv[1]) if (status := main(words))), 0)
+end_rank(status)
+sys.exit(status)
 """
 Runs = Callable[[str], Path]
 
@@ -318,3 +319,22 @@ def test_what_is_not_finite_stops_all_ranks_and_one_says_so(recipes: dict[str, P
     # The samples are those of both ranks, 4 packed clips each.
     assert len(message.split("samples: ")[1].split(". ")[0].split(", ")) == 8
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_rank_ends_without_the_interpreters_end(tmp_path: Path) -> None:
+    """In which a thread of gloo's would abort it; but not without what is registered for the end."""
+    code = f"""
+import atexit, torch
+from ssamba.training.distributed import end_rank, part_at_exit
+class Held:
+    def __del__(self):
+        print("let go of")
+held = Held()
+atexit.register(lambda: print("apart" if not torch.distributed.is_initialized() else "together"))
+part_at_exit()
+end_rank(4)
+torch.distributed.init_process_group("gloo", "file://{tmp_path}/ranks", rank=0, world_size=1)
+end_rank(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
+    assert (ended.returncode, ended.stdout) == (3, "apart\n"), ended.stderr
