@@ -46,12 +46,10 @@ from ssamba.data.reader import SampleReader
 from ssamba.data.remote import ShardCache
 from ssamba.data.stream import ClipStream
 from ssamba.data.writer import Recording, write_shards
-from ssamba.evaluation.efficiency import Goal, goals_table, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
 from ssamba.progress import progress_bar
 from ssamba.recordings import read_audio, read_segment
-from ssamba.training.runs import hardware
 
 RESULTS = Path(__file__).parent / "results"
 RATE, SECONDS, BATCH = 16000, 10, 16
@@ -263,10 +261,11 @@ def child(code: str, *arguments: object) -> str:
     return done.stdout
 
 
-def paired(rounds: int, name: str, both: Callable[[], tuple[float, float]]) -> dict[str, Any]:
+def paired(rounds: int, name: str, both: Callable[[], tuple[float, float]], warm: bool = True) -> dict[str, Any]:
     """Rounds of (ours, theirs), and the median of their ratios."""
     found = []
-    both()  # what is read, imported and compiled once
+    if warm:
+        both()  # what is read, imported and compiled once
     with progress_bar(rounds, "round", name) as bar:
         for _ in range(rounds):
             found.append(both())
@@ -287,6 +286,10 @@ def main() -> None:
     parser.add_argument("--streamed", type=int, default=50000, help="clips of memory")
     parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
     given = parser.parse_args()
+    # Which take long to import; the processes that are measured import this file.
+    from ssamba.evaluation.efficiency import Goal, goals_table, versions
+    from ssamba.training.runs import hardware
+
     torch.set_num_threads(1)
     measured: dict[str, Any] = {}
     goals = []
@@ -318,7 +321,7 @@ def main() -> None:
         if {"resume", "memory"} & set(given.parts):
             thousand = repeated(shards, folder / "thousand", 1000)
         if "resume" in given.parts:
-            found = paired(given.rounds, "resume", functools.partial(first_batch, thousand))
+            found = paired(given.rounds, "resume", functools.partial(first_batch, thousand), warm=False)
             measured["resume"] = found
             later = statistics.median(middle - start for middle, start in found["rounds"])
             goals.append(Goal("first batch amid 1,000 shards, s later than at their start", "<=", 3, later))

@@ -491,14 +491,14 @@ def inputs(checkpoint: Path) -> Iterator[Input]:
     yield Input("samples.npy", "table", table, BYTES, verify, 6, samples_counted, summed=True)
     yield Input("samples.npy", "table that is expected", table, arrays, verify, 8, samples_counted, expect_the_table)
     yield Input("run.json", "run.json to predict", run, JSON, ("predict", "run", "wav/0.wav"), 4)
-    yield Input("run.json", "run.json to resume", run, JSON, resume, 2)
-    yield Input("run.json", "run.json to evaluate", run, JSON, ("evaluate", "run"), 2)
+    yield Input("run.json", "run.json to resume", run, JSON, resume, 1)
+    yield Input("run.json", "run.json to evaluate", run, JSON, ("evaluate", "run"), 1)
     new = ("finetune", "recipe.yaml", "run_dir=new", "trainer.max_steps=1")
     yield Input("recipes", "recipe to measure", "recipe.yaml", YAML, ("stats", "recipe.yaml", "--limit", "2"), 12)
-    yield Input("recipes", "recipe to fine-tune", "recipe.yaml", YAML, new, 3)
-    yield Input("recipes", "recipe to evaluate", "run/recipe.yaml", YAML, ("evaluate", "run"), 3)
+    yield Input("recipes", "recipe to fine-tune", "recipe.yaml", YAML, new, 2)
+    yield Input("recipes", "recipe to evaluate", "run/recipe.yaml", YAML, ("evaluate", "run"), 2)
     yield Input("checkpoints", "checkpoint", str(checkpoint), BYTES, resume, 2, summed=True)
-    yield Input("checkpoints", "checkpoint that is expected", str(checkpoint), odd, resume, 3,
+    yield Input("checkpoints", "checkpoint that is expected", str(checkpoint), odd, resume, 2,
                 after=expect_the_checkpoint)  # fmt: skip
     yield Input("checkpoints", "checkpoint to import", "weights.pth", odd, ("import", "weights.pth", "imported"), 6)
     csv_list, json_list = ("list.csv", "out"), (".", "out", "--train", "list.json")

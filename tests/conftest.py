@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import shallow  # noqa: F401
 import soundfile
 import torch
 import yaml
@@ -38,6 +40,11 @@ def _sound(name: str, seconds: float, pitch: float, rng: np.random.Generator) ->
     start, stop = {"low": (400, 400), "high": (2500, 2500), "rising": (300, 3000), "falling": (3000, 300)}[name]
     phase = 2 * np.pi * pitch * (start * time + (stop - start) / (2 * seconds) * time**2)
     return 0.4 * np.sin(phase) + rng.normal(0, 0.02, time.shape)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the modules whose tests take long, or one process still has them to do when the others are done."""
+    items.sort(key=lambda item: not {"training", "benchmarks", "test_deploy.py"} & set(item.path.parts))
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +143,7 @@ def any_picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, any_picture: bytes) -> Iterator[None]:
-    """Pictures are files of noise: to draw those of a small run takes longer than the run. Not where the mark `drawn`
+    """Pictures are files of noise: to draw those of a small run takes as long as it does. Not where the mark `drawn`
     is, nor in runs that tests share (they are made before this)."""
     if request.node.get_closest_marker("drawn"):
         yield
@@ -148,7 +155,17 @@ def undrawn(request: pytest.FixtureRequest, any_picture: bytes) -> Iterator[None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "_save", save)
+        patch.setattr(pictures, "Figure", _BlankFigure)
         yield
+
+
+class _BlankFigure(MagicMock):
+    """Takes all that is drawn, and draws none of it."""
+
+    def subplots(self, rows: int = 1, columns: int = 1, squeeze: bool = True, **_: Any) -> Any:
+        axes = np.empty((rows, columns), object)
+        axes.fill(MagicMock())
+        return axes.squeeze()[()] if squeeze else axes
 
 
 def _digests(folder: Path) -> dict[str, str]:

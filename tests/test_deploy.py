@@ -32,7 +32,7 @@ each_encoder = pytest.mark.parametrize("encoder", list(SIZES))
 
 def classifier(encoder: str, short: str = "repeat", **options: Any) -> SsambaModel:
     torch.manual_seed(0)
-    sizes = {**SIZES[encoder]["nano"], "num_hidden_layers": 2, **options}
+    sizes = {**SIZES[encoder]["nano"], **options}
     network = AudioClassifier(AudioEncoder(encoder, sizes, 128, FRAMES, 16, 16, 16, 16), len(LABELS), "mean")
     with torch.no_grad():
         network.head[1].weight.mul_(20)  # logits that differ by more than a rounding
@@ -216,23 +216,24 @@ def test_torch_alone_runs_a_program_without_a_scan(
     assert not differentiable and not known
 
 
-@each_encoder
-def test_a_program_runs_without_what_trains_and_builds_models(
-    encoder: str, programs: Callable[..., tuple[SsambaModel, Path]], batch_file: Path
+def test_programs_run_without_what_trains_and_builds_models(
+    programs: Callable[..., tuple[SsambaModel, Path]], batch_file: Path
 ) -> None:
-    model, path = programs(encoder)
+    made = [programs(encoder) for encoder in SIZES]
     code = (
         "import json, sys\n"
         "from ssamba.program import load_program\n"
-        "program = load_program(sys.argv[1])\n"
+        "programs = [load_program(path) for path in sys.argv[2:]]\n"
         "import torch\n"
-        "logits = program(*torch.load(sys.argv[2], weights_only=True))\n"
-        "print(json.dumps([logits.tolist(), program.labels, sorted(sys.modules)]))\n"
+        "batch = torch.load(sys.argv[1], weights_only=True)\n"
+        "found = [(program(*batch).tolist(), program.labels) for program in programs]\n"
+        "print(json.dumps([found, sorted(sys.modules)]))\n"
     )
-    logits, labels, known = in_a_fresh_process(code, path, batch_file)
-    wanted = logits_of(model, recordings([SAMPLES, 7000, 4001])[0])
-    torch.testing.assert_close(torch.tensor(logits), wanted, rtol=1e-5, atol=1e-5)
-    assert tuple(labels) == LABELS
+    found, known = in_a_fresh_process(code, batch_file, *(path for _, path in made))
+    for (logits, labels), (model, _) in zip(found, made, strict=True):
+        wanted = logits_of(model, recordings([SAMPLES, 7000, 4001])[0])
+        torch.testing.assert_close(torch.tensor(logits), wanted, rtol=1e-5, atol=1e-5)
+        assert tuple(labels) == LABELS
     packages = {name.split(".")[0] for name in known}
     assert not packages & {"lightning", "omegaconf", "webdataset", "huggingface_hub", "safetensors", "soundfile"}
     ours = {name.split(".")[1] for name in known if name.startswith("ssamba.")}

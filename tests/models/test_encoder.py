@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from shallow import WHOLE
 from torch import Tensor, nn
 
 from ssamba.models.encoder import SIZES, AudioEncoder
@@ -251,7 +252,7 @@ MILLIONS = {
     [(encoder, size, MILLIONS[encoder][i]) for encoder in SIZES for i, size in enumerate(SIZES[encoder])],
 )
 def test_every_size_has_the_parameters_of_its_description(encoder: str, size: str, millions: float) -> None:
-    options = SIZES[encoder][size]
+    options = WHOLE[encoder][size]
     with torch.device("meta"):
         model = AudioEncoder(encoder, options, 128, 1024, 16, 16, 16, 16)
     assert parameter_count(model) == counted(encoder, options, patches=512, pixels=256)

@@ -24,8 +24,10 @@ from ssamba.launch import check_launch, rank
 SECONDS = 150  # of a launch; more is a hang
 STEPS = 10  # more than an epoch
 # Runs several commands in the processes that are there, one after another; pictures are empty files.
-SCRIPT = """
+SCRIPT = f"""
 import json, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import shallow
 from ssamba.cli import main
 from ssamba.evaluation import pictures
 from ssamba.training.distributed import end_rank

@@ -176,10 +176,13 @@ def test_where_and_how_fast_may_change(recipes: Recipes, pretrained: Runs, corpu
 # Processes and real signals
 
 
+SHALLOW = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\nimport shallow\n"
+
+
 @contextlib.contextmanager
 def started(*words: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process and a group of its own; whatever is left of them is killed."""
-    code = "import sys; from ssamba.cli import main; sys.exit(main())"
+    code = f"{SHALLOW}from ssamba.cli import main\nsys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -266,7 +269,7 @@ def test_slurm_has_its_job_back(
 def test_a_second_signal_kills_at_once(recipes: Recipes, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (tmp_path / "stall.py").write_text(
-        "import sys, time\n"
+        f"{SHALLOW}import time\n"
         "from ssamba.training.checkpoints import Checkpoints\n"
         "Checkpoints.save = lambda self, trainer, *_: trainer.global_step and time.sleep(600)\n"
         "from ssamba.cli import main\nsys.exit(main())\n"
