@@ -170,20 +170,16 @@ def encoded(samples: np.ndarray[Any, Any], rate: int, form: str) -> bytes:
     return content.getvalue()
 
 
-def segments(form: str, folder: Path | None, clips: int) -> tuple[float, float]:
-    """Seconds of audio a second, halves of clips, every other one from the middle on: of this format, of FLAC."""
-    found = []
+def segments(ours: list[bytes], theirs: list[bytes]) -> tuple[float, float]:
+    """Seconds of audio a second, halves of clips, every other one from the middle on: of one format, of another."""
     out = np.empty(RATE * SECONDS // 2, np.float32)
-    for name in (form, "flac"):
-        held = [encoded(clip[:, None], RATE, name) for clip in itertools.islice(signal(folder), clips)]
 
-        def read(held: list[bytes] = held) -> int:
-            for number, content in enumerate(held):
-                read_segment(content, RATE, number % 2 * len(out), out)
-            return len(held) * SECONDS // 2
+    def read(held: list[bytes]) -> int:
+        for number, content in enumerate(held):
+            read_segment(content, RATE, number % 2 * len(out), out)
+        return len(held) * SECONDS // 2
 
-        found.append(timed(read))
-    return found[0], found[1]
+    return timed(lambda: read(ours)), timed(lambda: read(theirs))
 
 
 def read_bytes(shards: ShardSet, cold: bool) -> tuple[float, float]:
@@ -302,9 +298,11 @@ def main() -> None:
         if "decode" in given.parts:
             measured["decode"] = found = paired(given.rounds, "decode", lambda: decode(shards))
             goals.append(Goal("clips a second, the stream / decoding alone", ">=", 0.85, found["ratio"]))
-        for form in ("mp3", "m4a") if "formats" in given.parts else ():
-            both = functools.partial(segments, form, given.recordings, given.clips)
-            measured[f"{form} beside flac"] = paired(given.rounds, form, both)
+        if "formats" in given.parts:
+            clips = list(itertools.islice(signal(given.recordings), given.clips))
+            flac, *others = ([encoded(clip[:, None], RATE, form) for clip in clips] for form in ("flac", "mp3", "m4a"))
+            for form, held in zip(("mp3", "m4a"), others, strict=True):
+                measured[f"{form} beside flac"] = paired(given.rounds, form, functools.partial(segments, held, flac))
         if "bytes" in given.parts:
             some = min(256, shards.samples)
             source = write_clips(folder / "one", given.recordings, some, some)

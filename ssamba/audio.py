@@ -13,7 +13,7 @@ _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
 _FLOOR = float(torch.finfo(torch.float32).eps)
 # By is_cuda: on a CPU few enough to stay in its cache, on a GPU a bound on what a long recording takes on the way.
-_FRAMES_AT_ONCE = (64, 8192)
+_FRAMES_AT_ONCE = (32, 8192)
 _BANDS = 4  # a filter reads few of the frequencies, so that filters are multiplied with their own share of them
 
 

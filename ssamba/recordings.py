@@ -172,7 +172,8 @@ def told_seconds(source: Source) -> float:
 def check_level(samples: Waveform, sampling_rate: int, before: int = 0) -> None:
     """Raise BadAudio for samples (S,) that are not finite or above `LOUDEST`; `before`: those of the recording before
     them."""
-    if not samples.size:
+    # No sample is above the root of the sum of all squares, which is found in a fraction of the time.
+    if np.dot(samples, samples) <= LOUDEST**2:
         return
     peak = max(float(samples.max()), -float(samples.min()))  # NaN if there is one
     if not peak <= LOUDEST:

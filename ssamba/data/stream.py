@@ -207,7 +207,7 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
 
     def _batch(self, number: int, skipped: list[str]) -> Batch:
         places = self._places(number)
-        waveform = torch.zeros(len(places), self.clip_samples)
+        waveform = torch.empty(len(places), self.clip_samples)  # each clip fills its row
         clips: list[_Clip] = []
         for place in places:
             clip = self._clip(place, waveform[len(clips)].numpy(), skipped)
