@@ -173,8 +173,9 @@ def check_level(samples: Waveform, sampling_rate: int, before: int = 0) -> None:
     """Raise BadAudio for samples (S,) that are not finite or above `LOUDEST`; `before`: those of the recording before
     them."""
     # No sample is above the root of the sum of all squares, which is found in a fraction of the time.
-    if np.dot(samples, samples) <= LOUDEST**2:
-        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.dot(samples, samples) <= LOUDEST**2:
+            return
     peak = max(float(samples.max()), -float(samples.min()))  # NaN if there is one
     if not peak <= LOUDEST:
         finite = np.isfinite(samples)
