@@ -3,6 +3,8 @@
 Shapes: B batch, S samples, T frames, M mel bins.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,7 +98,7 @@ class LogMel(nn.Module):
                 waveform[:, first * self.hop : (min(first + at_once, frames) - 1) * self.hop + self.frame]
                 for first in range(0, frames, at_once)
             )
-            log_mel = torch.cat([self._energies(block).log() for block in blocks], dim=1)
+            log_mel = torch.cat([self._energies(block).log_() for block in blocks], dim=1)
             count = (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
             inside = torch.arange(frames, device=waveform.device) < count.unsqueeze(1)
             return log_mel.masked_fill_(~inside.unsqueeze(2), 0.0)
@@ -106,13 +108,15 @@ class LogMel(nn.Module):
         # Kaldi removes each frame's mean and takes its first sample as its own predecessor in the pre-emphasis. The
         # window hides that sample, so the frames may be cut from the pre-emphasised signal, one sample late, which the
         # power does not show. To remove the clip's mean as well, as the originals do, would change nothing.
-        means = F.avg_pool1d(waveform.unsqueeze(1), self.frame, self.hop).transpose(1, 2)
-        emphasised = waveform[:, 1:] - _PREEMPHASIS * waveform[:, :-1]
+        part = math.gcd(self.frame, self.hop)
+        sums = waveform.unflatten(1, (-1, part)).sum(2).unfold(1, self.frame // part, self.hop // part).sum(2)
+        emphasised = torch.sub(waveform[:, 1:], waveform[:, :-1], alpha=_PREEMPHASIS)
         frames = F.pad(emphasised, (0, self.fft - self.frame + 1)).unfold(1, self.fft, self.hop)
-        spectrum = torch.fft.rfft((frames - (1 - _PREEMPHASIS) * means) * self.window)
-        power = spectrum.real.square() + spectrum.imag.square()
+        centred = torch.sub(frames, sums.unsqueeze(2), alpha=(1 - _PREEMPHASIS) / self.frame)
+        spectrum = torch.fft.rfft(centred.mul_(self.window))
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
         energies = [power[..., low:high] @ self.filters[low:high, first:last] for low, high, first, last in self.bands]
-        return torch.cat(energies, dim=-1).clamp(min=_FLOOR)
+        return torch.cat(energies, dim=-1).clamp_(min=_FLOOR)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """waveform (B, S) with S of at least one frame, lengths (B,) valid samples -> normalised (B, T, M)."""
