@@ -82,11 +82,8 @@ def noted(self, batch, batch_idx):
     heard.write(" ".join([str(self.trainer.global_step), *clips]) + "\\n")
     return step(self, batch, batch_idx)
 Pretraining.training_step = noted
-from ssamba.cli import main
-from ssamba.training.distributed import end_rank
-status = main(sys.argv[2:])
-end_rank(status)
-sys.exit(status)
+from ssamba.cli import run
+run(sys.argv[2:])
 """
 
 

@@ -557,9 +557,9 @@ def _version() -> str:
     return metadata.version("ssamba")
 
 
-def run() -> NoReturn:
+def run(argv: Sequence[str] | None = None) -> NoReturn:
     """The program: `main`, with whose status the process ends."""
-    status = main()
+    status = main(argv)
     if "ssamba.training.distributed" in sys.modules:
         from ssamba.training.distributed import end_rank
 

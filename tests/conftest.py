@@ -42,11 +42,6 @@ def _sound(name: str, seconds: float, pitch: float, rng: np.random.Generator) ->
     return 0.4 * np.sin(phase) + rng.normal(0, 0.02, time.shape)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First the modules whose tests take long, or one process still has them to do when the others are done."""
-    items.sort(key=lambda item: not {"training", "benchmarks", "test_deploy.py"} & set(item.path.parts))
-
-
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Recording]]:
     """Split -> recordings of 0.2 to 1.2 s with the labels sound and speaker (one each) and tags (several)."""

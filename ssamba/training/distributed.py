@@ -112,7 +112,7 @@ def end_rank(status: int) -> None:
     """End a process that was a rank, without Python's own end: a thread of gloo that then lets go of the last tensor
     that was sent needs the interpreter, and aborts the process, for which a launcher kills the other ranks. Returns
     where there were no other processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
