@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/installed
 DATA ?=
 
-.PHONY: demo test
+.PHONY: demo test types units
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py $(if $(DATA),--data "$(DATA)")
@@ -13,7 +13,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j 2 types units  # the tests leave a core idle now and then
+
+types:
 	$(BIN)/mypy
+
+units:
 	$(BIN)/pytest -q -n auto --dist worksteal
 
 $(STAMP): requirements.lock pyproject.toml
