@@ -48,6 +48,7 @@ _BLOCK = 1 << 15  # samples of each channel that are decoded at a time, at most
 _MOST_VALUES = 1 << 20  # of all channels
 _MOST_UPSAMPLED = 100  # times: a recording of a lower rate has a damaged header, or little that could be heard
 _LOST_SECONDS = 0.025
+_LEFT_OF_CHANNELS = 2e-3  # of the 1 / n of their energy that n channels leave if they have nothing in common
 _LOST_OF_COMPRESSED = 0.1, 3072  # seconds and samples, whichever are more
 
 Waveform = npt.NDArray[np.float32]
@@ -108,10 +109,11 @@ def read_segment(source: bytes, sampling_rate: int, start: int, out: Waveform) -
     with _decoder(source) as decoder:
         if decoder.rate not in (0, sampling_rate):
             raise BadAudio(f"it is of {decoder.rate} Hz; expected {sampling_rate} Hz")
-        read = decoder.fill(start, out) if isinstance(decoder, _Sndfile) else 0
+        read, mix = decoder.fill(start, out) if isinstance(decoder, _Sndfile) else 0, _Mix()
         for _, samples in decoder.blocks(start, start + len(out)) if not read else ():
-            out[read : read + len(samples)] = _mixed(samples)
+            out[read : read + len(samples)] = mix(samples)
             read += len(samples)
+    mix.check()
     if read < len(out):
         raise BadAudio(f"it ends after {start + read} samples; at least {start + len(out)} are expected")
     check_level(out, sampling_rate, start)
@@ -436,7 +438,10 @@ def _decoding() -> Iterator[None]:
         yield
     except soundfile.LibsndfileError as error:
         # Its whole text would name an open file by its address, another one each time.
-        raise BadAudio(f"it cannot be decoded: {error.error_string}") from error
+        said = error.error_string
+        if "SF_INFO" in said:  # libsndfile's own words for this are about its code
+            raise BadAudio("it is damaged: its header gives no sampling rate, or no channels") from error
+        raise BadAudio(f"it cannot be decoded: {said}") from error
     except (OSError, TypeError) as error:  # the name of an open file ends in .raw
         raise BadAudio(f"it cannot be decoded: {error}") from error
 
@@ -449,14 +454,15 @@ def _mono(decoder: _Decoder, max_seconds: float) -> Iterator[tuple[int, Waveform
     """A recording's sampling rate and its next samples, mixed to mono and checked."""
     if (decoder.seconds or 0) > max_seconds:
         raise BadAudio(f"its header says {decoder.seconds:.0f} s; at most {max_seconds:g} s are read")
-    read = 0
+    read, mix = 0, _Mix()
     for rate, samples in decoder.blocks():
-        mono = _mixed(samples)
+        mono = mix(samples)
         check_level(mono, rate, read)
         read += len(mono)
         if read > max_seconds * rate:
             raise BadAudio(f"it has more than {max_seconds:g} s; at most that is read")
         yield rate, mono
+    mix.check()
 
 
 def _between(decoder: _Decoder, start: float, stop: float | None, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
@@ -468,14 +474,15 @@ def _between(decoder: _Decoder, start: float, stop: float | None, max_seconds: f
         raise _beyond(frames / rate, start, stop)
     if end is not None and end - first > max_seconds * rate:
         raise BadAudio(f"the cut has {(end - first) / rate:.0f} s; at most {max_seconds:g} s are read")
-    read = 0
+    read, mix = 0, _Mix()
     for _, samples in decoder.blocks(first, last):
-        mono = _mixed(samples)
+        mono = mix(samples)
         check_level(mono, rate, first + read)
         read += len(mono)
         if read > max_seconds * rate:
             raise BadAudio(f"the cut has more than {max_seconds:g} s; at most that is read")
         yield rate, mono
+    mix.check()
     if rate and read < (1 if last is None else last - first):
         raise _beyond(decoder.done / rate, start, stop)
 
@@ -506,13 +513,34 @@ def _joined(blocks: list[Waveform]) -> Waveform:
     return np.concatenate(blocks)
 
 
-def _mixed(samples: Waveform) -> Waveform:
-    """(S, channels) -> (S,), their mean."""
-    if samples.shape[1] == 1:
-        return np.ascontiguousarray(samples[:, 0])
-    # Column by column: numpy's mean over rows of two takes sixteen times as long.
-    total: Waveform = sum(samples.T[1:], start=samples[:, 0])
-    return total / samples.shape[1]
+class _Mix:
+    """Channels to mono, and how much of their sound is left of it."""
+
+    def __init__(self) -> None:
+        self._left = self._there = 0.0  # energies: of the mean, and the channels' mean one
+        self._channels = 1
+
+    def __call__(self, samples: Waveform) -> Waveform:
+        """The next samples, (S, channels) -> (S,), their mean."""
+        channels = self._channels = samples.shape[1]
+        if channels == 1:
+            return np.ascontiguousarray(samples[:, 0])
+        # Column by column: numpy's mean over rows of two takes sixteen times as long.
+        mono: Waveform = sum(samples.T[1:], start=samples[:, 0]) / channels
+        every = samples.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # which `check_level` tells
+            self._left += float(np.dot(mono, mono))
+            self._there += float(np.dot(every, every)) / channels
+        return mono
+
+    def check(self) -> None:
+        """BadAudio if the channels have cancelled each other out, as those of a stereo recording with one inverted."""
+        if self._left < _LEFT_OF_CHANNELS / self._channels * self._there:
+            raise BadAudio(
+                "its channels cancel each other out: their mean, which is what is read, has "
+                f"{self._left / self._there:.1g} of their energy; expected channels that can be mixed: invert one, or "
+                "keep one"
+            )
 
 
 def _check_there(content: Content, frames: int, rate: int) -> None:

@@ -68,8 +68,31 @@ def test_channels_are_mixed_by_their_mean() -> None:
     left, right = tone(0.1, 16000), tone(0.1, 16000, 1000.0)
     waveform = read_audio(encoded(np.stack([left, right], 1), 16000, subtype="FLOAT"), 16000, 10)
     np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-6)
-    opposite = read_audio(encoded(np.stack([left, -left], 1), 16000, subtype="FLOAT"), 16000, 10)
-    assert np.abs(opposite).max() < 1e-6
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "AIFF", "CAF", "AU", "W64", "OGG", "MP3"])
+def test_channels_that_cancel_each_other_out_are_told(container: str, tmp_path: Path) -> None:
+    left, right = tone(0.5, 16000), tone(0.5, 16000, 1000.0)
+    opposite = encoded(np.stack([left, -left], 1), 16000, container)
+    readers = [lambda: read_audio(opposite, 16000, 10), lambda: read_cut(opposite, 16000, 10, 0.1, 0.4),
+               lambda: read_segment(opposite, 16000, 800, np.empty(4000, np.float32)),
+               lambda: decoded_length(opposite)]  # fmt: skip
+    for read in readers:
+        with pytest.raises(BadAudio, match="its channels cancel each other out"):
+            read()
+    # Silence is silence, and what the channels have in common is enough.
+    assert not read_audio(encoded(np.zeros((8000, 2)), 16000, "WAV"), 16000, 10).any()
+    wide = encoded(np.stack([left, 0.8 * right - left], 1), 16000, container)
+    assert np.abs(read_audio(wide, 16000, 10)).max() > 0.05
+
+
+@pytest.mark.parametrize(("container", "place"), [("WAV", 24), ("AU", 16), ("W64", 68)])
+def test_a_sampling_rate_of_nothing_is_told(container: str, place: int) -> None:
+    data = bytearray(encoded(tone(0.1, 16000), 16000, container))
+    assert int.from_bytes(data[place : place + 4], "big" if container == "AU" else "little") == 16000
+    data[place : place + 4] = bytes(4)
+    with pytest.raises(BadAudio, match="its header gives no sampling rate"):
+        read_audio(bytes(data), 16000, 10)
 
 
 @pytest.mark.parametrize("recorded", [8000, 22050, 44100, 48000])
@@ -387,8 +410,8 @@ def test_a_cut_mp3_says_how_much_is_there() -> None:
         (b"words, and more words\n", "it begins like text"),
         (b"ID3\3\0\0\0\0\7\x76" + bytes(1014), r"a tag \(ID3\) and no sound"),
         (b"#EXTM3U\n#EXTINF:9,\nhttp://localhost/x.ts\n", "it begins like text"),
-        (wav(rate=0), "cannot be decoded"),
-        (wav(channels=0), "cannot be decoded"),
+        (wav(rate=0), "its header gives no sampling rate, or no channels"),
+        (wav(channels=0), "cannot be decoded: Channel count is zero"),
         (wav(samples=0), "no samples"),
     ],
 )
