@@ -13,20 +13,28 @@ _HIDDEN = "hidden"
 _OF_THE_SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
+_LINK = "link to a folder that is taken elsewhere or lies above"
+_MOST_NAMES = 20
+
+
 class PassedOver(Counter[str]):
-    """What was found and not taken: why, in a few words -> how many. `first` has a name of each."""
+    """What was found and not taken: why, in a few words -> how many. `names` has one of each, of links to folders more:
+    each may have been a label."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first: dict[str, str] = {}
+        self.names: dict[str, list[str]] = {}
 
     def add(self, why: str, name: str) -> None:
         self[why] += 1
-        self.first.setdefault(why, name)
+        names = self.names.setdefault(why, [])
+        if len(names) < (_MOST_NAMES if why == _LINK else 1):
+            names.append(name)
 
     def __str__(self) -> str:
         """Such as: 3 x .txt (a/notes.txt, ...), 1 x hidden (.git)."""
-        return ", ".join(f"{self[why]} x {why} ({self.first[why]}{', ...' * (self[why] > 1)})" for why in sorted(self))
+        names = {why: ", ".join(some) + ", ..." * (self[why] > len(some)) for why, some in self.names.items()}
+        return ", ".join(f"{self[why]} x {why} ({names[why]})" for why in sorted(self))
 
 
 @dataclass
@@ -77,7 +85,7 @@ class _Look:
     def follow(self, link: str) -> None:
         status = os.stat(self.root / link)
         if _identity(status) in self.above | self.seen:
-            self.passed_over.add("link to a folder that is taken elsewhere or lies above", link)
+            self.passed_over.add(_LINK, link)
             return
         self.into([link])
 
@@ -92,7 +100,7 @@ class _Look:
             except OSError as error:
                 raise UserError(f"{whole} cannot be read ({error.strerror})") from error
             if _identity(status) in self.seen:
-                self.passed_over.add("link to a folder that is taken elsewhere or lies above", place)
+                self.passed_over.add(_LINK, place)
                 continue
             self.seen.add(_identity(status))
             self.folders.append(Path(place))

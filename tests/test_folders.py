@@ -64,6 +64,8 @@ def test_links(tmp_path: Path) -> None:
     found = [path.as_posix() for path in below.recordings]
     assert found == ["cat/b.wav", "inside/a.wav", "inside/again.wav", "inside/gone.wav"]
     assert below.passed_over == {"link to a folder that is taken elsewhere or lies above": 5}
+    # Each is named, for each may have been a label.
+    assert str(below.passed_over).endswith(" (above, cat2, first, inside/up, loop)")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
