@@ -89,6 +89,10 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
         self.bands = [_band(filters, bins) for bins in torch.arange(num_mel_bins).chunk(_BANDS)]
 
+    def frames(self, lengths: Tensor) -> Tensor:
+        """How many frames lie within so many samples (B,), 0 or less if none: int64 (B,)."""
+        return (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
+
     def log_mel(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Without normalisation: waveform (B, S), lengths (B,) valid samples -> (B, T, M), 0 after the end."""
         with torch.autocast(waveform.device.type, enabled=False):
@@ -99,8 +103,7 @@ class LogMel(nn.Module):
                 for first in range(0, frames, at_once)
             )
             log_mel = torch.cat([self._energies(block).log_() for block in blocks], dim=1)
-            count = (lengths - self.frame).div(self.hop, rounding_mode="floor") + 1
-            inside = torch.arange(frames, device=waveform.device) < count.unsqueeze(1)
+            inside = torch.arange(frames, device=waveform.device) < self.frames(lengths).unsqueeze(1)
             return log_mel.masked_fill_(~inside.unsqueeze(2), 0.0)
 
     def _energies(self, waveform: Tensor) -> Tensor:

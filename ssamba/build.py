@@ -30,6 +30,7 @@ from ssamba.evaluation.report import scoring_device
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
+    build_classifier,
     load_model,
     load_pretrained_encoder,
     read_audio_settings,
@@ -314,7 +315,10 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     audio = build_audio(recipe, shards)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
-    model = AudioClassifier(build_encoder(recipe), len(labels.names), task.pooling, task.head_norm)
+    classifier = ClassifierSettings(
+        tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm, task.segments
+    )
+    model = build_classifier(build_encoder(recipe), classifier)
     module = FineTuning(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
         augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder, seed=recipe.seed,
@@ -324,7 +328,6 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
         build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows),
         validation=shards.validation, test=shards.test, labels=labels,
     )  # fmt: skip
-    classifier = ClassifierSettings(tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm)
     return Finetuner(module, data, audio, classifier, shards)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from ssamba.config import (
     AUDIO_RANGES,
     ENCODERS,
+    POOLINGS,
     AudioConfig,
     DataConfig,
     FinetuneRecipe,
@@ -175,7 +176,8 @@ def embed(arguments: argparse.Namespace) -> int:
     failed, said = embed_recordings(
         arguments.model, arguments.files, arguments.out, layer=arguments.layer, tokens=arguments.tokens,
         batch_size=arguments.batch_size, device=arguments.device, window_seconds=arguments.window,
-        hop_seconds=arguments.hop, overwrite=arguments.overwrite,
+        hop_seconds=arguments.hop, overwrite=arguments.overwrite, pooling=arguments.pooling,
+        segments=arguments.segments,
     )  # fmt: skip
     print(printable(said))
     return _failures(failed)
@@ -503,7 +505,8 @@ _JSON_LINES = """JSON lines:
   {"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "error"}.
 """
 _ROWS = """rows:
-  A vector (D) for each recording, the mean over its windows; with --window or --hop a vector for each window; with
+  A vector for each recording, the mean over its windows; with --window or --hop a vector for each window (its numbers
+  by --pooling: mean and class D, rows F x D, statistics 2 x F x D, segments N x F x D); with
   --tokens the vectors (F, D) of each column of patches of each window: columns in the order of time, F from low to
   high mel bins; columns without sound, where a short recording was filled up, are left out. Windows that overlap
   each have theirs.
@@ -541,6 +544,10 @@ def _add_inference(commands: Any) -> None:
             add_argument(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
             layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
             add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
+            vector = "the vector of a window; default: a classifier's own, else rows"
+            sub.add_argument("--pooling", choices=POOLINGS, help=vector)
+            stretches = "of --pooling segments; default: %(default)s"
+            add_argument(sub, "--segments", whole_number, 1, 1000, default=4, metavar="N", help=stretches)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
             continue
         sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")

@@ -42,6 +42,7 @@ MODEL_SIZES = {
     "aum": ("nano", "tiny", "small", "base", "large"),
 }
 ENCODERS = tuple(MODEL_SIZES)
+POOLINGS = ("mean", "class", "rows", "statistics", "segments", "attentive")
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
 AUDIO_RANGES: dict[str, tuple[float, float]] = {
     "sampling_rate": (1000, 768_000),
@@ -209,8 +210,12 @@ class TaskConfig:
     """Which label of the shards: digit, speaker, word, ..."""
     loss: str = "cross_entropy"
     """cross_entropy (one label a clip) | bce (several)."""
-    pooling: str = "mean"
-    """mean of the patch tokens | class token."""
+    pooling: str = "rows"
+    """mean of all patch tokens | class token | rows: mean over time of each row of patches | statistics: mean and
+    standard deviation of each row | segments: each row's means over equal stretches of time | attentive: mean and
+    standard deviation of each row, weighted by learned attention over time."""
+    segments: int = 4
+    """Stretches of time, of pooling=segments."""
     head_norm: bool = True
     """A LayerNorm before the head's linear layer, as in SSAST; AuM has none."""
     freeze_encoder: bool = False
@@ -218,7 +223,8 @@ class TaskConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("task.loss", self.loss, ("cross_entropy", "bce"))
-        yield from _one_of("task.pooling", self.pooling, ("mean", "class"))
+        yield from _one_of("task.pooling", self.pooling, POOLINGS)
+        yield from _within("task.segments", self.segments, 1, 1000)
 
 
 @dataclass

@@ -35,7 +35,7 @@ class _ClipClassifier(nn.Module):
             samples = torch.arange(waveforms.shape[1], device=waveforms.device)
             waveforms = waveforms.gather(1, samples % lengths.unsqueeze(1))
             lengths = torch.full_like(lengths, waveforms.shape[1])
-        logits: Tensor = self.network(self.log_mel(waveforms, lengths))
+        logits: Tensor = self.network(self.log_mel(waveforms, lengths), self.log_mel.frames(lengths))
         return logits
 
 

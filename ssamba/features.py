@@ -23,10 +23,12 @@ _MAX_SECONDS = 600.0  # of a file that is read at once; longer ones are for wind
 
 class Features(NamedTuple):
     """input_values: float32 (B, T, M), normalised log-mel; lengths: int64 (B,), the frames of each clip that a model is
-    to see. What follows them is there to make the clips equally long, and no more."""
+    to see: what follows them is there to make the clips equally long, and no more; own: int64 (B,), those of them that
+    are the recording's, before it was filled up with zeros."""
 
     input_values: Tensor
     lengths: Tensor
+    own: Tensor
 
 
 class FeatureExtractor(nn.Module):
@@ -114,7 +116,8 @@ class FeatureExtractor(nn.Module):
         batch = torch.zeros(len(waveforms), max([clip if short == "pad" else 0, *sizes]))
         for row, one in zip(batch, waveforms, strict=True):
             row[: one.size] = torch.from_numpy(one)
-        frames = [max(frames_in(size, rate), self.max_length if short == "pad" else 0) for size in sizes]
+        own = [frames_in(size, rate) for size in sizes]
+        frames = [max(one, self.max_length if short == "pad" else 0) for one in own]
         device = self.log_mel.window.device
         spectrograms = self.log_mel(batch.to(device), torch.tensor(sizes, device=device))
-        return Features(spectrograms, torch.tensor(frames, device=device))
+        return Features(spectrograms, torch.tensor(frames, device=device), torch.tensor(own, device=device))

@@ -18,20 +18,22 @@ from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
 from ssamba.files import write_json
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_model, model_folder, save_model
-from ssamba.models.encoder import Encoded
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.models.pools import Pool
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.printable import markdown_code, markdown_text
 
 log = logging.getLogger(__name__)
 
+POOLING = "rows"
+"""The pool of a pretrained model's vectors, where none is named."""
 _FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "run.json"]
 
 
 class SsambaOutput(NamedTuple):
     """logits: float32 (B, C), None for a model without a classifier; hidden_states: for each layer asked for
-    (B, F, P, D), zeros after a clip's last column; pooled: for each of them a vector a clip, (B, D); columns: int64
-    (B,), how many of the P are a clip's own."""
+    (B, F, P, D), zeros after a clip's last column; pooled: for each of them a vector a clip, (B, size of the pool);
+    columns: int64 (B,), how many of the P a clip has, those of its padding included."""
 
     logits: Tensor | None
     hidden_states: list[Tensor]
@@ -72,43 +74,69 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         """Where the weights are."""
         return self.network.encoder.mask_token.device
 
-    def forward(self, input_values: Tensor, lengths: Tensor | None = None, layers: Sequence[int] = ()) -> SsambaOutput:
+    def pool(self, name: str | None = None, segments: int = 4) -> Pool:
+        """What makes a vector of a clip's tokens, by name; None: the classifier's own, of a pretrained model `POOLING`.
+
+        Raises:
+            UserError: attention, which is learned, of a model that has learned none; or no such pool.
+        """
+        own = self.network.pool if isinstance(self.network, AudioClassifier) else None
+        if own is not None and name in (None, "attentive") and own.name == (name or own.name):
+            return own
+        if name == "attentive":
+            raise UserError("pooling is attentive, whose attention is learned, and this model has none")
+        encoder = self.network.encoder
+        try:
+            return Pool(name or POOLING, encoder.grid[0], encoder.hidden_size, segments)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def forward(
+        self, input_values: Tensor, lengths: Tensor | None = None, own: Tensor | None = None,
+        layers: Sequence[int] = (), pool: Pool | None = None,
+    ) -> SsambaOutput:  # fmt: skip
         """Run the network on `Features`, clips of equal length together.
 
         Args:
             input_values: (B, T, M), normalised log-mel.
-            lengths: int64 (B,), the frames of each clip that count; None: all.
+            lengths: int64 (B,), the frames of each clip that the network is to see; None: all.
+            own: int64 (B,), those of them that are no padding; None: all. Padding enters no pool, but those of
+                imported classifiers.
             layers: which hidden states to return, as `num_hidden_states` numbers them.
+            pool: of `pooled`; None: `self.pool()`.
 
         Raises:
             UserError: a layer that there is not.
         """
-        wanted = [self.layer_number(layer) for layer in layers]
-        patch, (batch, frames, bins) = self.network.encoder.patch_shape, input_values.shape
-        own = torch.full((batch,), frames) if lengths is None else lengths.cpu()
-        columns = torch.tensor([patch.grid(bins, int(length))[1] for length in own])
+        wanted, pool = [self.layer_number(layer) for layer in layers], pool or self.pool()
+        encoder, (batch, frames, bins) = self.network.encoder, input_values.shape
+        patch = encoder.patch_shape
+        seen = torch.full((batch,), frames) if lengths is None else lengths.cpu()
+        columns = torch.tensor([patch.grid(bins, int(length))[1] for length in seen])
         rows = patch.grid(bins, frames)[0]
-        width = self.network.encoder.hidden_size
-        hidden = [input_values.new_zeros(batch, rows, int(columns.max()), width) for _ in wanted]
-        pooled = [input_values.new_zeros(batch, width) for _ in wanted]
+        hidden = [input_values.new_zeros(batch, rows, int(columns.max()), encoder.hidden_size) for _ in wanted]
+        pooled = [input_values.new_zeros(batch, pool.size) for _ in wanted]
         logits = None
         if self.classifier is not None:
             logits = input_values.new_zeros(batch, len(self.classifier.labels))
-        for length in own.unique().tolist():
-            places = torch.nonzero(own == length).flatten().to(input_values.device)
+        for length in seen.unique().tolist():
+            places = torch.nonzero(seen == length).flatten().to(input_values.device)
             clips = input_values[places, :length]
-            encoder = self.network.encoder
             states = encoder.hidden_states(clips) if wanted else [encoder(clips)]
+            part = None if own is None else own.to(places.device)[places]
+            heard = self._heard(part, patch.grid(bins, length)[1])
             for number, into, vectors in zip(wanted, hidden, pooled, strict=True):
                 tokens = states[number].tokens.float().unflatten(1, (rows, -1))
                 into[places, :, : tokens.shape[2]] = tokens
-                vectors[places] = self._pool(states[number]).float()
+                vectors[places] = pool(states[number], heard).float()
             if logits is not None and isinstance(self.network, AudioClassifier):
-                logits[places] = self.network.classify(states[-1]).float()
+                logits[places] = self.network.classify(states[-1], part).float()
         return SsambaOutput(logits, hidden, pooled, columns)
 
-    def _pool(self, encoded: Encoded) -> Tensor:
-        return self.network.pool(encoded) if isinstance(self.network, AudioClassifier) else encoded.tokens.mean(1)
+    def _heard(self, own: Tensor | None, columns: int) -> Tensor | None:
+        """Which columns go into a pool: see `Pool`."""
+        padding_too = isinstance(self.network, AudioClassifier) and self.network.pool_padding
+        return None if own is None or padding_too else self.network.encoder.patch_shape.own_columns(own, columns)
 
     def layer_number(self, layer: int) -> int:
         """A layer counted from 0 on; UserError for one that there is not."""

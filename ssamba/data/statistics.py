@@ -41,7 +41,7 @@ def measure_statistics(stream: ClipStream, num_mel_bins: int, total: int) -> Sta
             # A minute of padding behind every second of speech would cost a minute's work.
             waveform = batch["waveform"][: len(lengths), : int(lengths.max())]
             values = log_mel.log_mel(waveform, lengths).double()
-            counts = ((lengths - log_mel.frame) // log_mel.hop + 1).clamp(min=0)
+            counts = log_mel.frames(lengths).clamp(min=0)
             frames += int(counts.sum())
             added += float(values.sum())  # frames after the end are 0
             squared += float(values.square().sum())

@@ -33,8 +33,9 @@ def predict(
     labels: list[Tensor] = []
     with progress_bar(total, "clip", "evaluation") as bar, torch.inference_mode():
         for batch in stream:
-            spectrogram = log_mel(batch["waveform"].to(device), batch["lengths"].to(device))
-            logits.append(model(spectrogram).float().cpu())
+            lengths = batch["lengths"].to(device)
+            spectrogram = log_mel(batch["waveform"].to(device), lengths)
+            logits.append(model(spectrogram, log_mel.frames(lengths)).float().cpu())
             labels.append(batch["labels"])
             keys.extend(batch["keys"])
             bar.update(len(batch["keys"]))

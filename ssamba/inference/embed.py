@@ -27,12 +27,14 @@ _BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out
 
 def embed_recordings(
     model: str, places: Sequence[str], out: Path, *, layer: int, tokens: bool, batch_size: int, device: str,
-    window_seconds: float | None, hop_seconds: float | None, overwrite: bool,
+    window_seconds: float | None, hop_seconds: float | None, overwrite: bool, pooling: str | None = None,
+    segments: int = 4,
 ) -> tuple[int, str]:  # fmt: skip
     """Write what a layer gives for recordings.
 
-    A row is a column of patches with `tokens`, (F, D); else a vector, (D,): of a window where a window or a hop is
-    asked for, else of a recording, the mean of its windows' vectors as `predict` takes it of their probabilities.
+    A row is a column of patches with `tokens`, (F, D); else a vector, as `SsambaModel.pool` makes it: of a window where
+    a window or a hop is asked for, else of a recording, the mean of its windows' vectors as `predict` takes it of their
+    probabilities.
 
     Returns:
         How many recordings failed, each named on stderr, and what was written, in words.
@@ -46,7 +48,7 @@ def embed_recordings(
     if out.suffix == ".parquet":
         _parquet()
     paths = find_recordings(places)
-    job = Job.of(load(model, device), window_seconds, hop_seconds, layer, batch_size)
+    job = Job.of(load(model, device), window_seconds, hop_seconds, layer, batch_size, pooling, segments)
     whole = not tokens and window_seconds is None and hop_seconds is None
     failed, number = 0, 0
     total, weight = torch.zeros(()), 0.0

@@ -16,6 +16,7 @@ from ssamba.audio import frames_in, samples_for
 from ssamba.errors import BadAudio, UserError
 from ssamba.hub import SsambaModel
 from ssamba.inference.sources import Windows
+from ssamba.models.pools import Pool
 from ssamba.progress import print_above, progress_bar
 from ssamba.recordings import Waveform, stream_audio, told_seconds
 
@@ -27,9 +28,10 @@ class Window(NamedTuple):
 
     start, end: in seconds. step: seconds from the start of the window before it, for the first one the hop: what the
     window counts for in a mean over the recording. spectrogram: (T, M), normalised, the frames that are its own.
-    probabilities: (C,), None without a classifier. pooled (D,) and tokens (P, F, D): the hidden state of the layer
-    asked for, None without one. Tokens are columns of patches in the order of time; those without a frame of the
-    recording, where a short one was filled up, are left out. column_seconds: float64 (P, 2), start and end of each.
+    probabilities: (C,), None without a classifier. pooled (the size of the job's pool,) and tokens (P, F, D): the
+    hidden state of the layer asked for, None without one. Tokens are columns of patches in the order of time; those
+    without a frame of the recording, where a short one was filled up, are left out. column_seconds: float64 (P, 2),
+    start and end of each.
     """
 
     path: str
@@ -65,20 +67,23 @@ class Job(NamedTuple):
     windows: Windows
     batch_size: int
     layer: int | None
+    pool: Pool
 
     @classmethod
     def of(cls, model: SsambaModel, window_seconds: float | None, hop_seconds: float | None, layer: int | None,
-           batch_size: int) -> "Job":  # fmt: skip
+           batch_size: int, pooling: str | None = None, segments: int = 4) -> "Job":  # fmt: skip
         """Arguments as of `predict_file`; UserError for one that cannot be."""
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; expected at least 1")
         number = None if layer is None else model.layer_number(layer)
-        return cls(model, Windows.of(model.feature_extractor, window_seconds, hop_seconds), batch_size, number)
+        windows = Windows.of(model.feature_extractor, window_seconds, hop_seconds)
+        return cls(model, windows, batch_size, number, model.pool(pooling, segments))
 
 
 def predict_file(
     model: SsambaModel, path: str | os.PathLike[str], window_seconds: float | None = None,
     hop_seconds: float | None = None, *, layer: int | None = None, batch_size: int = BATCH_SIZE,
+    pooling: str | None = None, segments: int = 4,
 ) -> Iterator[Window]:  # fmt: skip
     """What `model` says of a recording of any length, window by window, as they come.
 
@@ -90,12 +95,14 @@ def predict_file(
         hop_seconds: from one window's start to the next, at most the window, its default.
         layer: whose hidden state is given too, as `SsambaModel.num_hidden_states` counts.
         batch_size: windows that are read ahead and run together.
+        pooling, segments: of `Window.pooled`; see `SsambaModel.pool`.
 
     Raises:
-        UserError: at once, a window, hop or layer that cannot be.
+        UserError: at once, a window, hop, layer or pool that cannot be.
         BadAudio: unreadable, too short or not finite: when that is found, which can be after its first windows.
     """
-    return _windows_of(os.fspath(path), Job.of(model, window_seconds, hop_seconds, layer, batch_size))
+    job = Job.of(model, window_seconds, hop_seconds, layer, batch_size, pooling, segments)
+    return _windows_of(os.fspath(path), job)
 
 
 def _windows_of(path: str, job: Job) -> Iterator[Window]:
@@ -153,7 +160,7 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
         return []
     model, rate = job.model, job.model.feature_extractor.sampling_rate
     features = model.feature_extractor.extract([piece.samples for piece in pieces])
-    out = model(*features, layers=[] if job.layer is None else [job.layer])
+    out = model(*features, layers=[] if job.layer is None else [job.layer], pool=job.pool)
     spectrograms, chances = features.input_values.cpu(), None
     if out.logits is not None and model.classifier is not None:
         chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(1)).cpu()

@@ -264,7 +264,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     Raises:
         UserError: what their format cannot say: a residual or an epsilon that their code does not have, pretraining
             with overlapping patches or with others than 256 pixels, a LayerNorm in the head that theirs lacks or the
-            other way about, a pretraining model of AuM.
+            other way about, a pool that theirs lack, a pretraining model of AuM.
     """
     arguments = model.encoder.arguments
     family, options = arguments["encoder"], arguments["options"]
@@ -285,6 +285,8 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
         problems.append("it is a pretraining model (theirs are all classifiers)")
     if not pretraining and ("head.0.weight" in state) != names.head_norm:
         problems.append(f"its head has {'no' if names.head_norm else 'a'} LayerNorm")
+    if isinstance(model, AudioClassifier) and model.pool.name not in ("mean", "class"):
+        problems.append(f"its pooling is {model.pool.name} (theirs is mean or class)")
     if problems:
         raise UserError(f"the model cannot be written in the format of {family}'s authors: {'; '.join(problems)}")
 

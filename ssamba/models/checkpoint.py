@@ -19,6 +19,7 @@ from ssamba.files import parse_json, read_bounded, read_json, write_json, writte
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
+from ssamba.models.pools import MOST_SEGMENTS
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
 Problem = Literal["single_label_classification", "multi_label_classification"]
@@ -44,13 +45,16 @@ class AudioSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What a classifier says: the names of its classes and the label of the data that they come from; loss and head."""
+    """What a classifier says: the names of its classes and the label of the data that they come from; its loss; and its
+    pool and head, as `AudioClassifier` takes them."""
 
     labels: tuple[str, ...]
     label: str
     loss: str
     pooling: str
     head_norm: bool = True
+    segments: int = 4
+    pool_padding: bool = False
 
     @property
     def problem_type(self) -> Problem:
@@ -87,6 +91,8 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
             "problem_type": classifier.problem_type,
             "pooling": classifier.pooling,
             "head_norm": classifier.head_norm,
+            "segments": classifier.segments,
+            "pool_padding": classifier.pool_padding,
             "id2label": dict(enumerate(classifier.labels)),
             "label2id": {name: number for number, name in enumerate(classifier.labels)},
         }
@@ -143,8 +149,10 @@ class _Config:
     num_hidden_layers: Positive
     label: str | None = None
     problem_type: Problem | None = None
-    pooling: Literal["mean", "class"] | None = None
+    pooling: Literal["mean", "class", "rows", "statistics", "segments", "attentive"] | None = None
     head_norm: bool | None = None
+    segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
+    pool_padding: bool | None = None
     id2label: dict[str, str] | None = None
     label2id: dict[str, int] | None = None
     architectures: list[str] | None = None
@@ -304,14 +312,10 @@ def _checked_model(
     # A number of layers costs nothing until the weights have as many: two more show which names are missing.
     layers = {name.split(".")[3] for name in header if name.startswith("encoder.stack.layers.")}
     described = {**config, "num_hidden_layers": min(config["num_hidden_layers"], len(layers) + 2)}
-    model: MaskedPatchModel | AudioClassifier
     try:
         with torch.device("meta"):
             encoder = build_encoder(described, scan_backend)
-            if settings is None:
-                model = MaskedPatchModel(encoder)
-            else:
-                model = AudioClassifier(encoder, len(settings.labels), settings.pooling, settings.head_norm)
+            model = MaskedPatchModel(encoder) if settings is None else build_classifier(encoder, settings)
     except ValueError as error:
         raise UserError(f"config.json in {path} describes no model: {error}") from error
     _compare(model, {name: shape for name, (_, shape) in header.items()}, path)
@@ -332,7 +336,18 @@ def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> Classif
         )
     labels = tuple(names[number] for number in numbers)
     loss = _LOSSES[config["problem_type"]]
-    return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"])
+    # Folders without the last two are of versions that pooled as the originals do.
+    return ClassifierSettings(
+        labels, config["label"], loss, config["pooling"], config["head_norm"], config.get("segments", 1),
+        config.get("pool_padding", True),
+    )  # fmt: skip
+
+
+def build_classifier(encoder: AudioEncoder, settings: ClassifierSettings) -> AudioClassifier:
+    """The classifier of these settings on an encoder, its head with fresh weights."""
+    return AudioClassifier(
+        encoder, len(settings.labels), settings.pooling, settings.head_norm, settings.segments, settings.pool_padding
+    )
 
 
 def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """What stands on an encoder: the pretraining heads and a clip classifier.
 
-Shapes: B batch, L patch tokens, N masked patches of a clip, K pixels of a patch, D width, C classes.
+Shapes: B batch, T frames, M mel bins, L patch tokens, N masked patches of a clip, K pixels of a patch, D width,
+C classes.
 """
 
 from typing import NamedTuple
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 
 from ssamba.models.encoder import AudioEncoder, Encoded
 from ssamba.models.patches import gather_patches, masked_places
-
-POOLINGS = ("mean", "class")
+from ssamba.models.pools import Pool
 
 
 class MaskedPrediction(NamedTuple):
@@ -41,35 +41,43 @@ class MaskedPatchModel(nn.Module):
 
 
 class AudioClassifier(nn.Module):
-    """An encoder, the mean of its patch or class tokens, LayerNorm and a linear layer (SSAST section 2.4).
+    """An encoder, a pool, LayerNorm and a linear layer (SSAST section 2.4).
 
-    Without `head_norm` the linear layer stands alone, as in AuM (arXiv 2406.03344).
+    Args:
+        encoder: what the pool reads.
+        num_labels: C.
+        pooling, segments: see `Pool`.
+        head_norm: whether there is a LayerNorm; without it the linear layer stands alone, as in AuM (arXiv 2406.03344).
+        pool_padding: the pool takes the tokens of what fills up a short clip as well, as in the originals.
     """
 
-    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, head_norm: bool = True) -> None:
+    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, head_norm: bool = True, segments: int = 4,
+                 pool_padding: bool = False) -> None:  # fmt: skip
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
-        self.encoder, self.pooling = encoder, pooling
-        self.num_labels = num_labels
-        linear = nn.Linear(encoder.hidden_size, num_labels)
+        self.encoder, self.num_labels, self.pool_padding = encoder, num_labels, pool_padding
+        self.pool = Pool(pooling, encoder.grid[0], encoder.hidden_size, segments)
+        linear = nn.Linear(self.pool.size, num_labels)
         nn.init.zeros_(linear.bias)
         nn.init.trunc_normal_(linear.weight, std=0.02)
         # The linear layer is head.1 either way.
-        self.head = nn.Sequential(nn.LayerNorm(encoder.hidden_size) if head_norm else nn.Identity(), linear)
+        self.head = nn.Sequential(nn.LayerNorm(self.pool.size) if head_norm else nn.Identity(), linear)
 
-    def pool(self, encoded: Encoded) -> Tensor:
-        """A vector a clip, (B, D)."""
-        return (encoded.tokens if self.pooling == "mean" else encoded.class_tokens).mean(1)
+    def pooled(self, encoded: Encoded, frames: Tensor | None) -> Tensor:
+        """What an encoder of this one's grid gives -> a vector a clip; `frames` as of `forward`."""
+        if frames is None or self.pool_padding:
+            return self.pool(encoded)
+        columns = encoded.tokens.shape[1] // self.pool.rows
+        return self.pool(encoded, self.encoder.patch_shape.own_columns(frames, columns))
 
-    def classify(self, encoded: Encoded) -> Tensor:
-        """What the encoder gives -> logits (B, C)."""
-        logits: Tensor = self.head(self.pool(encoded))
+    def classify(self, encoded: Encoded, frames: Tensor | None = None) -> Tensor:
+        """What the encoder gives -> logits (B, C); `frames` as of `forward`."""
+        logits: Tensor = self.head(self.pooled(encoded, frames))
         return logits
 
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """log_mel (B, T, M) -> logits (B, C)."""
-        return self.classify(self.encoder(log_mel))
+    def forward(self, log_mel: Tensor, frames: Tensor | None = None) -> Tensor:
+        """log_mel (B, T, M) -> logits (B, C). frames: int64 (B,), those that are a clip's own, what follows is padding;
+        None: all."""
+        return self.classify(self.encoder(log_mel), frames)
 
 
 def parameter_count(module: nn.Module) -> int:

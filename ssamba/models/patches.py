@@ -27,6 +27,10 @@ class PatchShape(NamedTuple):
             )
         return (mel_bins - self.fshape) // self.frequency_stride + 1, (frames - self.tshape) // self.time_stride + 1
 
+    def own_columns(self, frames: Tensor, columns: int) -> Tensor:
+        """How many of a grid's columns begin within so many frames (B,), the first at least: int64 (B,)."""
+        return (frames + self.time_stride - 1).div(self.time_stride, rounding_mode="floor").clamp(1, columns)
+
     def cut(self, log_mel: Tensor) -> Tensor:
         """(B, T, M) -> (B, F * P, K): patches one frequency row after another, their pixels mel bin by mel bin."""
         self.grid(log_mel.shape[2], log_mel.shape[1])

@@ -319,9 +319,14 @@ def _build(
             raise UserError(f"--labels has {len(names)} names; the checkpoint's classifier has {classes} classes")
         pooling = options.pooling or ("class" if source.arguments["encoder"] == "aum" else "mean")
         settings = ClassifierSettings(
-            names, options.label or "label", options.loss or "cross_entropy", pooling, source.head_norm
+            names,
+            options.label or "label",
+            options.loss or "cross_entropy",
+            pooling,
+            source.head_norm,
+            pool_padding=True,
         )
-        model = AudioClassifier(encoder, classes, settings.pooling, settings.head_norm)
+        model = AudioClassifier(encoder, classes, pooling, source.head_norm, pool_padding=True)
     elif given := [f"--{name}" for name, value in options._asdict().items() if value is not None]:
         raise UserError(f"{', '.join(given)} is said of a classifier; the checkpoint is a pretraining model's")
     else:

@@ -41,13 +41,15 @@ class Augmentation(nn.Module):
         mixed = share * waveform + (1 - share) * waveform[other]
         return mixed, mixed_lengths, share * targets + (1 - share) * targets[other]
 
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Time shift, noise and SpecAugment of normalised spectrograms (B, T, M)."""
-        batch, frames, _ = log_mel.shape
+    def forward(self, log_mel: Tensor, frames: Tensor) -> Tensor:
+        """Time shift, noise and SpecAugment of normalised spectrograms (B, T, M). Of each clip its own `frames` (B,)
+        are rolled, and the padding after them stays where it is."""
+        batch, length, _ = log_mel.shape
         device = log_mel.device
         if self.time_shift:
             shift = torch.randint(-self.time_shift, self.time_shift + 1, (batch, 1)).to(device)
-            index = (torch.arange(frames, device=device) - shift) % frames
+            index, own = torch.arange(length, device=device), frames.clamp(min=1).unsqueeze(1)
+            index = torch.where(index < own, (index - shift) % own, index)
             log_mel = log_mel.gather(1, index.unsqueeze(2).expand_as(log_mel))
         if self.noise:
             amplitude = self.noise * torch.rand(batch, 1, 1, device=device)
@@ -80,7 +82,7 @@ class FineTuning(TrainingModule):
     def trained_parts(self) -> list[tuple[nn.Module, float]]:
         s = self.settings
         head_rate = s.learning_rate if s.head_learning_rate is None else s.head_learning_rate
-        head: list[tuple[nn.Module, float]] = [(self.model.head, head_rate)]
+        head: list[tuple[nn.Module, float]] = [(self.model.pool, head_rate), (self.model.head, head_rate)]
         return head if self.freeze_encoder else [(self.model.encoder, s.learning_rate), *head]
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -104,15 +106,16 @@ class FineTuning(TrainingModule):
             waveform, lengths = batch["waveform"], batch["lengths"]
             if self.augmentation.mixup:
                 waveform, lengths, targets = self.augmentation.mix(waveform, lengths, targets)
-            log_mel = self.augmentation(self.log_mel(waveform, lengths))
-        logits = self.model(log_mel)
+            frames = self.log_mel.frames(lengths)
+            log_mel = self.augmentation(self.log_mel(waveform, lengths), frames)
+        logits = self.model(log_mel, frames)
         loss = self.loss(logits, targets)
         accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
         self.watch(batch["keys"], loss=loss, accuracy=accuracy)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self.model(self.log_mel(batch["waveform"], batch["lengths"]))
+        logits = self.model(self.log_mel(batch["waveform"], batch["lengths"]), self.log_mel.frames(batch["lengths"]))
         self._scored.append((torch.tensor(batch["positions"]), logits.float().cpu(), batch["labels"].cpu()))
 
     def on_validation_epoch_end(self) -> None:

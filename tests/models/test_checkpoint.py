@@ -96,6 +96,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
         "residual": "plain", "layer_norm_eps": 1e-5,
         "num_mel_bins": 32, "max_length": 48, "fshape": 8, "tshape": 8, "frequency_stride": 8, "time_stride": 8,
         "label": "word", "problem_type": "single_label_classification", "pooling": "mean", "head_norm": True,
+        "segments": 4, "pool_padding": False,
         "id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1},
     }  # fmt: skip
     assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == {
