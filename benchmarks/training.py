@@ -19,6 +19,7 @@ from torch import Tensor
 from ssamba.audio import LogMel
 from ssamba.evaluation.efficiency import Goal, goals_table, versions
 from ssamba.files import write_json
+from ssamba.masking import Masking
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.progress import progress_bar
@@ -50,7 +51,7 @@ def make_module(frames: int, steps: int) -> Pretraining:
     )  # fmt: skip
     return Pretraining(
         MaskedPatchModel(encoder), LogMel(16000, 128, -4.27, 4.57), settings, objective="joint",
-        reconstruction_weight=10.0, mask="cluster", masked_patches=encoder.grid[0] * encoder.grid[1] // 2, seed=0,
+        reconstruction_weight=10.0, masking=Masking("cluster", encoder.grid[0] * encoder.grid[1] // 2), seed=0,
     )  # fmt: skip
 
 

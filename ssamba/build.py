@@ -1,6 +1,5 @@
 """Config to objects: the only place that reads a whole recipe and makes models, data and trainers of it."""
 
-import functools
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from ssamba.data.stream import ClipStream, Labels, read_labels, stratified_subse
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
 from ssamba.evaluation.report import scoring_device
+from ssamba.masking import Masking
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
@@ -44,7 +44,7 @@ from ssamba.training.checkpoints import Checkpoints, Saved, check_fits, newest_c
 from ssamba.training.common import OptimizerSettings
 from ssamba.training.finetuning import Augmentation, FineTuning
 from ssamba.training.interruptions import Interruptions
-from ssamba.training.pretraining import MASKS, Pretraining
+from ssamba.training.pretraining import Pretraining
 from ssamba.training.runs import RunLock, check_run, make_trainer, open_run, provenance
 
 log = logging.getLogger(__name__)
@@ -239,13 +239,19 @@ def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
     objective = recipe.objective
     module = Pretraining(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), objective=objective.name,
-        reconstruction_weight=objective.reconstruction_weight, mask=objective.mask,
-        masked_patches=objective.masked_patches, seed=recipe.seed,
+        reconstruction_weight=objective.reconstruction_weight, masking=build_masking(recipe), seed=recipe.seed,
     )  # fmt: skip
     _compile(recipe, module)
     train = build_training_shards(recipe, shards.train)
     data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation)
     return Pretrainer(module, data, audio, shards)
+
+
+def build_masking(recipe: PretrainRecipe) -> Masking:
+    """How a recipe's clips are masked."""
+    o = recipe.objective
+    sizes = o.smallest_cluster, o.largest_cluster
+    return Masking(o.mask, o.masked_patches, sizes, recipe.data.short == "pad")
 
 
 def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
@@ -472,13 +478,9 @@ def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
     assert shards.validation is not None
     train = build_training_shards(recipe, shards.train)
     data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation)
-    draw = functools.partial(
-        MASKS[recipe.objective.mask], frequency=saved.model.encoder.grid[0], time=saved.model.encoder.grid[1],
-        masked=recipe.objective.masked_patches,
-    )  # fmt: skip
     return MaskedEvaluation(
         saved.model, _log_mel(recipe, saved.audio), data.training_stream(), min(_MEASURED_CLIPS, shards.train.samples),
-        data.validation_stream(), draw, recipe.seed,
+        data.validation_stream(), build_masking(recipe), recipe.seed,
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def _within(name: str, value: float | None, low: float, high: float) -> Iterator
 
 
 _MANY = 10**9  # more steps, recordings or frames than any run has
+_MOST_SIDE = 1000  # of a cluster, in patches
 _LARGE = 1e6  # more than any weight, rate or amplitude that trains
 
 
@@ -191,15 +192,26 @@ class ObjectiveConfig:
     reconstruction_weight: float = 10.0
     """joint = contrastive + this * reconstruction."""
     mask: str = "cluster"
-    """cluster (square clusters on a patch grid) | random (for frame patches)."""
+    """cluster (squares of patches; of frame patches, which are one row, runs of time) | random."""
+    smallest_cluster: int = 3
+    """Side of a cluster, or length of a run, in patches: drawn from this one to largest_cluster."""
+    largest_cluster: int = 5
     masked_patches: int = 400
-    """Patches hidden in each clip."""
+    """Patches hidden in each clip; in one that ends in padding, as large a share of its own patches, and none of the
+    padding."""
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("objective.name", self.name, ("joint", "contrastive", "reconstruction"))
         yield from _one_of("objective.mask", self.mask, ("cluster", "random"))
         yield from _within("objective.reconstruction_weight", self.reconstruction_weight, 0, _LARGE)
         yield from _within("objective.masked_patches", self.masked_patches, 1, _MANY)
+        for name in ("smallest_cluster", "largest_cluster"):
+            yield from _within(f"objective.{name}", getattr(self, name), 1, _MOST_SIDE)
+        if self.smallest_cluster > self.largest_cluster:
+            yield (
+                f"objective.smallest_cluster is {self.smallest_cluster}; expected at most objective.largest_cluster, "
+                f"{self.largest_cluster}"
+            )
 
 
 @dataclass

@@ -114,3 +114,46 @@ def test_reconstruction_is_the_mean_squared_error_in_float32() -> None:
     torch.testing.assert_close(prediction.grad, 2 * (prediction.detach() - target) / prediction.numel())
     half = reconstruction_mse(prediction.detach().half() * 300, target.half())  # the square leaves float16's range
     assert half.dtype == torch.float32 and half.isfinite()
+
+
+def test_patches_that_are_the_same_are_no_negatives_of_one_another() -> None:
+    prediction, target = pair(2, 6, 5)
+    target[0, 1] = target[0, 4] = target[0, 3]  # digital silence, say; within a clip alone
+    target[1, 0] = target[0, 0]
+    wanted = []
+    for clip in range(2):
+        for i in range(6):
+            others = [j for j in range(6) if j == i or not torch.equal(target[clip, i], target[clip, j])]
+            scores = torch.stack([target[clip, i] @ prediction[clip, j] for j in others])
+            wanted.append(float(scores.logsumexp(0) - target[clip, i] @ prediction[clip, i]))
+    assert info_nce(prediction, target).loss.item() == pytest.approx(sum(wanted) / 12, rel=1e-5)
+    # A clip of silence alone has nothing to learn from, and nothing that is not finite.
+    prediction.requires_grad_()
+    silent = info_nce(prediction, torch.zeros_like(target))
+    silent.loss.backward()
+    assert silent.loss.item() == 0 and silent.accuracy.item() == 1 and not prediction.grad.any()  # type: ignore[union-attr]
+
+
+def test_clips_with_unequal_numbers_of_masked_patches_count_by_these() -> None:
+    prediction, target = pair(3, 7, 5)
+    counts = [7, 3, 1]
+    hidden = torch.arange(7) < torch.tensor(counts).unsqueeze(1)
+    losses, hits, errors = [], [], []
+    for clip, count in enumerate(counts):
+        alone = prediction[clip : clip + 1, :count], target[clip : clip + 1, :count]
+        loss, accuracy = by_hand(*alone)
+        losses.append(count * loss)
+        hits.append(count * accuracy)
+        errors.append(count * reconstruction_mse(*alone).item())
+    # What stands in the place of the others does not matter, to the values or to the gradients.
+    other = torch.where(hidden.unsqueeze(2), prediction, 1e3)
+    for guess in (prediction, other):
+        guess = guess.clone().requires_grad_()
+        contrast, mse = info_nce(guess, target, hidden), reconstruction_mse(guess, target, hidden)
+        assert contrast.loss.item() == pytest.approx(sum(losses) / 11, rel=1e-5)
+        assert contrast.accuracy.item() == pytest.approx(sum(hits) / 11, rel=1e-5)
+        assert mse.item() == pytest.approx(sum(errors) / 11, rel=1e-5)
+        (contrast.loss + mse).backward()
+        assert guess.grad is not None and not guess.grad[~hidden].any() and guess.grad[hidden].any(1).all()
+    assert torch.allclose(info_nce(prediction, target, torch.ones(3, 7, dtype=torch.bool)).loss,
+                          info_nce(prediction, target).loss, rtol=1e-6)  # fmt: skip

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba import masking
-from ssamba.masking import clip_generator, cluster_mask, random_mask
+from ssamba.masking import Masking, clip_generator, cluster_mask, random_mask
 
 Draw = Callable[[int, int, int, list[torch.Generator]], Tensor]
 each_kind = pytest.mark.parametrize("draw", [random_mask, cluster_mask])
@@ -80,9 +79,8 @@ def hidden_sets(mask: Tensor, time: int) -> list[frozenset[tuple[int, int]]]:
 
 @pytest.mark.parametrize("side", [3, 4, 5])
 def test_one_cluster_is_a_square_cut_by_the_border_and_never_goes_on_in_the_next_row(
-    side: int, monkeypatch: pytest.MonkeyPatch
+    side: int,
 ) -> None:
-    monkeypatch.setattr(masking, "CLUSTER_SIZES", (side, side))
     frequency, time, clips = 8, 14, 600
     area = side * side
     places = [(r, c) for r in range(1 - side, frequency) for c in range(1 - side, time)]
@@ -92,7 +90,8 @@ def test_one_cluster_is_a_square_cut_by_the_border_and_never_goes_on_in_the_next
     flat = [{start + i * time + j for i in range(side) for j in range(side)} for start in range(last)]
     wrapped = {frozenset(divmod(patch, time) for patch in patches) for patches in flat} - whole
     exact, like_wrapped = 0, 0
-    for hidden in hidden_sets(cluster_mask(frequency, time, area, generators(clips, side)), time):
+    mask = cluster_mask(frequency, time, area, generators(clips, side), sizes=(side, side))
+    for hidden in hidden_sets(mask, time):
         exact += hidden in whole
         like_wrapped += hidden in wrapped
         # The first cluster is there as far as the grid goes; only one that was cut leaves room for another.
@@ -125,6 +124,32 @@ def test_clustered_patches_have_hidden_neighbours_more_often_than_random_ones() 
     share = 100 / 512
     assert hidden_to_the_right(random_mask(8, 64, 100, generators(200))) == pytest.approx(share, abs=0.02)
     assert hidden_to_the_right(cluster_mask(8, 64, 100, generators(200))) > 0.6
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_frames_are_hidden_in_runs_of_the_length_asked_for(length: int) -> None:
+    # Two runs of one clip may touch or overlap and the last is cut down, so nearly all, and not all, are so long.
+    first = cluster_mask(1, 400, length, generators(200), sizes=(length, length))
+    spans = [int(clip.nonzero().max() - clip.nonzero().min()) + 1 for clip in first]
+    assert spans.count(length) > 190
+    mask = cluster_mask(1, 400, 100, generators(100), sizes=(length, length)).float()
+    begun = (mask[:, 1:] > mask[:, :-1]).sum() + mask[:, 0].sum()
+    # Of runs that cover a quarter, where one ends the next begins in a quarter of the cases; the last is cut.
+    assert 100 * 100 / float(begun) == pytest.approx(length / 0.75, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["random", "cluster"])
+def test_no_padding_is_hidden_and_as_large_a_share_of_the_rest(kind: str) -> None:
+    own = torch.tensor([1, 2, 7, 11, 12])
+    masking = Masking(kind, 40, padded=True)
+    mask = masking.draw(8, 12, generators(5), own).view(5, 8, 12)
+    for clip, columns in zip(mask, own.tolist(), strict=True):
+        assert not clip[:, columns:].any()
+        assert int(clip.sum()) == max(1, round(40 * columns / 12))
+    # What is whole is hidden as if nothing had been said, and so is everything where clips have no padding.
+    whole = Masking(kind, 40).draw(8, 12, generators(5), own)
+    assert torch.equal(mask[4].flatten(), whole[4]) and whole.sum(1).tolist() == [40] * 5
+    assert torch.equal(masking.draw(8, 12, generators(5)), whole)
 
 
 @each_kind

@@ -3,7 +3,6 @@
 Shapes: B batch, L patches, N masked patches of a clip, K pixels of a patch.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from ssamba.audio import LogMel
 from ssamba.data.stream import ClipStream
 from ssamba.losses import info_nce, reconstruction_mse
-from ssamba.masking import clip_generator
+from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.patches import gather_patches, masked_places
 from ssamba.progress import progress_bar
@@ -34,15 +33,15 @@ class MaskedScores(NamedTuple):
 
 
 class MaskedEvaluation(NamedTuple):
-    """A model, the first `train_clips` clips of a training stream, a stream to be scored (it ends), and its masks:
-    draw_mask(generators=...), each clip's by `seed` and its place."""
+    """A model, the first `train_clips` clips of a training stream, a stream to be scored (it ends), and its masks, each
+    clip's by `seed` and its place."""
 
     model: MaskedPatchModel
     log_mel: LogMel
     train: ClipStream
     train_clips: int
     validation: ClipStream
-    draw_mask: Callable[..., Tensor]
+    masking: Masking
     seed: int
 
 
@@ -65,24 +64,25 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
     """Score a model on the clips of its validation stream."""
     model, log_mel = evaluation.model.eval(), evaluation.log_mel
     mean_patch = mean_patches(model, log_mel, evaluation.train, evaluation.train_clips)
-    added = torch.zeros(5, dtype=torch.float64)
-    clips = masked = 0
+    added, clips = torch.zeros(6, dtype=torch.float64), 0
+    masking = evaluation.masking
     rows, columns = model.encoder.grid
     for batch in evaluation.validation:
         spectrogram = log_mel(batch["waveform"], batch["lengths"])
         size = len(spectrogram)
         generators = [clip_generator(evaluation.seed, "evaluation", position) for position in batch["positions"]]
-        mask = evaluation.draw_mask(generators=generators)
-        prediction = model(spectrogram, mask)
-        contrast = info_nce(prediction.contrastive, prediction.target)
-        baseline = gather_patches(mean_patch.expand(size, -1, -1), masked_places(mask))
-        masked = int(mask[0].sum())
-        # Guessing within a row of n masked patches is right once in n times for each of them: one hit a row.
-        occupied = mask.view(size, rows, columns).any(2).sum() / (size * masked)
+        own = model.encoder.patch_shape.own_columns(log_mel.frames(batch["lengths"]), columns)
+        mask = masking.draw(rows, columns, generators, own)
+        prediction = model(spectrogram, mask, masking.masked, masking.padded)
+        contrast = info_nce(prediction.contrastive, prediction.target, prediction.hidden)
+        baseline = gather_patches(mean_patch.expand(size, -1, -1), masked_places(mask, masking.masked))
+        # Guessing among n patches, or within a row of n masked ones, is right once in n times for each: one hit.
+        occupied = mask.view(size, rows, columns).any(2).sum() / mask.sum()
         added += size * torch.stack([
-            contrast.accuracy, contrast.loss, reconstruction_mse(prediction.reconstruction, prediction.target),
-            reconstruction_mse(baseline, prediction.target), occupied,
+            contrast.accuracy, contrast.loss,
+            reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden),
+            reconstruction_mse(baseline, prediction.target, prediction.hidden), occupied, size / mask.sum(),
         ]).double()  # fmt: skip
         clips += size
-    accuracy, contrastive, mse, mean_mse, row_chance = (added / clips).tolist()
-    return MaskedScores(accuracy, 1 / masked, row_chance, contrastive, mse, mean_mse, mse / mean_mse, clips)
+    accuracy, contrastive, mse, mean_mse, row_chance, chance = (added / clips).tolist()
+    return MaskedScores(accuracy, chance, row_chance, contrastive, mse, mean_mse, mse / mean_mse, clips)

@@ -14,11 +14,13 @@ from ssamba.models.pools import Pool
 
 
 class MaskedPrediction(NamedTuple):
-    """contrastive, reconstruction: what the two heads say of the masked patches; target: the patches; all (B, N, K)."""
+    """contrastive, reconstruction: what the two heads say of the masked patches; target: the patches; all (B, N, K).
+    hidden: bool (B, N), which of the N are masked patches, where clips have unequal numbers of them; None: all."""
 
     contrastive: Tensor
     reconstruction: Tensor
     target: Tensor
+    hidden: Tensor | None
 
 
 class MaskedPatchModel(nn.Module):
@@ -31,13 +33,22 @@ class MaskedPatchModel(nn.Module):
         self.contrastive_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
         self.reconstruction_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
 
-    def forward(self, log_mel: Tensor, mask: Tensor, masked: int | None = None) -> MaskedPrediction:
-        """log_mel (B, T, M), mask bool (B, L) with equally many True a clip (`masked`, if it is known) -> (B, N, K)
-        each."""
+    def forward(
+        self, log_mel: Tensor, mask: Tensor, masked: int | None = None, unequal: bool = False
+    ) -> MaskedPrediction:
+        """Predict what is hidden.
+
+        Args:
+            log_mel: (B, T, M).
+            mask: bool (B, L).
+            masked: N, how many are True of a clip. None: they are counted, for which a GPU has to finish what it does.
+            unequal: clips may have fewer than `masked`, which is not None.
+        """
         places = masked_places(mask, masked)
         tokens = gather_patches(self.encoder(log_mel, mask).tokens, places)
         target = gather_patches(self.encoder.patch_shape.cut(log_mel), places)
-        return MaskedPrediction(self.contrastive_head(tokens), self.reconstruction_head(tokens), target)
+        hidden = mask.gather(1, places) if unequal else None
+        return MaskedPrediction(self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden)
 
 
 class AudioClassifier(nn.Module):

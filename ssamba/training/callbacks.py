@@ -115,7 +115,7 @@ class ReconstructionPictures(Callback):
             return
         assert isinstance(pl_module, Pretraining)
         log_mel = pl_module.log_mel(batch["waveform"][:1], batch["lengths"][:1])
-        mask = pl_module.draw_mask("validation", batch["positions"][:1])
+        mask = pl_module.draw_mask("validation", batch["positions"][:1], batch["lengths"][:1])
         # All ranks run the model, whose tensors they may hold in parts; one draws.
         predicted = pl_module.model(log_mel, mask).reconstruction[0]
         if trainer.global_rank:

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from ssamba.audio import LogMel
 from ssamba.data.stream import Batch
 from ssamba.losses import info_nce, reconstruction_mse
-from ssamba.masking import clip_generator, cluster_mask, random_mask
+from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.training.common import OptimizerSettings, TrainingModule
 from ssamba.training.distributed import gathered
-
-MASKS = {"cluster": cluster_mask, "random": random_mask}
 
 
 class Pretraining(TrainingModule):
@@ -27,17 +25,17 @@ class Pretraining(TrainingModule):
         log_mel: waveforms to spectrograms.
         objective: "joint", "contrastive" or "reconstruction".
         reconstruction_weight: joint = contrastive + this * reconstruction (the papers' lambda, 10).
-        mask: "cluster" or "random". masked_patches: hidden in each clip.
+        masking: which patches are hidden.
     """
 
     model: MaskedPatchModel
 
     def __init__(self, model: MaskedPatchModel, log_mel: LogMel, settings: OptimizerSettings, *, objective: str,
-                 reconstruction_weight: float, mask: str, masked_patches: int, seed: int) -> None:  # fmt: skip
+                 reconstruction_weight: float, masking: Masking, seed: int) -> None:  # fmt: skip
         super().__init__(settings, seed)
         self.model, self.log_mel = model, log_mel
         self.objective, self.reconstruction_weight = objective, reconstruction_weight
-        self.mask, self.masked_patches = mask, masked_patches
+        self.masking = masking
         self._scored: list[tuple[int, dict[str, Tensor]]] = []
         # What gets no gradient is not among what several devices wait for.
         model.contrastive_head.requires_grad_(objective != "reconstruction")
@@ -46,17 +44,20 @@ class Pretraining(TrainingModule):
     def trained_parts(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.settings.learning_rate)]
 
-    def draw_mask(self, purpose: str, positions: Sequence[int]) -> Tensor:
-        """bool (B, L) on the module's device: each clip's own, by the seed and its place in the order."""
-        rows, columns = self.model.encoder.grid
+    def draw_mask(self, purpose: str, positions: Sequence[int], lengths: Tensor | None = None) -> Tensor:
+        """bool (B, L) on the module's device: each clip's own, by the seed and its place in the order. `lengths` (B,):
+        the samples of each that are no padding; None: all."""
+        encoder, columns = self.model.encoder, None
         generators = [clip_generator(self.seed, purpose, position) for position in positions]
-        return MASKS[self.mask](rows, columns, self.masked_patches, generators).to(self.device)
+        if self.masking.padded and lengths is not None:
+            columns = encoder.patch_shape.own_columns(self.log_mel.frames(lengths.cpu()), encoder.grid[1])
+        return self.masking.draw(*encoder.grid, generators, columns).to(self.device)
 
     def objectives(self, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """log_mel (B, T, M), mask bool (B, L) -> loss, contrastive, reconstruction, accuracy: float32 scalars."""
-        prediction = self.model(log_mel, mask, self.masked_patches)
-        contrast = info_nce(prediction.contrastive, prediction.target)
-        reconstruction = reconstruction_mse(prediction.reconstruction, prediction.target)
+        prediction = self.model(log_mel, mask, self.masking.masked, self.masking.padded)
+        contrast = info_nce(prediction.contrastive, prediction.target, prediction.hidden)
+        reconstruction = reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden)
         joint = contrast.loss + self.reconstruction_weight * reconstruction
         loss = {"joint": joint, "contrastive": contrast.loss, "reconstruction": reconstruction}[self.objective]
         return {"loss": loss, "contrastive": contrast.loss, "reconstruction": reconstruction,
@@ -64,14 +65,14 @@ class Pretraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_mel = self.log_mel(batch["waveform"], batch["lengths"])
-        values = self.objectives(log_mel, self.draw_mask("train", batch["positions"]))
+        values = self.objectives(log_mel, self.draw_mask("train", batch["positions"], batch["lengths"]))
         self.watch(batch["keys"], **values)
         return values["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         log_mel = self.log_mel(batch["waveform"], batch["lengths"])
         # The mask of a validation clip is the same every time, so that the curve shows the model alone.
-        values = self.objectives(log_mel, self.draw_mask("validation", batch["positions"]))
+        values = self.objectives(log_mel, self.draw_mask("validation", batch["positions"], batch["lengths"]))
         self._scored.append((len(log_mel), values))
 
     def on_validation_epoch_end(self) -> None:

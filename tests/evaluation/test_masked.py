@@ -1,6 +1,5 @@
 """Scores of a pretrained model against loops over clips and patches."""
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from ssamba.audio import LogMel, samples_for
 from ssamba.data.stream import Batch
 from ssamba.evaluation.masked import MaskedEvaluation, MaskedScores, mean_patches, score_masked
-from ssamba.masking import clip_generator, cluster_mask
+from ssamba.masking import Masking, clip_generator
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 
@@ -39,10 +38,6 @@ class Clips:
                         positions=list(range(first, places)), consumed=places, skipped=[])  # fmt: skip
 
 
-def draw(generators: list[torch.Generator]) -> Tensor:
-    return cluster_mask(3, 6, MASKED, generators)
-
-
 @pytest.fixture(scope="module")
 def evaluation() -> MaskedEvaluation:
     torch.manual_seed(0)
@@ -50,7 +45,9 @@ def evaluation() -> MaskedEvaluation:
     model = MaskedPatchModel(AudioEncoder("ssast", options, BINS, FRAMES, SIDE, SIDE, SIDE, SIDE))
     train: Any = Clips([3, 3, 3], 1)
     held_out: Any = Clips([4, 2], 2)
-    return MaskedEvaluation(model.eval(), LogMel(RATE, BINS, -5.0, 3.0), train, 6, held_out, draw, seed=5)
+    return MaskedEvaluation(
+        model.eval(), LogMel(RATE, BINS, -5.0, 3.0), train, 6, held_out, Masking("cluster", MASKED), seed=5
+    )
 
 
 def cut(log_mel: Tensor) -> list[list[Tensor]]:
@@ -81,14 +78,23 @@ def by_hand(e: MaskedEvaluation) -> MaskedScores:
     """Every score, clip by clip and patch by patch."""
     mean = torch.stack(flat_patches(e, e.train)[:6]).mean(0)
     patches = flat_patches(e, e.validation)
-    masks = draw([clip_generator(e.seed, "evaluation", clip) for clip in range(6)])
+    masks = e.masking.draw(3, 6, [clip_generator(e.seed, "evaluation", clip) for clip in range(6)])
     hits, contrastive, wrong, baseline, by_row = 0, 0.0, 0.0, 0.0, 0.0
     spectrograms = [s for batch in e.validation for s in e.log_mel(batch["waveform"], batch["lengths"])]
     for log_mel, mask, target in zip(spectrograms, masks, patches, strict=True):
         said = e.model(log_mel.unsqueeze(0), mask.unsqueeze(0))
         hidden = [i for i in range(18) if mask[i]]
         predicted, filled = said.contrastive[0], said.reconstruction[0]
-        scores = [[float(target[i] @ predicted[j]) for j in range(MASKED)] for i in hidden]
+        # Those that are the same, of padding here, are not told apart.
+        scores = [
+            [
+                -math.inf
+                if j != i and torch.equal(target[hidden[j]], target[hidden[i]])
+                else float(target[hidden[i]] @ predicted[j])
+                for j in range(MASKED)
+            ]
+            for i in range(MASKED)
+        ]
         shares = [[math.exp(score - max(row)) / sum(math.exp(one - max(row)) for one in row) for score in row]
                   for row in scores]  # fmt: skip
         for j in range(MASKED):
@@ -120,6 +126,6 @@ def test_row_chance_of_one_row_is_chance() -> None:
     options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "layer_norm_eps": 1e-6}
     model = MaskedPatchModel(AudioEncoder("ssast", options, BINS, FRAMES, BINS, 2, BINS, 2))
     clips: Any = Clips([2, 3], 0)
-    mask = functools.partial(cluster_mask, frequency=1, time=12, masked=5)
+    mask = Masking("cluster", 5)
     scores = score_masked(MaskedEvaluation(model, LogMel(RATE, BINS, -5.0, 3.0), clips, 5, clips, mask, 0))
     assert scores.row_chance == pytest.approx(scores.chance) == pytest.approx(1 / 5)
