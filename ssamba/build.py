@@ -34,6 +34,7 @@ from ssamba.models.checkpoint import (
     load_model,
     load_pretrained_encoder,
     read_audio_settings,
+    read_config,
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
@@ -117,7 +118,8 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
     """The recipe's encoder, from its pretrained weights if it names some."""
     model, audio = recipe.model, recipe.audio
     options = dict(SIZES[model.encoder][model.size])
-    options |= {name: getattr(model, name) for name in ("residual", "scan_layout") if name in options}
+    settle_variant(recipe)
+    options |= {name: getattr(model, name) for name in _VARIANTS if name in options}
     encoder = AudioEncoder(
         model.encoder, options, audio.num_mel_bins, audio.max_length, model.fshape, model.tshape,
         model.frequency_stride or model.fshape, model.time_stride or model.tshape, model.scan_backend,
@@ -126,6 +128,18 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
         load_pretrained_encoder(encoder, model.pretrained)
     encoder.stack.recompute = recipe.trainer.recompute
     return encoder
+
+
+_VARIANTS = {"residual": "plain", "scan_layout": "fo_bi"}
+
+
+def settle_variant(recipe: Recipe) -> None:
+    """Write into a recipe what it leaves open of its encoder: the pretrained model's, else the default."""
+    model = recipe.model
+    config = read_config(model.pretrained) if model.pretrained else {}
+    for name, default in _VARIANTS.items():
+        if getattr(model, name) is None:
+            setattr(model, name, config.get(name, default))
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -371,6 +385,9 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
         check_run(folder, overwrite=True)
         return None
     earlier = load_recipe(folder)
+    for name in _VARIANTS:
+        if getattr(recipe.model, name) is None:
+            setattr(recipe.model, name, getattr(earlier.model, name))
     if recipe.audio.mean is None:
         recipe.audio.mean, recipe.audio.std = earlier.audio.mean, earlier.audio.std
     complaints = list(differences(earlier, recipe))

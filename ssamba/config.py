@@ -107,10 +107,12 @@ class ModelConfig:
     """Mel bins from one patch to the next; null: fshape."""
     time_stride: int | None = None
     """Frames from one patch to the next; null: tshape."""
-    residual: str = "doubling"
-    """doubling | plain, of ssamba: the original's residual, or the stack as the paper draws it."""
-    scan_layout: str = "fo_bi"
-    """fo_fo | fo_bi | bi_bi, of aum: directions of the convolution and of the scan (fo: forward, bi: both)."""
+    residual: str | None = None
+    """plain | doubling, of ssamba: the stack as the paper draws it, or the original's residual, which its weights need;
+    null: the pretrained model's, else plain."""
+    scan_layout: str | None = None
+    """fo_fo | fo_bi | bi_bi, of aum: directions of the convolution and of the scan (fo: forward, bi: both); null: the
+    pretrained model's, else fo_bi."""
     scan_backend: str = "auto"
     """auto | reference | torch-chunked | cpu | triton | mamba-ssm, of ssamba and aum: what computes the scan."""
     pretrained: PathText | None = None
@@ -120,8 +122,10 @@ class ModelConfig:
         yield from _one_of("model.encoder", self.encoder, ENCODERS)
         for complaint in _one_of("model.size", self.size, MODEL_SIZES.get(self.encoder, (self.size,))):
             yield f"{complaint} for encoder {self.encoder}"
-        yield from _one_of("model.residual", self.residual, ("doubling", "plain"))
-        yield from _one_of("model.scan_layout", self.scan_layout, SCAN_LAYOUTS)
+        if self.residual is not None:
+            yield from _one_of("model.residual", self.residual, ("plain", "doubling"))
+        if self.scan_layout is not None:
+            yield from _one_of("model.scan_layout", self.scan_layout, SCAN_LAYOUTS)
         yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
             yield from _within(f"model.{name}", getattr(self, name), 1, _MANY)

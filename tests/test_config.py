@@ -136,7 +136,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("model.size=huge", "'huge'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.size=large", "'large'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.scan_layout=bi", "model.scan_layout is 'bi'; expected one of fo_fo, fo_bi, bi_bi"),
-        ("model.residual=no", "model.residual is 'no'; expected one of doubling, plain"),
+        ("model.residual=no", "model.residual is 'no'; expected one of plain, doubling"),
         ("model.scan_backend=gpu", "'gpu'; expected one of auto, reference, torch-chunked"),
         ("model.frequency_stride=0", "model.frequency_stride is 0; expected at least 1"),
         ("audio.mean=-4", "audio.mean and audio.std: give both or neither"),

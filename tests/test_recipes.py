@@ -75,6 +75,6 @@ def test_weights_to_start_from_are_those_of_a_pretraining_recipe(path: Path) -> 
     makers = [load_recipe(made) for made in (RECIPES / "pretrain").glob("*.yaml")]
     (maker,) = [made for made in makers if made.run_dir == recipe.model.pretrained]
     ours, theirs = recipe.model, maker.model
-    assert (ours.encoder, ours.size, ours.residual) == (theirs.encoder, theirs.size, theirs.residual)
+    assert (ours.encoder, ours.size) == (theirs.encoder, theirs.size) and ours.residual in (None, theirs.residual)
     assert (ours.fshape, ours.tshape) == (theirs.fshape, theirs.tshape)
     assert recipe.audio.sampling_rate == maker.audio.sampling_rate

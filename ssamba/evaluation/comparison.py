@@ -39,8 +39,8 @@ class Run:
     def group(self) -> tuple[str, str, str, str]:
         """(task, encoder, start, labels): runs that differ in their seed alone have the same."""
         chosen = self.recipe.model
-        plain = chosen.encoder == "ssamba" and chosen.residual == "plain"
-        variant = f" {chosen.scan_layout}" if chosen.encoder == "aum" else " plain" if plain else ""
+        doubling = chosen.encoder == "ssamba" and chosen.residual == "doubling"
+        variant = f" {chosen.scan_layout}" if chosen.encoder == "aum" else " doubling" if doubling else ""
         model = f"{chosen.encoder}{variant} {chosen.size} {chosen.fshape}x{chosen.tshape}"
         if isinstance(self.recipe, FinetuneRecipe):
             start = "pretrained" if self.recipe.model.pretrained else "from scratch"

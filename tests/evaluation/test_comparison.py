@@ -43,9 +43,13 @@ def test_runs_of_other_lengths_are_not_averaged(recipes: dict[str, Path]) -> Non
 
 
 def test_variants_of_an_encoder_are_not_averaged(recipes: dict[str, Path]) -> None:
-    words = ([], ["model.residual=plain"], ["model.encoder=aum"], ["model.encoder=aum", "model.scan_layout=fo_fo"])
+    words = (
+        [],
+        ["model.residual=doubling"],
+        *(["model.encoder=aum", f"model.scan_layout={x}"] for x in ("fo_bi", "fo_fo")),
+    )
     rows = table([finetuned_run(recipes, 0.5, 7, *overrides) for overrides in words])
-    names = ["ssamba nano 16x16", "ssamba plain nano 16x16", "aum fo_bi nano 16x16", "aum fo_fo nano 16x16"]
+    names = ["ssamba nano 16x16", "ssamba doubling nano 16x16", "aum fo_bi nano 16x16", "aum fo_fo nano 16x16"]
     assert [row[1] for row in rows] == names
 
 

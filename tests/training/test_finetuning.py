@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssamba.build import build_finetuner
+from ssamba.build import build_finetuner, build_pretrainer
 from ssamba.cli import main
-from ssamba.config import FinetuneRecipe, load_recipe
-from ssamba.models.checkpoint import load_model
+from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.errors import UserError
+from ssamba.models.checkpoint import load_model, save_model
 from ssamba.training.finetuning import Augmentation
 
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
@@ -108,6 +109,34 @@ def test_sounds_are_learned(label: str, recipes: dict[str, Path], corpus: Path, 
             rows = list(csv.DictReader(file))
         assert {row["true"] for row in rows} == {"falling|gliding", "gliding|rising", "high|steady", "low|steady"}
         assert {"val/mAP"} == {name for row in logged for name in row if name.startswith("val/")} - {"val/loss"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name", "values"),
+    [
+        ("ssamba", "residual", ("plain", "doubling")),
+        ("aum", "scan_layout", ("fo_bi", "bi_bi")),
+    ],
+)
+def test_a_variant_that_is_left_open_is_the_pretrained_models(
+    encoder: str, name: str, values: tuple[str, str], recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    for value, asked in ((values[0], []), (values[1], [f"model.{name}={values[1]}"])):
+        words = ["run_dir=unused", f"model.encoder={encoder}", "audio.mean=-4", "audio.std=4"]
+        recipe = load_recipe(recipes["pretrain"], [*words, *asked])
+        assert isinstance(recipe, PretrainRecipe)
+        built = build_pretrainer(recipe)
+        assert getattr(recipe.model, name) == value == built.module.model.encoder.arguments["options"][name]
+        save_model(tmp_path / value, built.module.model, built.audio)
+        tuned = load_recipe(recipes["finetune"], [*words, f"model.pretrained={tmp_path / value}"])
+        assert isinstance(tuned, FinetuneRecipe)
+        build_finetuner(tuned)
+        assert getattr(tuned.model, name) == value
+    other = load_recipe(recipes["finetune"], [*words, f"model.{name}={values[0]}",
+                                              f"model.pretrained={tmp_path / values[1]}"])  # fmt: skip
+    assert isinstance(other, FinetuneRecipe)
+    with pytest.raises(UserError, match=f"has {name} {values[1]}; the recipe asks for {name} {values[0]}"):
+        build_finetuner(other)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class"])
