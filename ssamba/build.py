@@ -40,7 +40,7 @@ from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.ops.scan import resolve_backend
-from ssamba.training.callbacks import ReconstructionPictures, SkippedSamples, StepProgress, Throughput
+from ssamba.training.callbacks import ReconstructionPictures, SkippedSamples, StepProgress, Throughput, TimeEstimate
 from ssamba.training.checkpoints import Checkpoints, Saved, check_fits, newest_checkpoint
 from ssamba.training.common import OptimizerSettings
 from ssamba.training.finetuning import Augmentation, FineTuning
@@ -429,7 +429,13 @@ def build_trainer(
         monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
     checkpoints = Checkpoints(folder, every_steps, monitor if validates else None)
     command = f"ssamba {recipe.task_type} {folder} --resume {folder}"
-    callbacks: list[Callback] = [StepProgress(), Throughput(), skipped, Interruptions(checkpoints, command)]
+    callbacks: list[Callback] = [
+        TimeEstimate(),
+        StepProgress(),
+        Throughput(),
+        skipped,
+        Interruptions(checkpoints, command),
+    ]
     if isinstance(recipe, PretrainRecipe):
         callbacks.append(ReconstructionPictures(folder / "pictures"))
     del settings["recompute"], settings["compile"]  # the model's

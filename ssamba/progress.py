@@ -26,3 +26,16 @@ def print_above(text: str, file: TextIO) -> None:
         tqdm.write(text, file=file)
     else:
         print(text, file=file, flush=True)
+
+
+def spoken(seconds: float) -> str:
+    """A length of time in words: "0.25 s", "5 min", "2 h 40 min", "3 d 4 h"."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning
+import torch
 import torch.utils.data
 
 from ssamba.data.index import ShardSet
@@ -79,6 +80,19 @@ class ClipDataModule(lightning.LightningDataModule):
         """All test clips, for the one rank that scores them."""
         assert self.test is not None
         return self._stream(self.test, self._as_they_lie(self.test), False, None)
+
+    def noise(self) -> Batch:
+        """A batch as large as one device's, for which no recording is read: whole clips of noise, all of one class."""
+        size, samples = self.settings.batch_size, self.settings.rules.clip_samples
+        labels = torch.empty(0)
+        if self.labels is not None:
+            classes = len(self.labels.names)
+            labels = torch.eye(classes)[:1].repeat(size, 1) if self.labels.several else torch.zeros(size).long()
+        return Batch(
+            waveform=0.1 * torch.randn(size, samples, generator=torch.Generator().manual_seed(0)),
+            lengths=torch.full((size,), samples), labels=labels, keys=["noise"] * size, positions=list(range(size)),
+            consumed=0, skipped=[],
+        )  # fmt: skip
 
     def train_dataloader(self) -> torch.utils.data.DataLoader[Batch]:
         return self._loader(self.training_stream())

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from tqdm import tqdm
 
+from ssamba.data.datamodule import ClipDataModule
 from ssamba.data.stream import Batch
 from ssamba.evaluation.pictures import draw_reconstruction
-from ssamba.progress import progress_bar
+from ssamba.progress import progress_bar, spoken
+from ssamba.training.common import TrainingModule
 from ssamba.training.distributed import gathered
 from ssamba.training.pretraining import Pretraining
 
 log = logging.getLogger(__name__)
+
+_FEW_STEPS = 20  # which are done as soon as they are rehearsed
+_REHEARSED_SECONDS = 1.0
 
 
 class StepProgress(ProgressBar):
@@ -57,6 +63,35 @@ class StepProgress(ProgressBar):
     ) -> None:
         if self._bar is not None:  # so that what is said of the error gets a line of its own
             self._bar.close()
+
+
+class TimeEstimate(Callback):
+    """Before the first step: how long all of them will take, by a few rehearsed ones."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        steps = trainer.max_steps - trainer.global_step
+        if steps < _FEW_STEPS:
+            return
+        assert isinstance(pl_module, TrainingModule) and isinstance(trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
+        batch = trainer.strategy.batch_to_device(trainer.datamodule.noise())  # type: ignore[attr-defined]
+        seconds: list[float] = []
+        # The first one compiles kernels and finds memory.
+        while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds[1:]) < _REHEARSED_SECONDS):
+            began = time.perf_counter()
+            pl_module.rehearse(batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        step = statistics.median(seconds[1:]) * trainer.accumulate_grad_batches
+        if trainer.global_rank == 0:
+            rehearsed = len(seconds) - 1
+            log.info(
+                "%d steps will take about %s, %s each, as %d rehearsed ones did; reading and validation not counted",
+                steps,
+                spoken(step * steps),
+                spoken(step),
+                rehearsed,
+            )
 
 
 class Throughput(Callback):

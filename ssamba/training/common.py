@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ssamba.data.stream import Batch
 from ssamba.errors import UserError
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.schedules import parameter_groups, warmup_then_constant, warmup_then_cosine
@@ -128,6 +129,15 @@ class TrainingModule(lightning.LightningModule):
         """Of each batch: its samples' names, and the parts of its loss, scalars, which are logged as train/... and must
         be finite."""
         self._batches.append((keys, {name: part.detach() for name, part in parts.items()}))
+
+    def rehearse(self, batch: Batch) -> None:
+        """The forward and backward pass of a batch, of which nothing stays."""
+        with self.trainer.precision_plugin.forward_context():
+            loss = self.training_step(batch, 0)
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        self.zero_grad()
+        self._batches.clear()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
