@@ -333,6 +333,10 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"tensors: {len(exported.tensors)}")
     if exported.zeros:
         print(f"zeros, which nothing reads: {', '.join(exported.zeros)}")
+    if exported.padding:
+        print(
+            "short clips: the authors' code pools their padding too, which this model leaves out: other scores of them"
+        )
     print(f"written to {printable(str(arguments.out))}")
 
 
@@ -505,11 +509,12 @@ _JSON_LINES = """JSON lines:
   {"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "error"}.
 """
 _ROWS = """rows:
-  A vector for each recording, the mean over its windows; with --window or --hop a vector for each window (its numbers
-  by --pooling: mean and class D, rows F x D, statistics 2 x F x D, segments N x F x D); with
-  --tokens the vectors (F, D) of each column of patches of each window: columns in the order of time, F from low to
-  high mel bins; columns without sound, where a short recording was filled up, are left out. Windows that overlap
-  each have theirs.
+  A vector for each recording, the mean over its windows; with --window or --hop a vector for each window. --pooling
+  makes it of D numbers (mean, class), F x D (rows: the mean over time of each row of patches), 2 x F x D (statistics
+  and attentive: means and standard deviations) or N x F x D (segments: the means of N stretches of time); rows are in
+  the order from low to high mel bins. With --tokens the vectors (F, D) of each column of patches of each window:
+  columns in the order of time. Columns without sound, where a short recording was filled up, are left out of all of
+  these but an imported classifier's own pool. Windows that overlap each have theirs.
   .npz: names and, for each row, recording (its place in names), window (its number; not for whole recordings), start
   and end in seconds, embeddings (float32). .parquet: name, window, start, end, embedding.
 """
@@ -544,10 +549,10 @@ def _add_inference(commands: Any) -> None:
             add_argument(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
             layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
             add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
-            vector = "the vector of a window; default: a classifier's own, else rows"
+            vector = "what makes a window's vector of its patches'; default: a classifier's own, else rows"
             sub.add_argument("--pooling", choices=POOLINGS, help=vector)
-            stretches = "of --pooling segments; default: %(default)s"
-            add_argument(sub, "--segments", whole_number, 1, 1000, default=4, metavar="N", help=stretches)
+            stretches = "of --pooling segments; default: a classifier's own, else 4"
+            add_argument(sub, "--segments", whole_number, 1, 1000, metavar="N", help=stretches)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
             continue
         sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")

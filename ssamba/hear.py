@@ -13,17 +13,30 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
-from ssamba.hub import SsambaModel
+from ssamba.hub import POOLING, SsambaModel
+from ssamba.models.encoder import Encoded
 from ssamba.timeline import Timeline
 
 
 class HearModel(Timeline):
-    """What HEAR asks of a model: sample_rate in Hz, scene_embedding_size and timestamp_embedding_size (both F * D)."""
+    """What HEAR asks of a model: sample_rate in Hz, timestamp_embedding_size (F * D) and scene_embedding_size.
+
+    A scene is the model's own pool of its columns, as `SsambaModel.pool` has it: a classifier's, else `hub.POOLING`. A
+    timeline has no class token, so that of a classifier that reads one is `hub.POOLING` too.
+    """
 
     def __init__(self, model: SsambaModel) -> None:
         super().__init__(model)  # 50 ms between timestamps are the most that HEAR advises
+        pool = model.pool()
+        self.pool = model.pool(POOLING) if pool.name == "class" else pool
         self.sample_rate = self.sampling_rate
-        self.scene_embedding_size = self.timestamp_embedding_size = self.size
+        self.timestamp_embedding_size, self.scene_embedding_size = self.size, self.pool.size
+
+    def scenes(self, columns: Tensor) -> Tensor:
+        """The pooled columns of clips of one length: (B, N, F * D) -> float32 (B, scene_embedding_size)."""
+        tokens = columns.unflatten(2, (self.pool.rows, -1)).transpose(1, 2).flatten(1, 2)
+        scenes: Tensor = self.pool(Encoded(tokens, class_tokens=tokens[:, :0]))
+        return scenes
 
 
 def load_model(model_file_path: str | Path = "") -> HearModel:
@@ -62,8 +75,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 @torch.no_grad()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding a clip, the mean of its columns: (B, S) -> float32 (B, F * D); as `get_timestamp_embeddings`."""
-    return model.to(audio.device)(_clips(audio))[0].mean(1)
+    """One embedding a clip: (B, S) -> float32 (B, scene_embedding_size); as `get_timestamp_embeddings`."""
+    return model.scenes(model.to(audio.device)(_clips(audio))[0])
 
 
 def _clips(audio: Tensor) -> list[Tensor]:

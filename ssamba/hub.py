@@ -74,20 +74,31 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         """Where the weights are."""
         return self.network.encoder.mask_token.device
 
-    def pool(self, name: str | None = None, segments: int = 4) -> Pool:
-        """What makes a vector of a clip's tokens, by name; None: the classifier's own, of a pretrained model `POOLING`.
+    def pool(self, name: str | None = None, segments: int | None = None) -> Pool:
+        """What makes a vector of a clip's tokens.
+
+        Args:
+            name: one of `POOLINGS`; None, or the name of a classifier's own: that one. A pretrained model has none, and
+                None is `POOLING`.
+            segments: of "segments" alone; None: the classifier's own, else 4.
 
         Raises:
-            UserError: attention, which is learned, of a model that has learned none; or no such pool.
+            UserError: no such pool, segments of another pool, or attention, which is learned, of a model that has none.
         """
+        if segments is not None and name != "segments":
+            other = "no pooling is named" if name is None else f"pooling is {name}"
+            raise UserError(f"segments is {segments} and {other}; expected pooling segments beside it")
         own = self.network.pool if isinstance(self.network, AudioClassifier) else None
-        if own is not None and name in (None, "attentive") and own.name == (name or own.name):
+        if own is not None and name in (None, own.name) and segments in (None, own.segments):
             return own
         if name == "attentive":
-            raise UserError("pooling is attentive, whose attention is learned, and this model has none")
-        encoder = self.network.encoder
+            raise UserError(
+                "pooling is attentive, whose attention is learned, and this model has none; expected another pool, or "
+                "a model that was fine-tuned with task.pooling=attentive"
+            )
+        encoder, count = self.network.encoder, ClassifierSettings.segments if segments is None else segments
         try:
-            return Pool(name or POOLING, encoder.grid[0], encoder.hidden_size, segments)
+            return Pool(name or POOLING, encoder.grid[0], encoder.hidden_size, count)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -100,20 +111,25 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         Args:
             input_values: (B, T, M), normalised log-mel.
             lengths: int64 (B,), the frames of each clip that the network is to see; None: all.
-            own: int64 (B,), those of them that are no padding; None: all. Padding enters no pool, but those of
-                imported classifiers.
+            own: int64 (B,), those of them that are no padding; None: all. Padding enters no pool, but that of an
+                imported classifier.
             layers: which hidden states to return, as `num_hidden_states` numbers them.
             pool: of `pooled`; None: `self.pool()`.
 
         Raises:
-            UserError: a layer that there is not.
+            UserError: a layer that there is not, or other mel bins than the model's.
         """
         wanted, pool = [self.layer_number(layer) for layer in layers], pool or self.pool()
         encoder, (batch, frames, bins) = self.network.encoder, input_values.shape
         patch = encoder.patch_shape
+        rows = patch.grid(bins, frames)[0]
+        if rows != encoder.grid[0]:
+            raise UserError(
+                f"input_values has {bins} mel bins; expected {encoder.arguments['num_mel_bins']}, as this model's "
+                "feature extractor gives"
+            )
         seen = torch.full((batch,), frames) if lengths is None else lengths.cpu()
         columns = torch.tensor([patch.grid(bins, int(length))[1] for length in seen])
-        rows = patch.grid(bins, frames)[0]
         hidden = [input_values.new_zeros(batch, rows, int(columns.max()), encoder.hidden_size) for _ in wanted]
         pooled = [input_values.new_zeros(batch, pool.size) for _ in wanted]
         logits = None
@@ -124,7 +140,7 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
             clips = input_values[places, :length]
             states = encoder.hidden_states(clips) if wanted else [encoder(clips)]
             part = None if own is None else own.to(places.device)[places]
-            heard = self._heard(part, patch.grid(bins, length)[1])
+            heard = None if part is None else patch.own_columns(part, patch.grid(bins, length)[1])
             for number, into, vectors in zip(wanted, hidden, pooled, strict=True):
                 tokens = states[number].tokens.float().unflatten(1, (rows, -1))
                 into[places, :, : tokens.shape[2]] = tokens
@@ -132,11 +148,6 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
             if logits is not None and isinstance(self.network, AudioClassifier):
                 logits[places] = self.network.classify(states[-1], part).float()
         return SsambaOutput(logits, hidden, pooled, columns)
-
-    def _heard(self, own: Tensor | None, columns: int) -> Tensor | None:
-        """Which columns go into a pool: see `Pool`."""
-        padding_too = isinstance(self.network, AudioClassifier) and self.network.pool_padding
-        return None if own is None or padding_too else self.network.encoder.patch_shape.own_columns(own, columns)
 
     def layer_number(self, layer: int) -> int:
         """A layer counted from 0 on; UserError for one that there is not."""

@@ -5,6 +5,8 @@
     hub.ssamba = UpstreamExpert
     upstream = nn.S3PRLUpstream("ssamba", path_or_url="runs/pretrain-mine")
 
+Its downstream models pool the columns themselves, whatever the model's own pool.
+
 Shapes: B batch, S samples, N columns, F rows of patches, D width of a token.
 """
 

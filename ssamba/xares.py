@@ -1,6 +1,7 @@
 """Any model as an encoder of X-ARES, the eXtensive Audio Representation and Evaluation Suite.
 
-X-ARES builds the encoder of a file without arguments, and wants one name in that file to end in Encoder:
+X-ARES takes the columns of `Timeline` and pools them itself, whatever the model's own pool. It builds the encoder of a
+file without arguments, and wants one name in that file to end in Encoder:
 
     from ssamba import xares
 

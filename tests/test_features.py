@@ -32,8 +32,8 @@ def alone(waveform: np.ndarray) -> torch.Tensor:
 
 def test_pad_fills_up_to_the_clip_with_the_originals_padding() -> None:
     short, long = noise(0.3), noise(1.5, 1)
-    values, lengths = extractor("pad")([short, long])
-    assert lengths.tolist() == [CLIP, 148]
+    values, lengths, own = extractor("pad")([short, long])
+    assert lengths.tolist() == [CLIP, 148] and own.tolist() == [28, 148]
     torch.testing.assert_close(values[0, :28], alone(short))
     assert (values[0, 28:] == 4.0 / 6.0).all()  # log-mel 0
     torch.testing.assert_close(values[1], alone(long))
@@ -41,14 +41,14 @@ def test_pad_fills_up_to_the_clip_with_the_originals_padding() -> None:
 
 def test_repeat_fills_up_to_the_clip_with_the_recording() -> None:
     short = noise(0.3)
-    values, lengths = extractor("repeat")(short)
-    assert values.shape == (1, CLIP, 32) and lengths.tolist() == [CLIP]
+    values, lengths, own = extractor("repeat")(short)
+    assert values.shape == (1, CLIP, 32) and lengths.tolist() == own.tolist() == [CLIP]
     torch.testing.assert_close(values[0], alone(np.resize(short, 400 + 63 * 160)))
 
 
 def test_keep_leaves_a_recording_as_long_as_it_is_whatever_stands_beside_it() -> None:
-    values, lengths = extractor("keep")([noise(0.3), noise(1.5, 1)])
-    assert lengths.tolist() == [28, 148]
+    values, lengths, own = extractor("keep")([noise(0.3), noise(1.5, 1)])
+    assert lengths.tolist() == own.tolist() == [28, 148]
     torch.testing.assert_close(values[0, :28], extractor("keep")(noise(0.3)).input_values[0])
 
 

@@ -80,11 +80,10 @@ def test_each_clip_is_encoded_as_it_would_be_alone(run: Path) -> None:
             for one, other in zip(together.pooled, alone.pooled, strict=True):
                 torch.testing.assert_close(one[number], other[0], rtol=1e-4, atol=1e-5)
             if together.logits is not None:
-                logits = model.network(features.input_values)
+                logits = model.network(features.input_values, features.own)
                 torch.testing.assert_close(together.logits[number], logits[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        together.pooled[1][0], together.hidden_states[1][0][:, : together.columns[0]].mean((0, 1))
-    )
+    rows = together.hidden_states[1][0][:, : together.columns[0]].mean(1)
+    torch.testing.assert_close(together.pooled[1][0], rows.flatten(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["pretrained"])
@@ -202,5 +201,6 @@ def test_features_without_lengths_count_in_full(pretrained: Runs) -> None:
     values = torch.randn(2, 40, 128)
     with torch.inference_mode():
         found = model(values, layers=[-1])
-        again = model(*Features(values, torch.tensor([40, 40])), layers=[-1])
+        again = model(*Features(values, torch.tensor([40, 40]), torch.tensor([40, 40])), layers=[-1])
     assert torch.equal(found.hidden_states[0], again.hidden_states[0]) and found.columns.tolist() == [2, 2]
+    assert torch.equal(found.pooled[0], again.pooled[0])

@@ -28,7 +28,7 @@ _BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out
 def embed_recordings(
     model: str, places: Sequence[str], out: Path, *, layer: int, tokens: bool, batch_size: int, device: str,
     window_seconds: float | None, hop_seconds: float | None, overwrite: bool, pooling: str | None = None,
-    segments: int = 4,
+    segments: int | None = None,
 ) -> tuple[int, str]:  # fmt: skip
     """Write what a layer gives for recordings.
 
@@ -44,6 +44,8 @@ def embed_recordings(
     """
     if out.suffix not in (".npz", ".parquet"):
         raise UserError(f"{out} ends in {out.suffix or 'nothing'}; expected .npz or .parquet")
+    if tokens and pooling is not None:
+        raise UserError(f"--tokens writes the vector of every patch, and --pooling {pooling} one of them all; give one")
     check_out(out, overwrite)
     if out.suffix == ".parquet":
         _parquet()

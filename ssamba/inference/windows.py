@@ -71,7 +71,7 @@ class Job(NamedTuple):
 
     @classmethod
     def of(cls, model: SsambaModel, window_seconds: float | None, hop_seconds: float | None, layer: int | None,
-           batch_size: int, pooling: str | None = None, segments: int = 4) -> "Job":  # fmt: skip
+           batch_size: int, pooling: str | None = None, segments: int | None = None) -> "Job":  # fmt: skip
         """Arguments as of `predict_file`; UserError for one that cannot be."""
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; expected at least 1")
@@ -83,7 +83,7 @@ class Job(NamedTuple):
 def predict_file(
     model: SsambaModel, path: str | os.PathLike[str], window_seconds: float | None = None,
     hop_seconds: float | None = None, *, layer: int | None = None, batch_size: int = BATCH_SIZE,
-    pooling: str | None = None, segments: int = 4,
+    pooling: str | None = None, segments: int | None = None,
 ) -> Iterator[Window]:  # fmt: skip
     """What `model` says of a recording of any length, window by window, as they come.
 
@@ -180,7 +180,7 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
 def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
     """Start and end of the columns of patches with at least one of a window's own frames, float64 (P, 2)."""
     patch, rate = model.network.encoder.patch_shape, model.feature_extractor.sampling_rate
-    own = min(columns, -(-frames // patch.time_stride))
+    own = int(patch.own_columns(torch.tensor(frames), columns))
     hop = samples_for(2, rate) - samples_for(1, rate)
     starts = torch.arange(own, dtype=torch.float64) * patch.time_stride * hop
     return torch.stack([starts, starts + samples_for(patch.tshape, rate)], 1) / rate

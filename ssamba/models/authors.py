@@ -285,8 +285,10 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
         problems.append("it is a pretraining model (theirs are all classifiers)")
     if not pretraining and ("head.0.weight" in state) != names.head_norm:
         problems.append(f"its head has {'no' if names.head_norm else 'a'} LayerNorm")
-    if isinstance(model, AudioClassifier) and model.pool.name not in ("mean", "class"):
-        problems.append(f"its pooling is {model.pool.name} (theirs is mean or class)")
+    # Where there is one row of patches, its mean is that of all.
+    pools = ("mean", "class", "rows") if model.encoder.grid[0] == 1 else ("mean", "class")
+    if isinstance(model, AudioClassifier) and model.pool.name not in pools:
+        problems.append(f"its pooling is {model.pool.name} (theirs is mean or class: fine-tune with task.pooling=mean)")
     if problems:
         raise UserError(f"the model cannot be written in the format of {family}'s authors: {'; '.join(problems)}")
 

@@ -19,7 +19,7 @@ from ssamba.files import parse_json, read_bounded, read_json, write_json, writte
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
-from ssamba.models.pools import MOST_SEGMENTS
+from ssamba.models.pools import MOST_SEGMENTS, Pooling
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
 Problem = Literal["single_label_classification", "multi_label_classification"]
@@ -149,7 +149,7 @@ class _Config:
     num_hidden_layers: Positive
     label: str | None = None
     problem_type: Problem | None = None
-    pooling: Literal["mean", "class", "rows", "statistics", "segments", "attentive"] | None = None
+    pooling: Pooling | None = None
     head_norm: bool | None = None
     segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
     pool_padding: bool | None = None
@@ -336,11 +336,16 @@ def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> Classif
         )
     labels = tuple(names[number] for number in numbers)
     loss = _LOSSES[config["problem_type"]]
-    # Folders without the last two are of versions that pooled as the originals do.
+    # Folders without the last two are of versions that pooled padding, as the originals do.
     return ClassifierSettings(
-        labels, config["label"], loss, config["pooling"], config["head_norm"], config.get("segments", 1),
+        labels,
+        config["label"],
+        loss,
+        config["pooling"],
+        config["head_norm"],
+        config.get("segments", ClassifierSettings.segments),
         config.get("pool_padding", True),
-    )  # fmt: skip
+    )
 
 
 def build_classifier(encoder: AudioEncoder, settings: ClassifierSettings) -> AudioClassifier:

@@ -57,37 +57,39 @@ class AudioClassifier(nn.Module):
     Args:
         encoder: what the pool reads.
         num_labels: C.
-        pooling, segments: see `Pool`.
+        pooling, segments, pool_padding: name, segments and padding of `Pool`.
         head_norm: whether there is a LayerNorm; without it the linear layer stands alone, as in AuM (arXiv 2406.03344).
-        pool_padding: the pool takes the tokens of what fills up a short clip as well, as in the originals.
     """
 
     def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, head_norm: bool = True, segments: int = 4,
                  pool_padding: bool = False) -> None:  # fmt: skip
         super().__init__()
-        self.encoder, self.num_labels, self.pool_padding = encoder, num_labels, pool_padding
-        self.pool = Pool(pooling, encoder.grid[0], encoder.hidden_size, segments)
+        self.encoder, self.num_labels = encoder, num_labels
+        self.pool = Pool(pooling, encoder.grid[0], encoder.hidden_size, segments, pool_padding)
         linear = nn.Linear(self.pool.size, num_labels)
         nn.init.zeros_(linear.bias)
         nn.init.trunc_normal_(linear.weight, std=0.02)
         # The linear layer is head.1 either way.
         self.head = nn.Sequential(nn.LayerNorm(self.pool.size) if head_norm else nn.Identity(), linear)
 
-    def pooled(self, encoded: Encoded, frames: Tensor | None) -> Tensor:
-        """What an encoder of this one's grid gives -> a vector a clip; `frames` as of `forward`."""
-        if frames is None or self.pool_padding:
-            return self.pool(encoded)
-        columns = encoded.tokens.shape[1] // self.pool.rows
-        return self.pool(encoded, self.encoder.patch_shape.own_columns(frames, columns))
-
     def classify(self, encoded: Encoded, frames: Tensor | None = None) -> Tensor:
-        """What the encoder gives -> logits (B, C); `frames` as of `forward`."""
-        logits: Tensor = self.head(self.pooled(encoded, frames))
+        """What an encoder of this one's grid gives -> logits (B, C); `frames` as of `forward`."""
+        columns = None
+        if frames is not None:
+            columns = self.encoder.patch_shape.own_columns(frames, encoded.tokens.shape[1] // self.pool.rows)
+        logits: Tensor = self.head(self.pool(encoded, columns))
         return logits
 
     def forward(self, log_mel: Tensor, frames: Tensor | None = None) -> Tensor:
-        """log_mel (B, T, M) -> logits (B, C). frames: int64 (B,), those that are a clip's own, what follows is padding;
-        None: all."""
+        """Classify clips.
+
+        Args:
+            log_mel: (B, T, M), with the mel bins that the encoder is made for.
+            frames: int64 (B,), how many of the T are a clip's own; those after them are padding. None: all.
+
+        Returns:
+            Logits (B, C).
+        """
         return self.classify(self.encoder(log_mel), frames)
 
 

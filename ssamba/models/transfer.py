@@ -21,6 +21,7 @@ from ssamba.models.authors import UNUSED, FromAuthors, from_authors, some_of, to
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
+    build_classifier,
     load_model,
     model_folder,
     read_config,
@@ -68,10 +69,12 @@ class Imported(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What was written: the state dict, and which of its tensors are zeros because nothing reads them."""
+    """What was written: the state dict, and which of its tensors are zeros because nothing reads them. padding: whether
+    the authors' code pools what fills up short clips where this model leaves it out, which no tensor tells."""
 
     tensors: dict[str, Tensor]
     zeros: tuple[str, ...]
+    padding: bool
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -230,11 +233,13 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
     if held != family:
         raise UserError(f"{path} holds a model of {held}; expected one of {family} for --format {family}")
     kept = _read_unused(path)
-    tensors = to_authors(load_model(path, finite=False).model) | kept
+    saved = load_model(path, finite=False)
+    tensors = to_authors(saved.model) | kept
     zeros = {f"module.{name}" for name in UNUSED} & tensors.keys() - kept.keys()
     with written_beside(out) as beside, beside.open("wb") as file:
         torch.save(tensors, file)
-    return Exported(tensors, tuple(sorted(zeros)))
+    pools = saved.classifier is not None and saved.classifier.pooling != "class" and not saved.classifier.pool_padding
+    return Exported(tensors, tuple(sorted(zeros)), pools and saved.audio.short == "pad")
 
 
 def _classes(settings: ClassifierSettings | None) -> str:
@@ -318,15 +323,9 @@ def _build(
         if len(names) != classes:
             raise UserError(f"--labels has {len(names)} names; the checkpoint's classifier has {classes} classes")
         pooling = options.pooling or ("class" if source.arguments["encoder"] == "aum" else "mean")
-        settings = ClassifierSettings(
-            names,
-            options.label or "label",
-            options.loss or "cross_entropy",
-            pooling,
-            source.head_norm,
-            pool_padding=True,
-        )
-        model = AudioClassifier(encoder, classes, pooling, source.head_norm, pool_padding=True)
+        label, loss = options.label or "label", options.loss or "cross_entropy"
+        settings = ClassifierSettings(names, label, loss, pooling, source.head_norm, pool_padding=True)
+        model = build_classifier(encoder, settings)
     elif given := [f"--{name}" for name, value in options._asdict().items() if value is not None]:
         raise UserError(f"{', '.join(given)} is said of a classifier; the checkpoint is a pretraining model's")
     else:

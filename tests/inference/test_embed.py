@@ -39,7 +39,7 @@ def test_a_vector_for_each_recording(layer: int, encoder: Path, make_sound: Make
     paths = [make_sound("a.wav", 1, 8000), make_sound("b.flac", 5, 44100, 2), make_sound("c.ogg", 10, 22050)]
     out = tmp_path / "x.npz"
     embed(encoder, *paths, "--out", out, "--layer", layer, "--batch-size", 2)
-    assert capsys.readouterr().out == f"written to {out}: 3 recordings, 3 rows of 32\n"
+    assert capsys.readouterr().out == f"written to {out}: 3 recordings, 3 rows of 256\n"
     found = arrays(out)
     assert found.keys() == {"names", "recording", "start", "end", "embeddings"}
     assert found["names"].tolist() == list(map(str, paths)) and found["recording"].tolist() == [0, 1, 2]

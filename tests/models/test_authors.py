@@ -12,6 +12,7 @@ from ssamba.errors import UserError
 from ssamba.models.authors import UNUSED, from_authors, to_authors
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.pools import POOLINGS
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
 KINDS = ("pretrain", "finetuned_shorter", "finetuned_longer")
@@ -117,6 +118,25 @@ def test_a_classifier_may_have_any_patch_but_needs_its_norm() -> None:
     model.head = nn.Linear(24, 3)
     with pytest.raises(UserError, match="its head has no LayerNorm"):
         to_authors(model)
+
+
+def test_a_classifier_needs_one_of_their_pools() -> None:
+    for pooling in POOLINGS:
+        model = AudioClassifier(make(), 3, pooling)  # 2 rows of patches
+        if pooling in ("mean", "class"):
+            assert to_authors(model)["module.mlp_head.1.weight"].shape == (3, 24)
+            continue
+        with pytest.raises(
+            UserError, match=rf"its pooling is {pooling} \(theirs is mean or class: fine-tune with task"
+        ):
+            to_authors(model)
+    # Of one row the mean is that of all tokens.
+    row, mean = (AudioClassifier(make(patch=(32, 2)), 3, pooling) for pooling in ("rows", "mean"))
+    mean.load_state_dict(row.state_dict())
+    for name, tensor in to_authors(row).items():
+        assert torch.equal(tensor, to_authors(mean)[name])
+    with pytest.raises(UserError, match="its pooling is statistics"):
+        to_authors(AudioClassifier(make(patch=(32, 2)), 3, "statistics"))
 
 
 @each_family

@@ -14,6 +14,7 @@ from ssamba.errors import UserError
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
+    build_classifier,
     load_model,
     load_pretrained_encoder,
     model_folder,
@@ -24,6 +25,7 @@ from ssamba.models.checkpoint import (
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
+from ssamba.models.pools import POOLINGS
 
 SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
@@ -71,16 +73,47 @@ def test_a_pretrained_model_comes_back_bitwise(encoder: str, tmp_path: Path) -> 
 
 
 @each_encoder
-@pytest.mark.parametrize(("pooling", "head_norm"), [("mean", True), ("class", True), ("class", False)])
-def test_a_classifier_comes_back_bitwise(encoder: str, pooling: str, head_norm: bool, tmp_path: Path) -> None:
-    settings = ClassifierSettings(("no", "yes", "später"), "word", "bce", pooling, head_norm)
-    model = AudioClassifier(make(encoder), 3, pooling, head_norm)
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize(("pooling", "head_norm"), [*((name, True) for name in POOLINGS), ("class", False)])
+def test_a_classifier_comes_back_bitwise(
+    encoder: str, pooling: str, head_norm: bool, padding: bool, tmp_path: Path
+) -> None:
+    settings = ClassifierSettings(("no", "yes", "später"), "word", "bce", pooling, head_norm, 3, padding)
+    model = AudioClassifier(make(encoder), 3, pooling, head_norm, 3, padding)
     save_model(tmp_path, model, AUDIO, settings)
     saved = load_model(tmp_path)
     assert isinstance(saved.model, AudioClassifier)
     assert (saved.audio, saved.classifier) == (AUDIO, settings)
+    assert equal(saved.model, model)
+    frames = torch.tensor([48, 20])
     with torch.inference_mode():
-        assert torch.equal(saved.model(spectrogram()), model.eval()(spectrogram()))
+        found = saved.model(spectrogram(), frames)
+        assert torch.equal(found, model.eval()(spectrogram(), frames))
+        whole = model(spectrogram())
+    assert ((found - whole)[1].abs().max() > 1e-4) == (not padding and pooling != "class")
+
+
+def test_a_folder_of_an_earlier_version_pools_padding_as_it_did(tmp_path: Path) -> None:
+    model = AudioClassifier(make("ssamba"), 2, "mean", pool_padding=True).eval()
+    save_model(tmp_path, model, AUDIO, ClassifierSettings(("no", "yes"), "word", "bce", "mean", pool_padding=True))
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("segments", "pool_padding"):
+        del config[name]
+    path.write_text(json.dumps(config))
+    saved = load_model(tmp_path)
+    assert saved.classifier is not None and saved.classifier.pool_padding
+    with torch.inference_mode():
+        tokens = model.encoder(spectrogram()).tokens
+        assert torch.equal(saved.model(spectrogram(), torch.tensor([20, 9])), model.head(tokens.mean(1)))
+
+
+def test_segments_are_those_of_the_weights(tmp_path: Path) -> None:
+    settings = ClassifierSettings(("no", "yes"), "word", "bce", "segments", segments=3)
+    save_model(tmp_path, build_classifier(make("ssast"), settings), AUDIO, settings)
+    damaged(tmp_path, "config.json", "segments", 2)
+    with pytest.raises(UserError, match=r"do not fit: head.0.weight has shape \(384,\), expected \(256,\)"):
+        load_model(tmp_path)
 
 
 def test_what_the_folder_says(tmp_path: Path) -> None:
@@ -307,7 +340,7 @@ NUMBERS = (1.5, -1, 0, 10**6, 10**12, 10**400, -(10**400), 1e300, math.nan, math
 WRONG: tuple[Any, ...] = ("x", None, [], {}, True, *NUMBERS)
 RIGHT: dict[str, tuple[Any, ...]] = {
     "label": ("x",), "head_norm": (True,), "mean": (1.5, -1, 0), "std": (1.5,),
-    "architectures": (None, []), "label2id": (None, {}),
+    "architectures": (None, []), "label2id": (None, {}), "segments": (None,), "pool_padding": (None, True),
 }  # fmt: skip
 """Of `WRONG`, those that can stand in a field."""
 

@@ -434,6 +434,7 @@ def test_pretraining_gradients_reach_every_parameter(encoder: str) -> None:
         ("ssamba", "class", ["encoder.stack.layers.2.mixer.ahead.A_log", "encoder.stack.layers.3.mixer.back.A_log"]),
         ("ssast", "mean", []),
         ("ssast", "class", []),
+        *(("ssast", pooling, []) for pooling in ("rows", "statistics", "segments", "attentive")),
         ("aum", "mean", []),
         ("aum", "class", []),
     ],
@@ -487,7 +488,7 @@ def test_without_the_heads_norm_logits_are_a_linear_layer_on_the_pooled_tokens(e
 def test_wrong_names_are_errors_that_say_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"'lstm'; expected one of ssamba, ssast, aum"):
         AudioEncoder("lstm", SMALL["ssast"], 32, 48, 8, 8, 8, 8)
-    with pytest.raises(ValueError, match=r"'max'; expected one of mean, class"):
+    with pytest.raises(ValueError, match=r"'max'; expected one of mean, class, rows"):
         AudioClassifier(make_encoder("ssast"), 5, "max")
     with pytest.raises(ValueError, match="32 is not a multiple of 5 attention heads"):
         make_encoder("ssast", num_attention_heads=5)

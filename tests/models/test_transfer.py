@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from ssamba.cli import main
 from ssamba.errors import UserError
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.models.authors import UNUSED, from_authors
-from ssamba.models.checkpoint import ClassifierSettings, SavedModel, load_model, read_config, save_model
+from ssamba.models.checkpoint import (
+    ClassifierSettings,
+    SavedModel,
+    load_model,
+    read_audio_settings,
+    read_config,
+    save_model,
+)
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.transfer import AUDIOSET_LIBRISPEECH, read_checkpoint, read_label_names
@@ -138,17 +146,23 @@ def test_a_pretrained_model_of_ours_comes_back_from_the_authors_format(
 
 
 @each_family
-def test_a_classifier_of_ours_comes_back_from_the_authors_format(family: str, finetuned: Runs, tmp_path: Path) -> None:
-    run = finetuned(family)
+def test_a_classifier_of_ours_comes_back_from_the_authors_format(
+    family: str, recipes: dict[str, Path], pretrained: Runs, tmp_path: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    words = [f"model.encoder={family}", f"model.pretrained={pretrained(family)}", "trainer.max_steps=2"]
+    call("finetune", recipes["finetune"], f"run_dir={run}", *words, "task.pooling=mean", "data.test=[]")
+    capsys.readouterr()
     call("export", run, tmp_path / "theirs.pth", "--format", family)
+    assert "padding" not in capsys.readouterr().out  # short clips are repeated: there is none
     assert "module.mask_embed" not in plain_load(tmp_path / "theirs.pth")
     ours = load_model(run)
     (tmp_path / "names.txt").write_text("\n".join(ours.classifier.labels) + "\n")
     given = [*statistics(ours), "--labels", tmp_path / "names.txt", "--label", "sound"]
     call("import", tmp_path / "theirs.pth", tmp_path / "model", *given)
-    assert read_config(tmp_path / "model") == read_config(run)
+    assert read_config(tmp_path / "model") == {**read_config(run), "pool_padding": True}
     back = load_model(tmp_path / "model")
-    assert (ours.audio, ours.classifier) == (back.audio, back.classifier)
+    assert (ours.audio, replace(ours.classifier, pool_padding=True)) == (back.audio, back.classifier)
     log_mel = torch.randn(3, 64, 128)
     with torch.inference_mode():
         assert torch.equal(ours.model(log_mel), back.model(log_mel))
@@ -186,7 +200,7 @@ def check_outputs_of(saved: SavedModel, expected: dict[str, Any]) -> None:
                 assert_close(saved.model(log_mel), expected["logits"])
                 return
             for pooling, name in (("mean", "logits_avgtok"), ("class", "logits_cls")):
-                saved.model.pooling = pooling
+                saved.model.pool.name = pooling
                 assert_close(saved.model(log_mel), expected[name])
             return
         index = torch.from_numpy(expected["mask_index"])
@@ -231,19 +245,30 @@ def test_aum_comes_back_bit_for_bit_and_gives_the_originals_outputs(
     assert_same_bits(plain_load(tmp_path / "ours.pth"), theirs)
 
 
-def test_a_classifier_of_aum_made_here_comes_back(tmp_path: Path) -> None:
+def test_a_classifier_of_aum_made_here_comes_back(tmp_path: Path, capsys: Capture) -> None:
     encoder = AudioEncoder("aum", SIZES["aum"]["nano"], 128, 96, 16, 16, 16, 16)
     model = AudioClassifier(encoder, 3, "class", head_norm=False).eval()
     settings = ClassifierSettings(("0", "1", "2"), "label", "cross_entropy", "class", False)
     save_model(tmp_path / "ours", model, AUDIOSET_LIBRISPEECH, settings)
     call("export", tmp_path / "ours", tmp_path / "theirs.pth", "--format", "aum")
+    assert "padding" not in capsys.readouterr().out  # a class token pools none
     call("import", tmp_path / "theirs.pth", tmp_path / "back")
-    for name in ("config.json", "preprocessor_config.json"):
-        assert (tmp_path / "back" / name).read_text() == (tmp_path / "ours" / name).read_text()
+    assert read_config(tmp_path / "back") == {**read_config(tmp_path / "ours"), "pool_padding": True}
+    assert read_audio_settings(tmp_path / "back") == read_audio_settings(tmp_path / "ours")
     back = load_model(tmp_path / "back")
     log_mel = torch.randn(2, 96, 128)
     with torch.inference_mode():
         assert torch.equal(back.model(log_mel), model(log_mel))
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_an_export_says_that_theirs_pools_padding(padding: bool, tmp_path: Path, capsys: Capture) -> None:
+    encoder = AudioEncoder("ssast", SIZES["ssast"]["nano"], 128, 96, 16, 16, 16, 16)
+    settings = ClassifierSettings(("0", "1", "2"), "label", "cross_entropy", "mean", pool_padding=padding)
+    model = AudioClassifier(encoder, 3, "mean", pool_padding=padding)
+    save_model(tmp_path / "ours", model, AUDIOSET_LIBRISPEECH, settings)  # which pads short clips
+    call("export", tmp_path / "ours", tmp_path / "theirs.pth", "--format", "ssast")
+    assert ("code pools their padding too, which this model leaves out" in capsys.readouterr().out) == (not padding)
 
 
 def test_what_aums_authors_cannot_load(tmp_path: Path, refused: Refused) -> None:

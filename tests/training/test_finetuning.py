@@ -6,21 +6,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
+from plain_pools import Pooled, plain_pool, pools_watched
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssamba.audio import frames_in
 from ssamba.build import build_finetuner, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.data.writer import Recording
 from ssamba.errors import UserError
+from ssamba.evaluation.classification import predict
 from ssamba.models.checkpoint import load_model, save_model
+from ssamba.models.heads import AudioClassifier
+from ssamba.models.pools import POOLINGS
 from ssamba.training.finetuning import Augmentation
 
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 Runs = Callable[[str], Path]
+Capture = pytest.CaptureFixture[str]
+RATE = 16000
 
 
 def finetune(recipes: dict[str, Path], run: Path, *words: str) -> list[dict[str, float]]:
@@ -47,6 +57,11 @@ def augmentation(**parts: Any) -> Augmentation:
 
 def spectrograms(batch: int = 8, frames: int = 40, bins: int = 16) -> Tensor:
     return torch.randn(batch, frames, bins, generator=torch.Generator().manual_seed(0))
+
+
+def whole(log_mel: Tensor) -> Tensor:
+    """The frames of clips without padding."""
+    return torch.full((len(log_mel),), log_mel.shape[1])
 
 
 # What is trained
@@ -139,13 +154,75 @@ def test_a_variant_that_is_left_open_is_the_pretrained_models(
         build_finetuner(other)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_pooling_is_the_recipes(pooling: str, recipes: dict[str, Path]) -> None:
-    model = build(recipes, "model.encoder=ssast", f"task.pooling={pooling}").module.model.eval()
+    words = [f"task.pooling={pooling}", "task.segments=3"]
+    model = build(recipes, "model.encoder=ssast", *words).module.model.eval()
+    assert model.pool.name == pooling and not model.pool.padding
     log_mel = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
-    encoded = model.encoder(log_mel)
-    pooled = (encoded.tokens if pooling == "mean" else encoded.class_tokens).mean(1)
-    assert torch.equal(model(log_mel), model.head(pooled))
+    with pools_watched(model) as seen:
+        model(log_mel)
+    ((encoded, vector),) = seen
+    size = {"mean": 1, "class": 1, "rows": 8, "segments": 3 * 8}.get(pooling, 2 * 8) * 96
+    assert vector.shape == (2, size)
+    np.testing.assert_allclose(vector.detach(), plain_pool(model.pool, encoded), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["rows", "attentive"])
+def test_the_padding_of_a_batch_enters_neither_training_nor_scores(pooling: str, recipes: dict[str, Path]) -> None:
+    built = build(recipes, "model.encoder=ssast", f"task.pooling={pooling}", "data.short=pad", "data.batch_size=8")
+    module, model = built.module, built.module.model
+    module.watch = module.log = module.log_dict = lambda *_, **__: None
+
+    def check(seen: list[Pooled], lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of a batch, and which of them are padding: (B, F, P)."""
+        ((encoded, vector),) = seen
+        columns = [max(1, -(-frames_in(length, RATE) // 16)) for length in lengths.tolist()]
+        assert min(columns) < 4 == max(columns)
+        np.testing.assert_allclose(vector.detach(), plain_pool(model.pool, encoded, columns), rtol=1e-4, atol=1e-5)
+        return encoded.tokens, torch.arange(4).expand(len(columns), 8, 4) >= torch.tensor(columns)[:, None, None]
+
+    batch = next(iter(built.data.training_stream()))
+    with pools_watched(model) as seen:
+        loss = module.training_step(batch, 0)
+    tokens, padding = check(seen, batch["lengths"])
+    (gradient,) = torch.autograd.grad(loss, tokens)
+    reached = gradient.unflatten(1, (8, 4)).any(3)
+    assert torch.equal(reached, ~padding)
+    held_out = next(iter(built.data.validation_stream()))
+    with pools_watched(model) as seen, torch.no_grad():
+        module.validation_step(held_out, 0)
+    check(seen, held_out["lengths"])
+    with pools_watched(model) as seen:
+        predict(model, module.log_mel, [held_out], 12, torch.device("cpu"))  # type: ignore[arg-type]
+    check(seen, held_out["lengths"])
+
+
+def test_attention_is_trained_saved_and_used(recipes: dict[str, Path], tmp_path: Path, capsys: Capture,
+                                             recordings: dict[str, list[Recording]]) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    words = ["model.encoder=ssast", "task.pooling=attentive", "data.short=pad", "optimizer.head_learning_rate=0.01"]
+    start = {name: tensor.clone() for name, tensor in build(recipes, *words).module.model.pool.named_parameters()}
+    finetune(recipes, run, *words)
+    saved = load_model(run)
+    assert isinstance(saved.model, AudioClassifier) and saved.classifier is not None
+    assert saved.classifier.pooling == saved.model.pool.name == "attentive" and not saved.classifier.pool_padding
+    assert {f"pool.{name}" for name in start} == {name for name in weights(run) if name.startswith("pool.")}
+    for name, tensor in saved.model.pool.named_parameters():
+        # AdamW's first steps are as long as the rate of heads: 0.005, 0.01, ...
+        assert 0.004 < (tensor - start[name]).abs().max() < 0.04, name
+    # What the test split scored, short recordings among it, is what prediction says.
+    with (run / "test" / "predictions.csv").open(newline="") as file:
+        wanted = {row["key"]: row for row in csv.DictReader(file)}
+    clip = (400 + 63 * 160) / RATE
+    paths = {one.key: one.path for one in recordings["test"] if soundfile.info(one.path).duration < clip}
+    assert len(paths) > 5
+    capsys.readouterr()
+    assert main(["predict", str(run), *map(str, paths.values()), "--format", "jsonl", "--top", "1"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        told = json.loads(line)
+        row = wanted[Path(told["path"]).stem]
+        assert told["labels"][0]["probability"] == pytest.approx(float(row["probability"]), abs=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["fo_fo", "fo_bi", "bi_bi"])
@@ -190,7 +267,7 @@ def test_several_labels_a_clip_are_binary_cross_entropy(recipes: dict[str, Path]
 
 def test_without_augmentation_nothing_changes() -> None:
     log_mel = spectrograms()
-    assert torch.equal(augmentation()(log_mel), log_mel)
+    assert torch.equal(augmentation()(log_mel, whole(log_mel)), log_mel)
 
 
 def test_mixup_mixes_a_clip_and_its_targets_with_one_other_by_the_same_share() -> None:
@@ -229,7 +306,7 @@ def test_mixup_leaves_the_other_clips_as_they_are(probability: float) -> None:
 
 def test_time_shift_rolls_each_clip_by_its_own_number_of_frames() -> None:
     log_mel = spectrograms(batch=200)
-    shifted = augmentation(time_shift=3)(log_mel)
+    shifted = augmentation(time_shift=3)(log_mel, whole(log_mel))
     found = []
     for before, after in zip(log_mel, shifted, strict=True):
         (shift,) = [n for n in range(-20, 20) if torch.equal(before.roll(n, 0), after)]
@@ -237,9 +314,23 @@ def test_time_shift_rolls_each_clip_by_its_own_number_of_frames() -> None:
     assert set(found) == set(range(-3, 4))
 
 
+def test_time_shift_leaves_padding_where_it_is() -> None:
+    log_mel, frames = spectrograms(batch=200), torch.arange(200) % 41
+    shifted = augmentation(time_shift=3)(log_mel, frames)
+    found = []
+    for before, after, count in zip(log_mel, shifted, frames.tolist(), strict=True):
+        assert torch.equal(before[count:], after[count:])
+        if count > 6:  # else several shifts are one
+            (shift,) = [n for n in range(-3, 4) if torch.equal(before[:count].roll(n, 0), after[:count])]
+            found.append(shift)
+        elif count:
+            assert any(torch.equal(before[:count].roll(n, 0), after[:count]) for n in range(count))
+    assert set(found) == set(range(-3, 4))
+
+
 def test_noise_is_uniform_and_each_clip_has_its_own_amplitude() -> None:
     log_mel = spectrograms(batch=300, frames=100, bins=20)
-    noise = augmentation(noise=0.5)(log_mel) - log_mel
+    noise = augmentation(noise=0.5)(log_mel, whole(log_mel)) - log_mel
     assert noise.min() > -1e-6 and noise.max() < 0.5 + 1e-6
     largest, mean = noise.flatten(1).amax(1), noise.flatten(1).mean(1)
     torch.testing.assert_close(mean, largest / 2, atol=0.02, rtol=0)
@@ -252,7 +343,7 @@ def test_noise_is_uniform_and_each_clip_has_its_own_amplitude() -> None:
 def test_specaugment_hides_one_run_of_whole_frames_or_bins_behind_the_mean(part: str, dim: int) -> None:
     log_mel = spectrograms(batch=200)
     before = log_mel.clone()
-    masked = augmentation(**{part: 6})(log_mel)
+    masked = augmentation(**{part: 6})(log_mel, whole(log_mel))
     assert torch.equal(log_mel, before)
     hidden = (masked == 0).all(3 - dim)  # (B, frames or bins)
     changed = masked != log_mel
@@ -287,7 +378,7 @@ def test_a_steps_augmentation_depends_on_its_place_alone(recipes: dict[str, Path
     module, stream = built.module, iter(built.data.training_stream())
     batch, other = next(stream), next(stream)
     seen: list[Tensor] = []
-    module.model.forward = lambda log_mel: seen.append(log_mel.clone()) or torch.zeros(len(log_mel), 4)
+    module.model.forward = lambda log_mel, frames: seen.append(log_mel.clone()) or torch.zeros(len(log_mel), 4)
     module.watch = module.log_dict = lambda *_, **__: None
     module.training_step(batch, 0)
     state = torch.get_rng_state()
