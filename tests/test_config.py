@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from ssamba.config import (
     MODEL_SIZES,
+    POOLINGS,
     SCAN_BACKENDS,
     SCAN_LAYOUTS,
     FinetuneRecipe,
@@ -144,7 +145,8 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("audio.max_length=???", "audio.max_length (command line) is '???'; expected a value"),
         ("trainer=3", "trainer (command line) is '3'; expected a section of keys and values"),
         ("trainer.devices=0", "trainer.devices is 0; expected at least 1"),
-        ("task.pooling=max", "'max'; expected one of mean, class"),
+        ("task.pooling=max", "'max'; expected one of mean, class, rows, statistics, segments, attentive"),
+        ("task.segments=0", "task.segments is 0; expected at least 1 and at most 1000"),
         ("task.freeze_encoder=maybe", "task.freeze_encoder (command line) is 'maybe'; expected true or false"),
         ("task.head_norm=maybe", "task.head_norm (command line) is 'maybe'; expected true or false"),
         ("augmentation.time_shift=-2", "augmentation.time_shift is -2; expected at least 0"),
@@ -268,6 +270,12 @@ def test_the_schema_names_the_encoders_sizes_and_layouts() -> None:
 
     assert {name: tuple(sizes) for name, sizes in encoder.SIZES.items()} == MODEL_SIZES
     assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS
+
+
+def test_the_schema_names_the_pools() -> None:
+    from ssamba.models import pools
+
+    assert POOLINGS == pools.POOLINGS
 
 
 @pytest.mark.parametrize(("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base")])

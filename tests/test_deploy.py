@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_pools import plain_pool
 from torch import Tensor
 
 from ssamba.audio import samples_for
@@ -20,6 +21,7 @@ from ssamba.hub import SsambaModel
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
+from ssamba.models.pools import POOLINGS
 from ssamba.ops import reference, reference_conv
 from ssamba.program import Program, load_program
 
@@ -30,14 +32,17 @@ LABELS = ("falling", "high", "low", "rising")
 each_encoder = pytest.mark.parametrize("encoder", list(SIZES))
 
 
-def classifier(encoder: str, short: str = "repeat", **options: Any) -> SsambaModel:
+def classifier(encoder: str, short: str = "repeat", pooling: str = "mean", padding: bool = False,
+               **options: Any) -> SsambaModel:  # fmt: skip
     torch.manual_seed(0)
     sizes = {**SIZES[encoder]["nano"], **options}
-    network = AudioClassifier(AudioEncoder(encoder, sizes, 128, FRAMES, 16, 16, 16, 16), len(LABELS), "mean")
+    body = AudioEncoder(encoder, sizes, 128, FRAMES, 16, 16, 16, 16)
+    network = AudioClassifier(body, len(LABELS), pooling, pool_padding=padding)
     with torch.no_grad():
         network.head[1].weight.mul_(20)  # logits that differ by more than a rounding
     audio = AudioSettings(RATE, -4.2, 4.5, short)
-    return SsambaModel(network, audio, ClassifierSettings(LABELS, "sound", "cross_entropy", "mean"))
+    settings = ClassifierSettings(LABELS, "sound", "cross_entropy", pooling, pool_padding=padding)
+    return SsambaModel(network, audio, settings)
 
 
 def recordings(lengths: list[int]) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -88,6 +93,23 @@ def test_a_program_gives_the_models_logits_for_any_batch(
     waveforms, batch, _ = recordings([SAMPLES] * 3)
     torch.testing.assert_close(program(batch), logits_of(model, waveforms), rtol=1e-5, atol=1e-5)
     assert (wanted[0] - wanted[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("pooling", "padding"),
+    [*((name, False) for name in POOLINGS if name != "class"), ("mean", True)],
+)
+def test_a_program_pools_as_its_model_does(pooling: str, padding: bool) -> None:
+    model = classifier("ssast", "pad", pooling, padding, hidden_size=24, num_hidden_layers=1)
+    program = export_program(model).module()
+    for lengths in ([4001], [SAMPLES, samples_for(16, RATE), 5237, samples_for(17, RATE)]):
+        waveforms, batch, own = recordings(lengths)
+        features = model.feature_extractor(waveforms)
+        encoded = model.network.encoder(features.input_values)
+        columns = None if padding else [-(-count // 16) for count in features.own.tolist()]
+        vectors = torch.from_numpy(plain_pool(model.network.pool, encoded, columns)).float()
+        with torch.no_grad():
+            torch.testing.assert_close(program(batch, own), model.network.head(vectors), rtol=1e-4, atol=1e-4)
 
 
 @each_encoder

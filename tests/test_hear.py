@@ -6,16 +6,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from plain_pools import plain_pool
 from torch import Tensor
 
 from ssamba import hear
 from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
-from ssamba.models.checkpoint import AudioSettings
-from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier
+from ssamba.models.encoder import SIZES, AudioEncoder, Encoded
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.pools import POOLINGS, Pool
 from ssamba.timeline import Timeline
 
 Runs = Callable[[str], Path]
@@ -85,6 +88,25 @@ def test_embeddings_are_those_of_the_timeline(run: Path) -> None:
     torch.testing.assert_close(again[0], embeddings[1], rtol=1e-4, atol=1e-5)
     assert torch.equal(hear.get_timestamp_embeddings(audio, model)[0], embeddings)
     assert not embeddings.requires_grad and not embeddings.is_inference()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_scene_is_the_classifiers_own_pool_of_its_columns(pooling: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES["ssast"]["nano"], "hidden_size": 24, "num_hidden_layers": 1}
+    settings = ClassifierSettings(("no", "yes"), "word", "bce", pooling, segments=3)
+    network = build_classifier(AudioEncoder("ssast", sizes, 128, 64, 32, 16, 32, 16), settings)
+    SsambaModel(network, AudioSettings(RATE, -4.0, 4.0, "pad"), settings).save_pretrained(tmp_path)
+    model, audio = hear.load_model(tmp_path), sounds(2, 3 * RATE)  # several windows of the model's clip
+    with torch.no_grad():
+        columns = model(list(audio))[0]
+    tokens = columns.unflatten(2, (4, 24)).transpose(1, 2).flatten(1, 2)
+    # A timeline has no class token.
+    pool = Pool("rows", 4, 24) if pooling == "class" else model.model.pool()
+    scenes = hear.get_scene_embeddings(audio, model)
+    assert scenes.shape == (2, model.scene_embedding_size) and model.timestamp_embedding_size == 4 * 24
+    assert scenes.dtype == torch.float32 and not scenes.requires_grad
+    np.testing.assert_allclose(scenes, plain_pool(pool, Encoded(tokens, tokens[:, :0])), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("encoder", "patch"), [("ssamba", (16, 16)), ("ssast", (128, 2))])

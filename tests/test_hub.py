@@ -196,6 +196,31 @@ def test_what_is_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch, tm
         SsambaModel.from_pretrained("runs/of/mine")
 
 
+def test_padding_enters_no_pool_whatever_it_holds(pretrained: Runs) -> None:
+    """Patches alone, whose tokens know nothing of each other: the hidden state 0."""
+    model = SsambaModel.from_pretrained(pretrained("ssast"))
+    values = torch.randn(2, 64, 128)
+    own = torch.tensor([64, 17])  # 4 and 2 columns
+    for name in ("mean", "rows", "statistics", "segments"):
+        pool = model.pool(name)
+        with torch.inference_mode():
+            first = model(values, own=own, layers=[0], pool=pool).pooled[0]
+            values[1, 32:] += 1
+            again = model(values, own=own, layers=[0], pool=pool).pooled[0]
+            whole = model(values, layers=[0], pool=pool).pooled[0]
+        assert torch.equal(first, again) and first.shape == (2, pool.size)
+        assert (whole[1] - again[1]).abs().max() > 0.01
+        torch.testing.assert_close(whole[0], again[0])
+
+
+def test_mel_bins_of_another_model_are_told(pretrained: Runs) -> None:
+    model = SsambaModel.from_pretrained(pretrained("ssast"))
+    with pytest.raises(
+        UserError, match="input_values has 64 mel bins; expected 128, as this model's feature extractor"
+    ):
+        model(torch.randn(1, 64, 64), layers=[0])
+
+
 def test_features_without_lengths_count_in_full(pretrained: Runs) -> None:
     model = SsambaModel.from_pretrained(pretrained("ssamba"))
     values = torch.randn(2, 40, 128)

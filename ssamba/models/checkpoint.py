@@ -336,16 +336,9 @@ def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> Classif
         )
     labels = tuple(names[number] for number in numbers)
     loss = _LOSSES[config["problem_type"]]
-    # Folders without the last two are of versions that pooled padding, as the originals do.
-    return ClassifierSettings(
-        labels,
-        config["label"],
-        loss,
-        config["pooling"],
-        config["head_norm"],
-        config.get("segments", ClassifierSettings.segments),
-        config.get("pool_padding", True),
-    )
+    # Folders without these are of versions that pooled padding, as the originals do.
+    pool = config.get("segments", ClassifierSettings.segments), config.get("pool_padding", True)
+    return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"], *pool)
 
 
 def build_classifier(encoder: AudioEncoder, settings: ClassifierSettings) -> AudioClassifier:

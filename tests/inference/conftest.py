@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, save_model
+from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier, save_model
 from ssamba.models.encoder import AudioEncoder
-from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.heads import MaskedPatchModel
 
 LABELS = ("cat", "dog", "rain", "wind")
 OPTIONS = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
@@ -22,18 +22,22 @@ MakeModel = MakeSound = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """The folder of a model: its labels (None: pretrained), frames, mel bins, stride, rule for short ones and loss."""
+    """The folder of a model: its labels (None: pretrained), frames, mel bins, stride, rule for short ones, loss, pool,
+    and whether that pools padding, as imported ones do."""
 
     def make(labels: tuple[str, ...] | None = LABELS, max_length: int = 1024, bins: int = 128, stride: int = 16,
-             short: str = "pad", loss: str = "cross_entropy") -> Path:  # fmt: skip
+             short: str = "pad", loss: str = "cross_entropy", pooling: str = "mean",
+             padding: bool = False) -> Path:  # fmt: skip
         folder = tmp_path_factory.mktemp("models") / "model"
         with torch.random.fork_rng():
             torch.manual_seed(0)
             encoder = AudioEncoder("ssamba", OPTIONS, bins, max_length, 16, 16, stride, stride)
-            model: Any = MaskedPatchModel(encoder) if labels is None else AudioClassifier(encoder, len(labels), "mean")
+            settings = None
+            model: Any = MaskedPatchModel(encoder)
             if labels is not None:
+                settings = ClassifierSettings(labels, "sound", loss, pooling, pool_padding=padding)
+                model = build_classifier(encoder, settings)
                 model.head[1].weight.data *= 20  # else all classes are as probable
-        settings = None if labels is None else ClassifierSettings(labels, "sound", loss, "mean")
         save_model(folder, model, AudioSettings(16000, -4.0, 4.0, short), settings)
         return folder
 

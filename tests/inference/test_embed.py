@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from plain_pools import plain_pool
 
 from ssamba import SsambaModel
 from ssamba.cli import main
 from ssamba.inference import predict_file
+from ssamba.models.pools import POOLINGS, Pool
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -49,6 +51,57 @@ def test_a_vector_for_each_recording(layer: int, encoder: Path, make_sound: Make
     with torch.no_grad():
         wanted = model(*model.feature_extractor(paths), layers=[layer]).pooled[0]
     np.testing.assert_allclose(found["embeddings"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def plain_vectors(model: SsambaModel, pool: Pool, paths: list[Path], padding: bool = False) -> np.ndarray:
+    """What embed is to write of recordings no longer than a clip."""
+    features = model.feature_extractor(paths)
+    with torch.no_grad():
+        encoded = model.network.encoder(features.input_values)
+    return plain_pool(pool, encoded, None if padding else [-(-count // 16) for count in features.own.tolist()])
+
+
+SIZES = {"mean": 32, "class": 32, "rows": 8 * 32, "statistics": 2 * 8 * 32, "segments": 4 * 8 * 32,
+         "attentive": 2 * 8 * 32}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
+def test_a_vector_of_each_pool(kind: str, make_model: MakeModel, make_sound: MakeSound, tmp_path: Path) -> None:
+    """Of recordings that end in the first, the sixth and the last second of the clip that the model sees."""
+    labels = {} if kind == "finetuned" else {"labels": None}
+    folder = make_model(max_length=512, pooling="attentive", **labels)
+    paths = [make_sound("a.wav", 0.5), make_sound("b.wav", 2.7), make_sound("c.wav", 5.1)]
+    model = SsambaModel.from_pretrained(folder)
+    for name in POOLINGS[:-1] if kind == "pretrained" else POOLINGS:
+        wanted = plain_vectors(model, model.pool(name), paths)
+        assert wanted.shape == (3, SIZES[name])
+        for out in (tmp_path / f"{name}.npz", tmp_path / f"{name}.parquet"):
+            embed(folder, *paths, "--pooling", name, "--out", out)
+            found = arrays(out)["embeddings"] if out.suffix == ".npz" else vectors_of(parquet.read_table(out))
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    embed(folder, *paths, "--out", tmp_path / "x.npz")
+    own = arrays(tmp_path / "rows.npz" if kind == "pretrained" else tmp_path / "attentive.npz")["embeddings"]
+    np.testing.assert_array_equal(arrays(tmp_path / "x.npz")["embeddings"], own)
+
+
+def test_as_many_segments_as_are_asked_for(make_model: MakeModel, make_sound: MakeSound, tmp_path: Path) -> None:
+    folder, path = make_model(max_length=512, pooling="segments"), make_sound("a.wav", 1.3)
+    model = SsambaModel.from_pretrained(folder)
+    for words, count in ((["--segments", 3], 3), ([], 4), (["--segments", 40], 40)):
+        embed(folder, path, "--pooling", "segments", *words, "--out", tmp_path / "x.npz", "--overwrite")
+        wanted = plain_vectors(model, Pool("segments", 8, 32, count), [path])
+        np.testing.assert_allclose(arrays(tmp_path / "x.npz")["embeddings"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_imported_classifiers_own_pool_takes_padding(make_model: MakeModel, make_sound: MakeSound,
+                                                        tmp_path: Path) -> None:  # fmt: skip
+    folder, paths = make_model(max_length=512, padding=True), [make_sound("a.wav", 0.5), make_sound("b.wav", 2.7)]
+    model = SsambaModel.from_pretrained(folder)
+    for words, name, padding in (([], "mean", True), (["--pooling", "mean"], "mean", True),
+                                 (["--pooling", "rows"], "rows", False)):  # fmt: skip
+        embed(folder, *paths, *words, "--out", tmp_path / "x.npz", "--overwrite")
+        wanted = plain_vectors(model, model.pool(name), paths, padding)
+        np.testing.assert_allclose(arrays(tmp_path / "x.npz")["embeddings"], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_long_recording_is_the_mean_over_its_seconds(classifier: Path, make_sound: MakeSound, tmp_path: Path) -> None:
@@ -159,6 +212,17 @@ def test_an_existing_file_stays_without_overwrite(encoder: Path, make_sound: Mak
         (["--out", "x.npz", "--window", 0.1], "the model needs 0.175 s, one patch"),
         (["--out", "x.npz", "--hop", -1], "--hop is -1; expected at least 0.001"),
         (["--out", "x.npz", "--batch-size", 0], "--batch-size is 0; expected at least 1"),
+        (["--out", "x.npz", "--segments", 0, "--pooling", "segments"], "--segments is 0; expected at least 1"),
+        (["--out", "x.npz", "--segments", 3], "segments is 3 and no pooling is named; expected pooling segments"),
+        (["--out", "x.npz", "--segments", 3, "--pooling", "rows"], "segments is 3 and pooling is rows; expected"),
+        (
+            ["--out", "x.npz", "--tokens", "--pooling", "rows"],
+            "--tokens writes the vector of every patch, and --pooling",
+        ),
+        (
+            ["--out", "x.npz", "--pooling", "attentive"],
+            "this model has none; expected another pool, or a model that was fine-tuned with task.pooling=attentive",
+        ),
     ],
 )
 def test_mistakes(words: list[object], said: str, encoder: Path, make_sound: MakeSound, tmp_path: Path,

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from plain_pools import plain_pool
 
 from ssamba import SsambaModel
 from ssamba.errors import BadAudio, UserError
@@ -44,6 +46,21 @@ def test_a_recording_in_one_window_is_what_the_model_says_of_the_file(
     assert window.tokens is not None and window.tokens.shape == (columns, 8, 32)
     close(window.tokens, out.hidden_states[0][0].transpose(0, 1)[:columns])
     assert not window.tokens.requires_grad and not window.tokens.is_inference()
+
+
+@pytest.mark.parametrize(("pooling", "padding"), [("mean", False), ("mean", True), ("segments", False)])
+def test_a_short_recording_is_classified_by_its_own_columns(
+    pooling: str, padding: bool, make_model: MakeModel, make_sound: MakeSound
+) -> None:
+    model = SsambaModel.from_pretrained(make_model(pooling=pooling, padding=padding))
+    path = make_sound("sound.wav", 3.0)
+    (window,) = predict_file(model, path, layer=-1)
+    with torch.no_grad():
+        encoded = model.network.encoder(model.feature_extractor(path).input_values)
+        vector = plain_pool(model.network.pool, encoded, None if padding else [19])  # of 64
+        logits = model.network.head(torch.from_numpy(vector).float())
+    close(window.probabilities, logits[0].softmax(0))
+    close(window.pooled, torch.from_numpy(vector[0]).float())
 
 
 def test_the_windows_of_a_long_recording_are_clips_of_their_own(classifier: Path, make_sound: MakeSound) -> None:
@@ -124,11 +141,14 @@ def test_without_a_classifier_there_are_vectors_alone(encoder: Path, make_sound:
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"layer": 2}, "layer is 2; this model has 2"), ({"window_seconds": 0.1}, "window is 0.100 s"),
-     ({"hop_seconds": 0}, "hop is 0 s"), ({"batch_size": 0}, "batch size is 0")],
+     ({"hop_seconds": 0}, "hop is 0 s"), ({"batch_size": 0}, "batch size is 0"),
+     ({"pooling": "max"}, "'max'; expected one of mean, class, rows"),
+     ({"pooling": "attentive"}, "attention is learned, and this model has none"),
+     ({"pooling": "segments", "segments": 0}, "segments is 0; expected at least 1")],
 )  # fmt: skip
-def test_what_cannot_be_is_told_at_once(options: dict[str, float], said: str, classifier: Path) -> None:
+def test_what_cannot_be_is_told_at_once(options: dict[str, Any], said: str, classifier: Path) -> None:
     with pytest.raises(UserError, match=said):
-        predict_file(SsambaModel.from_pretrained(classifier), "nowhere.wav", **options)  # type: ignore[arg-type]
+        predict_file(SsambaModel.from_pretrained(classifier), "nowhere.wav", **options)
 
 
 def test_a_recording_that_turns_bad_fails_after_its_first_windows(classifier: Path, tmp_path: Path) -> None:
