@@ -38,8 +38,9 @@ from ssamba.models.transfer import AUDIOSET_LIBRISPEECH, read_checkpoint, read_l
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
 KINDS = ("pretrain", "finetuned_shorter", "finetuned_longer")
 STRIDES = {("patch16", "finetuned_shorter"): (10, 10), ("frame", "finetuned_shorter"): (128, 1)}
+# What a recipe says for a model that the originals' scripts load.
+THEIRS = {"ssamba": ["model.encoder=ssamba", "model.residual=doubling"], "ssast": ["model.encoder=ssast"]}
 Capture = pytest.CaptureFixture[str]
-Runs = Callable[[str], Path]
 Refused = Callable[..., str]
 
 each_family = pytest.mark.parametrize("family", ["ssamba", "ssast"])
@@ -126,9 +127,10 @@ def test_import_and_export_give_back_every_tensor_bit_for_bit(
 
 @each_family
 def test_a_pretrained_model_of_ours_comes_back_from_the_authors_format(
-    family: str, pretrained: Runs, tmp_path: Path, capsys: Capture
+    family: str, recipes: dict[str, Path], tmp_path: Path, capsys: Capture
 ) -> None:
-    run = pretrained(family)
+    run = tmp_path / "run"
+    call("pretrain", recipes["pretrain"], f"run_dir={run}", *THEIRS[family], "trainer.max_steps=2")
     capsys.readouterr()
     call("export", run, tmp_path / "theirs.pth", "--format", family)
     zeros = [f"module.{name}" for name in sorted(UNUSED) if family == "ssast" or "dist" not in name]
@@ -141,17 +143,17 @@ def test_a_pretrained_model_of_ours_comes_back_from_the_authors_format(
     assert_same_bits(dict(back.state_dict()), dict(ours.state_dict()))
     log_mel, mask = torch.randn(2, 64, 128), torch.arange(32).expand(2, -1) % 3 == 0
     with torch.inference_mode():
-        for one, other in zip(ours(log_mel, mask), back(log_mel, mask), strict=True):
+        for one, other in zip(ours(log_mel, mask)[:3], back(log_mel, mask)[:3], strict=True):
             assert torch.equal(one, other)
 
 
 @each_family
 def test_a_classifier_of_ours_comes_back_from_the_authors_format(
-    family: str, recipes: dict[str, Path], pretrained: Runs, tmp_path: Path, capsys: Capture
+    family: str, recipes: dict[str, Path], tmp_path: Path, capsys: Capture
 ) -> None:
     run = tmp_path / "run"
-    words = [f"model.encoder={family}", f"model.pretrained={pretrained(family)}", "trainer.max_steps=2"]
-    call("finetune", recipes["finetune"], f"run_dir={run}", *words, "task.pooling=mean", "data.test=[]")
+    words = [*THEIRS[family], "task.pooling=mean", "trainer.max_steps=2", "data.test=[]"]
+    call("finetune", recipes["finetune"], f"run_dir={run}", *words)
     capsys.readouterr()
     call("export", run, tmp_path / "theirs.pth", "--format", family)
     assert "padding" not in capsys.readouterr().out  # short clips are repeated: there is none
