@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ssamba.training.pretraining import Pretraining
 log = logging.getLogger(__name__)
 
 _FEW_STEPS = 20  # which are done as soon as they are rehearsed
-_REHEARSED_SECONDS = 1.0
+_REHEARSED = 3  # as many on every rank, which wait for each other
 
 
 class StepProgress(ProgressBar):
@@ -75,23 +74,18 @@ class TimeEstimate(Callback):
         assert isinstance(pl_module, TrainingModule) and isinstance(trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
         batch = trainer.strategy.batch_to_device(trainer.datamodule.noise())  # type: ignore[attr-defined]
         seconds: list[float] = []
-        # The first one compiles kernels and finds memory.
-        while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds[1:]) < _REHEARSED_SECONDS):
+        for _ in range(_REHEARSED):
             began = time.perf_counter()
             pl_module.rehearse(batch)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
-        step = statistics.median(seconds[1:]) * trainer.accumulate_grad_batches
+        step = min(seconds) * trainer.accumulate_grad_batches  # the first one compiles kernels and finds memory
         if trainer.global_rank == 0:
-            rehearsed = len(seconds) - 1
             log.info(
-                "%d steps will take about %s, %s each, as %d rehearsed ones did; reading and validation not counted",
-                steps,
-                spoken(step * steps),
-                spoken(step),
-                rehearsed,
-            )
+                "%d steps will take about %s, %s each as rehearsed; reading and validation not counted",
+                steps, spoken(step * steps), spoken(step),
+            )  # fmt: skip
 
 
 class Throughput(Callback):
