@@ -448,13 +448,13 @@ def make_inputs(folder: Path) -> list[Input]:
     (folder / "list.json").write_text(json.dumps({"data": [{"wav": name, "labels": label} for name, label in rows]}))
     common = {
         "audio": {"max_length": 32, "mean": -6.0, "std": 3.0},
-        "model": {"encoder": "ssamba", "size": "nano"},
+        "model": {"encoder": "ssamba", "size": "nano", "residual": "doubling"},
         "optimizer": {"learning_rate": 1e-3},
         "trainer": {"max_steps": 2, "validate_every_steps": 1, "accelerator": "cpu"},
     }
     train = {"train": "shards/train", "batch_size": 2}
     recipe = {"task_type": "finetune", "run_dir": "run", **common, "data": {**train, "test": "shards/train"},
-              "task": {"label": "label"}}  # fmt: skip
+              "task": {"label": "label", "pooling": "mean"}}  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for command in (
         ("folder.py", "list.csv", "shards", "--workers", "1"),

@@ -11,9 +11,10 @@ from ssamba.deploy import save_program
 from ssamba.hub import SsambaModel
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import random_mask
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings
+from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.pools import POOLINGS
 from ssamba.ops import resolve_backend, selective_scan
 from ssamba.program import load_program
 
@@ -77,6 +78,20 @@ def test_a_program_made_on_either_device_has_the_logits_of_the_cpu(encoder: str,
         found = load_program(tmp_path / "model.pt2", device)(waveforms)
         assert found.device.type == device
         torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_short_clips_are_pooled_as_on_the_cpu(pooling: str) -> None:
+    torch.manual_seed(0)
+    settings = ClassifierSettings(("a", "b", "c"), "sound", "bce", pooling)
+    network = build_classifier(AudioEncoder("ssast", SIZES["ssast"]["nano"], 128, 64, 16, 16, 16, 16), settings)
+    model = SsambaModel(network, AudioSettings(16000, -4.27, 4.57, "pad"), settings).eval()
+    waveforms = [0.1 * torch.randn(samples) for samples in (3000, 5200, samples_for(64, 16000))]
+    with torch.inference_mode():
+        expected = model(*model.feature_extractor(waveforms), layers=[-1])
+        found = model.cuda()(*model.feature_extractor(waveforms), layers=[-1])
+    for one, other in ((found.logits, expected.logits), (found.pooled[0], expected.pooled[0])):
+        torch.testing.assert_close(one.cpu(), other, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("encoder", list(SIZES))
