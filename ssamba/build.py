@@ -253,7 +253,8 @@ def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
     objective = recipe.objective
     module = Pretraining(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), objective=objective.name,
-        reconstruction_weight=objective.reconstruction_weight, masking=build_masking(recipe), seed=recipe.seed,
+        reconstruction_weight=objective.reconstruction_weight, masking=build_masking(recipe),
+        drop_path=recipe.model.drop_path, seed=recipe.seed,
     )  # fmt: skip
     _compile(recipe, module)
     train = build_training_shards(recipe, shards.train)
@@ -341,7 +342,8 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     model = build_classifier(build_encoder(recipe), classifier)
     module = FineTuning(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
-        augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder, seed=recipe.seed,
+        augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder,
+        drop_path=recipe.model.drop_path, seed=recipe.seed,
     )  # fmt: skip
     _compile(recipe, module)
     data = ClipDataModule(
@@ -522,8 +524,7 @@ def _log_mel(recipe: Recipe, audio: AudioSettings) -> LogMel:
 
 
 def _optimizer_settings(recipe: Recipe) -> OptimizerSettings:
-    o = recipe.optimizer
-    return OptimizerSettings(
-        o.learning_rate, o.weight_decay, o.schedule, o.warmup_steps, recipe.trainer.max_steps, o.final_fraction,
-        o.plateau_patience, o.head_learning_rate, o.bad_steps, o.spike_factor,
-    )  # fmt: skip
+    fields = asdict(recipe.optimizer)
+    del fields["gradient_clip"]  # the trainer's
+    fields["betas"] = tuple(recipe.optimizer.betas)
+    return OptimizerSettings(**fields, max_steps=recipe.trainer.max_steps)

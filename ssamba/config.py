@@ -115,6 +115,9 @@ class ModelConfig:
     pretrained model's, else fo_bi."""
     scan_backend: str = "auto"
     """auto | reference | torch-chunked | cpu | triton | mamba-ssm, of ssamba and aum: what computes the scan."""
+    drop_path: float = 0.0
+    """In training a layer's residual branch is left out of a clip by this chance at the last layer, by less and less
+    before it, down to none at the first (stochastic depth); SSAMBA's scripts have 0.1."""
     pretrained: PathText | None = None
     """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
 
@@ -129,6 +132,8 @@ class ModelConfig:
         yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
             yield from _within(f"model.{name}", getattr(self, name), 1, _MANY)
+        if not 0 <= self.drop_path < 1:
+            yield f"model.drop_path is {self.drop_path}; expected a chance from 0 to below 1"
 
 
 @dataclass
@@ -266,12 +271,18 @@ class AugmentationConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with betas (0.95, 0.999); norms, biases, A_log, D, positions and tokens do not decay."""
+    """AdamW; norms, biases, A_log, D, positions and tokens do not decay."""
 
     learning_rate: float = 1e-4
     """Of a step of data.batch_size clips, however many devices share them; nothing scales it."""
     head_learning_rate: float | None = None
     """Fine-tuning: of the classification head; null: learning_rate."""
+    layer_decay: float = 1.0
+    """Fine-tuning: the encoder's layer i of n learns at learning_rate * layer_decay ** (n + 1 - i), patches, positions
+    and tokens as a layer 0, the final norm at learning_rate (as in BEiT and MAE). The two layers of a pair of the
+    doubling residual count as one. 1: all learn alike."""
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
+    """AdamW's decay of the running means of gradients and of their squares."""
     weight_decay: float = 5e-7
     schedule: str = "cosine"
     """After warm-up: cosine (to final_fraction at the end) | plateau (halved when validation stalls) | constant."""
@@ -293,6 +304,10 @@ class OptimizerConfig:
             yield from _within(f"optimizer.{name}", getattr(self, name), 0, _LARGE)
         for name in ("warmup_steps", "plateau_patience"):
             yield from _within(f"optimizer.{name}", getattr(self, name), 0, _MANY)
+        if not 0 < self.layer_decay <= 1:
+            yield f"optimizer.layer_decay is {self.layer_decay}; expected more than 0 and at most 1"
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield f"optimizer.betas is {self.betas}; expected two numbers from 0 to below 1"
         yield from _within("optimizer.final_fraction", self.final_fraction, 0, 1)
         yield from _one_of("optimizer.bad_steps", self.bad_steps, ("stop", "skip"))
         if self.spike_factor != 0:
@@ -378,6 +393,8 @@ class PretrainRecipe:
                 yield f"model.{name} is {stride}; pretraining needs patches side by side, {shape} (or null)"
         if self.optimizer.head_learning_rate is not None:
             yield "optimizer.head_learning_rate is for fine-tuning; leave it null in pretraining"
+        if self.optimizer.layer_decay != 1:
+            yield "optimizer.layer_decay is for fine-tuning; leave it 1 in pretraining"
         if self.data.label_fraction != 1:
             yield "data.label_fraction is for fine-tuning; pretraining uses no labels"
         if patches := _patches(self.audio, self.model):

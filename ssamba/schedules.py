@@ -9,19 +9,24 @@ from torch import nn
 _UNDECAYED = ("A_log", "positions", "class_tokens", "class_positions", "mask_token")
 
 
-def parameter_groups(module: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, object]]:
-    """Two AdamW groups of the trainable parameters: decayed matrices, and what must not shrink towards zero.
+def parameter_groups(module: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0,
+                     layers_above: Callable[[str], int] = lambda name: 0) -> list[dict[str, object]]:  # fmt: skip
+    """AdamW's groups of the trainable parameters, two for each rate: decayed matrices, and what must not shrink towards
+    zero.
 
-    Without decay: norms, biases and D (all vectors), A_log, positional grids, class and mask tokens.
+    Without decay: norms, biases and D (all vectors), A_log, positional grids, class and mask tokens. The rate of a
+    parameter is learning_rate * layer_decay ** layers_above(its name); the highest rate comes first.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             undecayed = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in _UNDECAYED
-            (kept if undecayed else decayed).append(parameter)
-    groups = [(decayed, weight_decay), (kept, 0.0)]
-    return [{"params": chosen, "lr": learning_rate, "weight_decay": decay} for chosen, decay in groups if chosen]
+            above = layers_above(name) if layer_decay != 1 else 0
+            groups.setdefault((above, undecayed), []).append(parameter)
+    return [
+        {"params": chosen, "lr": learning_rate * layer_decay**above, "weight_decay": 0.0 if undecayed else weight_decay}
+        for (above, undecayed), chosen in sorted(groups.items(), key=lambda group: group[0])
+    ]
 
 
 def warmup_then_constant(warmup_steps: int) -> Callable[[int], float]:

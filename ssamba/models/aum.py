@@ -99,10 +99,11 @@ class AumStack(Stack):
     def class_token_index(self, patches: int) -> int:
         return patches // 2
 
-    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
-        for layer in self.layers:
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
+        kept = None if kept is None else kept[:, 0]
+        for number, layer in enumerate(self.layers):
             self.keep(hidden_states, x)
-            x = x + self.run_layer(layer, x)
+            x = x + self.branch(self.run_layer(layer, x), kept, number)
         out: Tensor = self.norm(x)
         self.keep(hidden_states, out)
         return out

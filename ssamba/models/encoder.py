@@ -89,14 +89,27 @@ class AudioEncoder(nn.Module):
         for parameter in (self.class_tokens, self.class_positions, self.positions, self.mask_token):
             nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(self, log_mel: Tensor, mask: Tensor | None = None) -> Encoded:
+    def forward(self, log_mel: Tensor, mask: Tensor | None = None, kept: Tensor | None = None) -> Encoded:
         """Encode normalised log-mel spectrograms.
 
         Args:
             log_mel: (B, T, M), any T and M of at least one patch.
             mask: bool (B, L), True where the patch is hidden behind the mask token (SSAST section 2.2), or None.
+            kept: of the layers' residual branches, by `Stack.draw_kept` in training; None: all as they are.
         """
-        return self._split(self.stack(self._embed(log_mel, mask)))
+        return self._split(self.stack(self._embed(log_mel, mask), None, kept))
+
+    def layers_above(self, name: str) -> int:
+        """How many layers of the stack, and its end, the parameter of a name lies below: 0 of the final norm, 1 of the
+        last layer, n of the first of n, n + 1 of what makes tokens. A pair of SSAMBA's original stack is one layer."""
+        layers = self.stack.num_hidden_states - 1
+        match name.split("."):
+            case ["stack", "layers", number, *_]:
+                return layers - int(number) * layers // len(self.stack.layers)
+            case ["stack", *_]:
+                return 0
+            case _:
+                return layers + 1
 
     def hidden_states(self, log_mel: Tensor) -> list[Encoded]:
         """What each layer takes and, last, what `forward` gives: see `Stack`."""

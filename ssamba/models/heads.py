@@ -34,7 +34,8 @@ class MaskedPatchModel(nn.Module):
         self.reconstruction_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
 
     def forward(
-        self, log_mel: Tensor, mask: Tensor, masked: int | None = None, unequal: bool = False
+        self, log_mel: Tensor, mask: Tensor, masked: int | None = None, unequal: bool = False,
+        kept: Tensor | None = None,
     ) -> MaskedPrediction:
         """Predict what is hidden.
 
@@ -43,9 +44,10 @@ class MaskedPatchModel(nn.Module):
             mask: bool (B, L).
             masked: N, how many are True of a clip. None: they are counted, for which a GPU has to finish what it does.
             unequal: clips may have fewer than `masked`, which is not None.
+            kept: as of the encoder.
         """
         places = masked_places(mask, masked)
-        tokens = gather_patches(self.encoder(log_mel, mask).tokens, places)
+        tokens = gather_patches(self.encoder(log_mel, mask, kept).tokens, places)
         target = gather_patches(self.encoder.patch_shape.cut(log_mel), places)
         hidden = mask.gather(1, places) if unequal else None
         return MaskedPrediction(self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden)
@@ -80,17 +82,18 @@ class AudioClassifier(nn.Module):
         logits: Tensor = self.head(self.pool(encoded, columns))
         return logits
 
-    def forward(self, log_mel: Tensor, frames: Tensor | None = None) -> Tensor:
+    def forward(self, log_mel: Tensor, frames: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
         """Classify clips.
 
         Args:
             log_mel: (B, T, M), with the mel bins that the encoder is made for.
             frames: int64 (B,), how many of the T are a clip's own; those after them are padding. None: all.
+            kept: as of the encoder.
 
         Returns:
             Logits (B, C).
         """
-        return self.classify(self.encoder(log_mel), frames)
+        return self.classify(self.encoder(log_mel, None, kept), frames)
 
 
 def parameter_count(module: nn.Module) -> int:

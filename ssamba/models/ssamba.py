@@ -57,17 +57,22 @@ class SsambaStack(Stack):
     def num_hidden_states(self) -> int:
         return len(self.layers) // (2 if self.residual == "doubling" else 1) + 1
 
-    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
+        kept = None if kept is None else kept[:, 0]
         if self.residual == "plain":
-            for layer in self.layers:
+            for number, layer in enumerate(self.layers):
                 self.keep(hidden_states, x)
-                x = x + self.run_layer(layer, x)
+                x = x + self.branch(self.run_layer(layer, x), kept, number)
             x = self.norm(x)
         else:
             for pair, (first, second) in enumerate(zip(self.layers[::2], self.layers[1::2], strict=True)):
                 # Each pair makes the residual twice as large: halved as often, exactly, the states keep one scale.
                 self.keep(hidden_states, x if hidden_states is None else x / 2**pair)
-                x = 2 * x + self.run_layer(first, x) + self.run_layer(second, x, True)
+                x = (
+                    2 * x
+                    + self.branch(self.run_layer(first, x), kept, 2 * pair)
+                    + self.branch(self.run_layer(second, x, True), kept, 2 * pair + 1)
+                )
             x = self.norm(self.norm(x))
         self.keep(hidden_states, x)
         return x

@@ -10,7 +10,8 @@ from ssamba.models.stack import Stack
 
 
 class SsastLayer(nn.Module):
-    """Pre-norm attention and a GELU network of four times the width, each with its residual."""
+    """Pre-norm attention and a GELU network of four times the width, each with its residual; `kept` (2, B), of the
+    two branches, as of `Stack`."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -22,18 +23,19 @@ class SsastLayer(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return out
+        attention = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + Stack.branch(attention, kept, 0)
+        return x + Stack.branch(self.fc2(F.gelu(self.fc1(self.norm2(x)))), kept, 1)
 
 
 class SsastStack(Stack):
     """SSAST's layers and final norm over embedded tokens, (B, L, D) -> (B, L, D); class and distillation token lead."""
 
     num_class_tokens = 2
+    branches = 2
 
     def __init__(
         self, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, layer_norm_eps: float
@@ -50,10 +52,10 @@ class SsastStack(Stack):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
-        for layer in self.layers:
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
+        for number, layer in enumerate(self.layers):
             self.keep(hidden_states, x)
-            x = self.run_layer(layer, x)
+            x = self.run_layer(layer, x, None if kept is None else kept[number])
         out: Tensor = self.norm(x)
         self.keep(hidden_states, out)
         return out

@@ -1,8 +1,9 @@
 """What every encoder's stack of layers can do.
 
-Shapes: B batch, L tokens, D width.
+Shapes: B batch, L tokens, D width, N layers, R residual branches of a layer.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Stack(nn.Module):
-    """Layers in turn, (B, L, D) -> (B, L, D): `forward(x, hidden_states)`.
+    """Layers in turn, (B, L, D) -> (B, L, D): `forward(x, hidden_states, kept)`.
 
     To the list `hidden_states`, if one is given, `forward` appends what each layer takes (of SSAMBA's original stack,
     each pair of layers) and what the stack gives: n + 1 tensors (B, L, D) of n layers, in the scale of the input.
+
+    `kept`, float32 (N, R, B), is what each clip's residual branches are multiplied by: see `draw_kept`.
 
     `recompute`: of each layer only its input is kept for the backward pass, which runs the layer a second time: the
     memory of one layer instead of all, for about a third more time.
@@ -23,6 +26,8 @@ class Stack(nn.Module):
     num_class_tokens: int
     scans = False
     """Whether it takes a `scan_backend`."""
+    branches = 1
+    """R."""
     recompute = False
     layers: nn.ModuleList
 
@@ -41,10 +46,24 @@ class Stack(nn.Module):
         """How many of the patch tokens come before the class tokens."""
         return 0
 
+    def draw_kept(self, drop_path: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """Stochastic depth (arXiv 1603.09382), each clip by a generator of its own: of a branch that is left out 0, of
+        one that is kept 1 / its chance to be, so that what is expected of it stays. The chance to be left out rises
+        along a line from 0 of the first layer to `drop_path`, below 1, of the last. On the CPU."""
+        layers = len(self.layers)
+        keeps = 1 - torch.linspace(0, drop_path, layers).view(-1, 1, 1)
+        chance = torch.stack([torch.rand(layers, self.branches, generator=one) for one in generators], 2)
+        return (chance < keeps) / keeps
+
+    @staticmethod
+    def branch(x: Tensor, kept: Tensor | None, number: int) -> Tensor:
+        """A residual branch (B, L, D), each clip times what row `number` of `kept` (branches, B) has for it."""
+        return x if kept is None else x * kept[number].view(-1, 1, 1)
+
     def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:
         out: Tensor
         if self.recompute and torch.is_grad_enabled():
-            # No layer draws random numbers, so there is no generator's state to keep.
+            # No layer draws random numbers (`kept` is drawn before), so there is no generator's state to keep.
             out = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             out = layer(*arguments)

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ssamba.data.stream import Batch
 from ssamba.errors import UserError
+from ssamba.masking import clip_generator
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.schedules import parameter_groups, warmup_then_constant, warmup_then_cosine
 from ssamba.training.distributed import ShardedStrategy, gathered, shard
@@ -40,6 +41,8 @@ class OptimizerSettings:
     final_fraction: float
     plateau_patience: int
     head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    betas: tuple[float, float] = (0.95, 0.999)
     bad_steps: str = "stop"
     spike_factor: float = 0.0
 
@@ -49,9 +52,9 @@ class TrainingModule(lightning.LightningModule):
 
     model: MaskedPatchModel | AudioClassifier
 
-    def __init__(self, settings: OptimizerSettings, seed: int) -> None:
+    def __init__(self, settings: OptimizerSettings, seed: int, drop_path: float) -> None:
         super().__init__()
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.drop_path = settings, seed, drop_path
         self._batches: list[tuple[Sequence[str], dict[str, Tensor]]] = []  # of the step that is under way
         # Of the steps before it:
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
@@ -61,6 +64,14 @@ class TrainingModule(lightning.LightningModule):
         """(module, learning rate) of what is optimized."""
         raise NotImplementedError
 
+    def draw_kept(self, positions: Sequence[int]) -> Tensor | None:
+        """What `Stack.draw_kept` draws for training clips, on the module's device: each clip's own, by the seed and its
+        place in the order; None without drop path."""
+        if not self.drop_path:
+            return None
+        generators = [clip_generator(self.seed, "drop path", position) for position in positions]
+        return self.model.encoder.stack.draw_kept(self.drop_path, generators).to(self.device)
+
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
             mesh = self.trainer.strategy.device_mesh["data_parallel"]
@@ -68,15 +79,19 @@ class TrainingModule(lightning.LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What AdamW is given."""
-        decay = self.settings.weight_decay
-        return [group for part, rate in self.trained_parts() for group in parameter_groups(part, rate, decay)]
+        s, encoder = self.settings, self.model.encoder
+        groups: list[dict[str, Any]] = []
+        for part, rate in self.trained_parts():
+            decay = s.layer_decay if part is encoder else 1.0
+            groups += parameter_groups(part, rate, s.weight_decay, decay, encoder.layers_above)
+        return groups
 
     def configure_optimizers(self) -> Any:
         s = self.settings
         groups = self.parameter_groups()
         # Under mixed precision Lightning clips no gradients for a fused step, which may have to unscale them first.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
-        optimizer = torch.optim.AdamW(groups, betas=(0.95, 0.999), fused=fused)
+        optimizer = torch.optim.AdamW(groups, betas=s.betas, fused=fused)
         held: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": "step"}
         if s.schedule == "plateau":
             # Lightning saves it with the run and never comes to step it, for it counts the batches of one start alone:

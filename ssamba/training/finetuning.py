@@ -66,13 +66,14 @@ class FineTuning(TrainingModule):
     Args:
         loss: "cross_entropy" (labels int64 (B,)) or "bce" (labels float32 (B, C)).
         freeze_encoder: train the head alone.
+        drop_path: of `Stack.draw_kept`.
     """
 
     model: AudioClassifier
 
     def __init__(self, model: AudioClassifier, log_mel: LogMel, settings: OptimizerSettings, *, loss: str,
-                 augmentation: Augmentation, freeze_encoder: bool, seed: int) -> None:  # fmt: skip
-        super().__init__(settings, seed)
+                 augmentation: Augmentation, freeze_encoder: bool, drop_path: float, seed: int) -> None:  # fmt: skip
+        super().__init__(settings, seed, drop_path)
         self.model, self.log_mel, self.augmentation = model, log_mel, augmentation
         self.loss_name, self.freeze_encoder = loss, freeze_encoder
         model.encoder.requires_grad_(not freeze_encoder)
@@ -108,7 +109,7 @@ class FineTuning(TrainingModule):
                 waveform, lengths, targets = self.augmentation.mix(waveform, lengths, targets)
             frames = self.log_mel.frames(lengths)
             log_mel = self.augmentation(self.log_mel(waveform, lengths), frames)
-        logits = self.model(log_mel, frames)
+        logits = self.model(log_mel, frames, self.draw_kept(batch["positions"]))
         loss = self.loss(logits, targets)
         accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
         self.watch(batch["keys"], loss=loss, accuracy=accuracy)

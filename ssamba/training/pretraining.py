@@ -26,13 +26,14 @@ class Pretraining(TrainingModule):
         objective: "joint", "contrastive" or "reconstruction".
         reconstruction_weight: joint = contrastive + this * reconstruction (the papers' lambda, 10).
         masking: which patches are hidden.
+        drop_path: of `Stack.draw_kept`.
     """
 
     model: MaskedPatchModel
 
     def __init__(self, model: MaskedPatchModel, log_mel: LogMel, settings: OptimizerSettings, *, objective: str,
-                 reconstruction_weight: float, masking: Masking, seed: int) -> None:  # fmt: skip
-        super().__init__(settings, seed)
+                 reconstruction_weight: float, masking: Masking, drop_path: float, seed: int) -> None:  # fmt: skip
+        super().__init__(settings, seed, drop_path)
         self.model, self.log_mel = model, log_mel
         self.objective, self.reconstruction_weight = objective, reconstruction_weight
         self.masking = masking
@@ -53,9 +54,10 @@ class Pretraining(TrainingModule):
             columns = encoder.patch_shape.own_columns(self.log_mel.frames(lengths.cpu()), encoder.grid[1])
         return self.masking.draw(*encoder.grid, generators, columns).to(self.device)
 
-    def objectives(self, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """log_mel (B, T, M), mask bool (B, L) -> loss, contrastive, reconstruction, accuracy: float32 scalars."""
-        prediction = self.model(log_mel, mask, self.masking.masked, self.masking.padded)
+    def objectives(self, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+        """log_mel (B, T, M), mask bool (B, L), kept as of the encoder -> loss, contrastive, reconstruction, accuracy:
+        float32 scalars."""
+        prediction = self.model(log_mel, mask, self.masking.masked, self.masking.padded, kept)
         contrast = info_nce(prediction.contrastive, prediction.target, prediction.hidden)
         reconstruction = reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden)
         joint = contrast.loss + self.reconstruction_weight * reconstruction
@@ -65,7 +67,9 @@ class Pretraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_mel = self.log_mel(batch["waveform"], batch["lengths"])
-        values = self.objectives(log_mel, self.draw_mask("train", batch["positions"], batch["lengths"]))
+        positions = batch["positions"]
+        mask = self.draw_mask("train", positions, batch["lengths"])
+        values = self.objectives(log_mel, mask, self.draw_kept(positions))
         self.watch(batch["keys"], **values)
         return values["loss"]
 

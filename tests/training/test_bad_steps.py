@@ -25,8 +25,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
     objectives, seen = Pretraining.objectives, [0]
 
     def spoil(batches: range | set[int], factor: float) -> None:
-        def spoiled(self: Pretraining, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
-            values = objectives(self, log_mel, mask)
+        def spoiled(self: Pretraining, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+            values = objectives(self, log_mel, mask, kept)
             if self.training:
                 if seen[0] in batches:
                     values["loss"] = values["loss"] * factor

@@ -130,9 +130,9 @@ def test_masks_change_with_the_step_and_the_clip_and_validation_keeps_its_own(
     seen: dict[str, list[Tensor]] = {"train": [], "validation": []}
     objectives = Pretraining.objectives
 
-    def spy(self: Pretraining, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def spy(self: Pretraining, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
         seen["train" if self.training else "validation"].append(mask.clone())
-        return objectives(self, log_mel, mask)
+        return objectives(self, log_mel, mask, kept)
 
     monkeypatch.setattr(Pretraining, "objectives", spy)
     pretrain(recipes, tmp_path / "run", "model.encoder=ssast", "objective.mask=random")
@@ -195,8 +195,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
 ) -> None:
     objectives = Pretraining.objectives
 
-    def infinite_slope(self: Pretraining, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        values = objectives(self, log_mel, mask)
+    def infinite_slope(
+        self: Pretraining, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        values = objectives(self, log_mel, mask, kept)
         return {**values, "loss": values["loss"] + (values["loss"] - values["loss"].detach()).abs().sqrt()}
 
     monkeypatch.setattr(Pretraining, "objectives", infinite_slope)
@@ -246,8 +248,8 @@ def test_the_plateau_halves_the_rate_after_validations_that_are_no_better(
 ) -> None:
     objectives = Pretraining.objectives
 
-    def stalled(self: Pretraining, log_mel: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        values = objectives(self, log_mel, mask)
+    def stalled(self: Pretraining, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
+        values = objectives(self, log_mel, mask, kept)
         return values if self.training else {name: torch.ones(()) for name in values}
 
     monkeypatch.setattr(Pretraining, "objectives", stalled)
