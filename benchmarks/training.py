@@ -23,7 +23,7 @@ from ssamba.masking import Masking
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.progress import progress_bar
-from ssamba.schedules import parameter_groups, warmup_then_cosine
+from ssamba.schedules import warmup_then_cosine
 from ssamba.training.common import OptimizerSettings
 from ssamba.training.pretraining import Pretraining
 from ssamba.training.runs import hardware
@@ -51,7 +51,8 @@ def make_module(frames: int, steps: int) -> Pretraining:
     )  # fmt: skip
     return Pretraining(
         MaskedPatchModel(encoder), LogMel(16000, 128, -4.27, 4.57), settings, objective="joint",
-        reconstruction_weight=10.0, masking=Masking("cluster", encoder.grid[0] * encoder.grid[1] // 2), seed=0,
+        reconstruction_weight=10.0, masking=Masking("cluster", encoder.grid[0] * encoder.grid[1] // 2), drop_path=0.0,
+        seed=0,
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def train(precision: torch.dtype, device: str, steps: int, batch: int, frames: i
     module = make_module(frames, steps).to(device)
     s = module.settings
     parameters = list(module.model.parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(module.model, s.learning_rate, s.weight_decay), betas=(0.95, 0.999))
+    optimizer = torch.optim.AdamW(module.parameter_groups(), betas=(s.beta1, s.beta2))
     factor = warmup_then_cosine(s.warmup_steps, s.max_steps, s.final_fraction)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)

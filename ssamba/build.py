@@ -526,5 +526,4 @@ def _log_mel(recipe: Recipe, audio: AudioSettings) -> LogMel:
 def _optimizer_settings(recipe: Recipe) -> OptimizerSettings:
     fields = asdict(recipe.optimizer)
     del fields["gradient_clip"]  # the trainer's
-    fields["betas"] = tuple(recipe.optimizer.betas)
     return OptimizerSettings(**fields, max_steps=recipe.trainer.max_steps)

@@ -65,6 +65,11 @@ def _within(name: str, value: float | None, low: float, high: float) -> Iterator
         yield f"{name} is {value}; {problem}"
 
 
+def _below_one(name: str, value: float) -> Iterator[str]:
+    if not 0 <= value < 1:
+        yield f"{name} is {value}; expected 0 to below 1"
+
+
 _MANY = 10**9  # more steps, recordings or frames than any run has
 _MOST_SIDE = 1000  # of a cluster, in patches
 _LARGE = 1e6  # more than any weight, rate or amplitude that trains
@@ -132,8 +137,7 @@ class ModelConfig:
         yield from _one_of("model.scan_backend", self.scan_backend, SCAN_BACKENDS)
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
             yield from _within(f"model.{name}", getattr(self, name), 1, _MANY)
-        if not 0 <= self.drop_path < 1:
-            yield f"model.drop_path is {self.drop_path}; expected a chance from 0 to below 1"
+        yield from _below_one("model.drop_path", self.drop_path)
 
 
 @dataclass
@@ -281,8 +285,10 @@ class OptimizerConfig:
     """Fine-tuning: the encoder's layer i of n learns at learning_rate * layer_decay ** (n + 1 - i), patches, positions
     and tokens as a layer 0, the final norm at learning_rate (as in BEiT and MAE). The two layers of a pair of the
     doubling residual count as one. 1: all learn alike."""
-    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
-    """AdamW's decay of the running means of gradients and of their squares."""
+    beta1: float = 0.95
+    """AdamW's decay of the running mean of gradients."""
+    beta2: float = 0.999
+    """As beta1, of their squares."""
     weight_decay: float = 5e-7
     schedule: str = "cosine"
     """After warm-up: cosine (to final_fraction at the end) | plateau (halved when validation stalls) | constant."""
@@ -306,8 +312,8 @@ class OptimizerConfig:
             yield from _within(f"optimizer.{name}", getattr(self, name), 0, _MANY)
         if not 0 < self.layer_decay <= 1:
             yield f"optimizer.layer_decay is {self.layer_decay}; expected more than 0 and at most 1"
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            yield f"optimizer.betas is {self.betas}; expected two numbers from 0 to below 1"
+        for name in ("beta1", "beta2"):
+            yield from _below_one(f"optimizer.{name}", getattr(self, name))
         yield from _within("optimizer.final_fraction", self.final_fraction, 0, 1)
         yield from _one_of("optimizer.bad_steps", self.bad_steps, ("stop", "skip"))
         if self.spike_factor != 0:

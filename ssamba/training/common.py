@@ -42,7 +42,8 @@ class OptimizerSettings:
     plateau_patience: int
     head_learning_rate: float | None = None
     layer_decay: float = 1.0
-    betas: tuple[float, float] = (0.95, 0.999)
+    beta1: float = 0.95
+    beta2: float = 0.999
     bad_steps: str = "stop"
     spike_factor: float = 0.0
 
@@ -91,7 +92,7 @@ class TrainingModule(lightning.LightningModule):
         groups = self.parameter_groups()
         # Under mixed precision Lightning clips no gradients for a fused step, which may have to unscale them first.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
-        optimizer = torch.optim.AdamW(groups, betas=s.betas, fused=fused)
+        optimizer = torch.optim.AdamW(groups, betas=(s.beta1, s.beta2), fused=fused)
         held: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": "step"}
         if s.schedule == "plateau":
             # Lightning saves it with the run and never comes to step it, for it counts the batches of one start alone:

@@ -92,7 +92,7 @@ def test_the_betas_are_the_recipes(recipes: Recipes, tmp_path: Path) -> None:
     moments = {}
     for first, second in ((0.95, 0.999), (0.8, 0.9)):
         words = ["model.encoder=ssast", "trainer.max_steps=1", "optimizer.gradient_clip=0"]
-        given = [] if first == 0.95 else [f"optimizer.betas=[{first}, {second}]"]
+        given = [] if first == 0.95 else [f"optimizer.beta1={first}", f"optimizer.beta2={second}"]
         finetune(recipes, tmp_path / str(first), *words, *given)
         held = read_checkpoint(tmp_path / str(first) / "checkpoints" / "step-0000001.ckpt")
         (state,) = held["optimizer_states"]
@@ -108,8 +108,9 @@ def test_the_betas_are_the_recipes(recipes: Recipes, tmp_path: Path) -> None:
     ("word", "said"),
     [("optimizer.layer_decay=0", "optimizer.layer_decay is 0.0; expected more than 0 and at most 1"),
      ("optimizer.layer_decay=1.5", "optimizer.layer_decay is 1.5; expected"),
-     ("optimizer.betas=[0.9]", "optimizer.betas is [0.9]; expected two numbers from 0 to below 1"),
-     ("optimizer.betas=[0.9, 1]", "optimizer.betas is [0.9, 1.0]; expected")],
+     ("optimizer.beta1=-0.1", "optimizer.beta1 is -0.1; expected 0 to below 1"),
+     ("optimizer.beta2=1", "optimizer.beta2 is 1.0; expected"),
+     ("model.drop_path=1", "model.drop_path is 1.0; expected 0 to below 1")],
 )  # fmt: skip
 def test_rates_that_are_none(
     word: str, said: str, recipes: Recipes, refused: Callable[..., str], tmp_path: Path
