@@ -18,8 +18,8 @@ from ssamba.audio import LogMel, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
 from ssamba.data.index import ShardSet, find_shards
-from ssamba.data.labels import count_labels
-from ssamba.data.order import ClipRules, Numbers
+from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, count_labels
+from ssamba.data.order import ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
 from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream, Labels, read_labels, stratified_subset
@@ -205,11 +205,13 @@ def build_clip_settings(recipe: Recipe) -> ClipSettings:
     )  # fmt: skip
 
 
-def build_training_shards(recipe: Recipe, train: ShardSet, rows: Numbers | None = None) -> TrainingShards:
+def build_training_shards(
+    recipe: Recipe, train: ShardSet, rows: Numbers | None = None, balance: Weights | None = None
+) -> TrainingShards:
     """All training shards, or some rows of their table, with the recipe's weights."""
     weights = recipe.data.weights
     sources = [len(find_shards(source, recipe.data.cache).shards) for source in recipe.data.train] if weights else None
-    return TrainingShards(train, rows, sources, weights)
+    return TrainingShards(train, rows, sources, weights, balance)
 
 
 def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
@@ -285,19 +287,24 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
     return Labels(key, lists["train"], recipe.task.loss == "bce")
 
 
-def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Numbers | None) -> None:
+def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Numbers | None) -> LabelCounts | None:
     """Whether the labels of the samples can be learned, where reading them takes seconds: the index has names alone.
 
+    Returns those of training; None where they would take longer and nothing needs them.
+
     Raises:
-        UserError: labels that are not in the list, several under a loss for one, or nothing to tell apart.
+        UserError: labels that are not in the list, several under a loss for one, nothing to tell apart, or a held-out
+            class that is never heard in training (several labels a clip: a warning).
     """
     key, names, loss = labels.key, labels.names, recipe.task.loss
     nothing = f"there is nothing to tell apart in the {key} of the training recordings"
     if len(names) == 1 and loss == "cross_entropy":
         raise UserError(f"{nothing}: {names[0]} is all; expected two or more, or task.loss=bce with some that lack it")
     cache = ShardCache(recipe.data.cache_bytes)
+    heard: LabelCounts | None = None
     for split, held in shards.given().items():
-        if held.samples > _COUNTED_SAMPLES or any(shard.url is not None for shard in held.shards):
+        needed = split == "train" and (recipe.task.class_weights != "none" or recipe.data.balance)
+        if not needed and (held.samples > _COUNTED_SAMPLES or any(shard.url is not None for shard in held.shards)):
             continue
         chosen = frozenset(rows.tolist()) if split == "train" and rows is not None else None
         counts = count_labels(held, key, names, cache, chosen)
@@ -314,7 +321,12 @@ def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: N
                 f"{', '.join(several)}; expected one of the {len(names)} of the label list, or task.loss=bce, which is "
                 "for several"
             )
-        if split != "train" or not counts.samples:
+        if split != "train":
+            if heard is not None:
+                _check_heard(recipe, labels, split, counts, heard)
+            continue
+        heard = counts
+        if not counts.samples:
             continue
         if all(counts.by_name[name] in (0, counts.samples) for name in names):
             alike = ", ".join(name for name in names if counts.by_name[name]) or "none"
@@ -324,6 +336,23 @@ def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: N
             log.warning("no training recording has %s %s%s, of the label list", key, ", ".join(missing[:8]), more)
         if labels.several and counts.by_number[1] == counts.samples:
             log.info("every training recording has one %s; task.loss=cross_entropy is for one alone", key)
+    return heard
+
+
+def _check_heard(recipe: FinetuneRecipe, labels: Labels, split: str, counts: LabelCounts, heard: LabelCounts) -> None:
+    """Whether every class of a held-out split is heard in training."""
+    if not (unheard := [name for name in labels.names if counts.by_name[name] and not heard.by_name[name]]):
+        return
+    more = f" and {len(unheard) - 8} more" if len(unheard) > 8 else ""
+    said = (
+        f"data.{split} has recordings with {labels.key} {', '.join(unheard[:8])}{more}, which no training recording "
+        "has: it cannot be learned"
+    )
+    if labels.several:
+        log.warning("%s", said)
+        return
+    fraction = ", or a larger data.label_fraction" if recipe.data.label_fraction < 1 else ""
+    raise UserError(f"{said}. Expected some of each in data.train{fraction}, or splits without these recordings")
 
 
 def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
@@ -332,7 +361,7 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     shards = build_shards(recipe)
     labels = build_labels(recipe, shards)
     rows = _labelled_rows(recipe, shards.train) if recipe.data.label_fraction < 1 else None
-    check_labels(recipe, shards, labels, rows)
+    counts = check_labels(recipe, shards, labels, rows)
     audio = build_audio(recipe, shards)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
@@ -340,15 +369,28 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
         tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm, task.segments
     )
     model = build_classifier(build_encoder(recipe), classifier)
+    weights = balance = None
+    if task.class_weights == "balanced":
+        assert counts is not None
+        weights = torch.from_numpy(class_weights(counts, labels.names, labels.several)).float()
+    if recipe.data.balance:
+        assert counts is not None
+        balance = balancing_weights(counts, shards.train.samples)
+    augmentation = asdict(recipe.augmentation)
+    mixup = augmentation["mixup"] if augmentation.pop("mixup_from") == "set" else 0.0
+    if mixup:
+        augmentation["mixup"] = 0.0  # those who read the clips mix them
     module = FineTuning(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
-        augmentation=Augmentation(**asdict(recipe.augmentation)), freeze_encoder=task.freeze_encoder,
-        drop_path=recipe.model.drop_path, seed=recipe.seed,
+        label_smoothing=task.label_smoothing, class_weights=weights,
+        augmentation=Augmentation(**augmentation), freeze_encoder=task.freeze_encoder,
+        freeze_steps=task.freeze_steps, unfreeze_every=task.unfreeze_every, drop_path=recipe.model.drop_path,
+        seed=recipe.seed,
     )  # fmt: skip
     _compile(recipe, module)
     data = ClipDataModule(
-        build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows),
-        validation=shards.validation, test=shards.test, labels=labels,
+        build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows, balance),
+        validation=shards.validation, test=shards.test, labels=labels, mixup=mixup,
     )  # fmt: skip
     return Finetuner(module, data, audio, classifier, shards)
 
@@ -405,7 +447,8 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
 
 
 def is_finished(recipe: Recipe, start: Saved | None) -> bool:
-    """Whether the run that would go on from `start` has all its steps behind it, and wrote what comes after them."""
+    """Whether the run that would go on from `start` has all its steps behind it, or was ended early by a patience that
+    is still the recipe's, and wrote what comes after them."""
     path = Path(recipe.run_dir) / RECORD_NAME
     if start is None or not path.exists():
         return False
@@ -414,7 +457,9 @@ def is_finished(recipe: Recipe, start: Saved | None) -> bool:
     except UserError as error:
         log.warning("%s; the run goes on from its checkpoint of step %d", error, start.step)
         return False
-    return bool(steps == start.step == recipe.trainer.max_steps)
+    patience = recipe.trainer.patience
+    early = patience is not None and start.run.get("stale", 0) >= patience
+    return bool(steps == start.step and (steps == recipe.trainer.max_steps or early))
 
 
 def build_trainer(
@@ -424,12 +469,14 @@ def build_trainer(
     folder = Path(recipe.run_dir)
     validates = bool(recipe.data.validation)
     trainer, settings = recipe.trainer, asdict(recipe.trainer)
-    every_steps = settings.pop("checkpoint_every_steps") or trainer.validate_every_steps
     if isinstance(recipe, PretrainRecipe):
         monitor = ("val/loss", "min")
     else:
         monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
-    checkpoints = Checkpoints(folder, every_steps, monitor if validates else None)
+    checkpoints = Checkpoints(
+        folder, trainer.steps_between_checkpoints, monitor if validates else None, trainer.patience,
+        trainer.average_checkpoints,
+    )  # fmt: skip
     command = f"ssamba {recipe.task_type} {folder} --resume {folder}"
     callbacks: list[Callback] = [
         TimeEstimate(),
@@ -440,7 +487,8 @@ def build_trainer(
     ]
     if isinstance(recipe, PretrainRecipe):
         callbacks.append(ReconstructionPictures(folder / "pictures"))
-    del settings["recompute"], settings["compile"]  # the model's
+    for name in ("recompute", "compile", "checkpoint_every_steps", "patience", "average_checkpoints"):
+        del settings[name]  # the model's, and those of what saves the run
     made = make_trainer(
         folder, **settings, validates=validates, gradient_clip=recipe.optimizer.gradient_clip,
         wandb_mode=recipe.wandb.mode, wandb_project=recipe.wandb.project,

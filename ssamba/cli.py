@@ -114,7 +114,10 @@ def _already_finished(recipe: Recipe, start: Any) -> bool:
     if not is_finished(recipe, start):
         return False
     place = printable(recipe.run_dir)
-    print(f"the run in {place} is finished: {start.step} steps. A larger trainer.max_steps goes on with it")
+    early, larger = "", "trainer.max_steps"
+    if start.step < recipe.trainer.max_steps:
+        early, larger = f", after {start.run['stale']} validations without a better score", "trainer.patience"
+    print(f"the run in {place} is finished: {start.step} steps{early}. A larger {larger} goes on with it")
     return True
 
 
@@ -349,6 +352,7 @@ def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: 
     result = {
         "steps": trainer.global_step,
         "training_seconds": round(checkpoints.seconds, 1),
+        "stopped_early": checkpoints.stopped_early if trainer.global_step < trainer.max_steps else None,
         "last_metrics": values,
         "test": scores,
     }

@@ -166,6 +166,10 @@ class DataConfig:
     """What fills the clip of a short recording: pad | repeat (it again) | pack (pretraining: the next ones)."""
     label_fraction: float = 1.0
     """Fine-tuning: share of the labelled training recordings, stratified by label, chosen by the seed."""
+    balance: bool = False
+    """Fine-tuning: recordings are drawn with replacement, each by the sum over its labels of 1 / the recordings that
+    have this label, as SSAST and AuM do for AudioSet, so that rare labels are heard as often as common ones. An epoch
+    is as long as without. A recording that is drawn several times in an epoch comes within one shuffle_buffer."""
     max_bad_fraction: float = 0.01
     """More bad recordings than this share end the run."""
     cache: PathText | None = None
@@ -245,9 +249,28 @@ class TaskConfig:
     """A LayerNorm before the head's linear layer, as in SSAST; AuM has none."""
     freeze_encoder: bool = False
     """Train the head alone."""
+    freeze_steps: int = 0
+    """Train the head alone for so many steps, then all. The encoder's gradients are made all the same, and not used."""
+    unfreeze_every: int = 0
+    """After freeze_steps the encoder's last layer is trained, and one more after each so many steps, down to patches
+    and positions; 0: all at once."""
+    label_smoothing: float = 0.0
+    """Of cross_entropy in training: this share of each target is spread evenly over all classes."""
+    class_weights: str = "none"
+    """none | balanced: in training each class's term of the loss counts n / (classes * recordings of the class) of n
+    recordings (cross_entropy), or a label's positive term as often as there are recordings without it for one with it
+    (bce)."""
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("task.loss", self.loss, ("cross_entropy", "bce"))
+        for name in ("freeze_steps", "unfreeze_every"):
+            yield from _within(f"task.{name}", getattr(self, name), 0, _MANY)
+            if self.freeze_encoder and getattr(self, name):
+                yield f"task.{name} is {getattr(self, name)}, but task.freeze_encoder=true never trains the encoder"
+        yield from _one_of("task.class_weights", self.class_weights, ("none", "balanced"))
+        yield from _below_one("task.label_smoothing", self.label_smoothing)
+        if self.label_smoothing and self.loss == "bce":
+            yield "task.label_smoothing is for cross_entropy; task.loss is bce"
         yield from _one_of("task.pooling", self.pooling, POOLINGS)
         yield from _within("task.segments", self.segments, 1, 1000)
 
@@ -257,7 +280,10 @@ class AugmentationConfig:
     """Of training clips in fine-tuning; 0 switches a part off."""
 
     mixup: float = 0.0
-    """Probability that a clip is mixed with another of its batch on its device, weights from Beta(10, 10)."""
+    """Probability that a clip is mixed with another, weights from Beta(10, 10)."""
+    mixup_from: str = "batch"
+    """batch | set: where the other clip is from: the same batch on its device, or all training recordings, of which one
+    more is read then; only so the same clips are mixed however a batch is divided."""
     frequency_mask: int = 0
     """SpecAugment: at most so many mel bins hidden."""
     time_mask: int = 0
@@ -269,6 +295,7 @@ class AugmentationConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _within("augmentation.mixup", self.mixup, 0, 1)
+        yield from _one_of("augmentation.mixup_from", self.mixup_from, ("batch", "set"))
         for name in ("frequency_mask", "time_mask", "noise", "time_shift"):
             yield from _within(f"augmentation.{name}", getattr(self, name), 0, _LARGE)
 
@@ -298,6 +325,10 @@ class OptimizerConfig:
     """Validations without a better loss before the learning rate is halved."""
     gradient_clip: float = 1.0
     """Largest gradient norm; 0: no clipping."""
+    ema_decay: float | None = None
+    """After each step the average of the weights becomes ema_decay * average + (1 - ema_decay) * weights (less in the
+    first steps: (1 + n) / (10 + n) after n), and the average is what is validated and exported, not the weights; null:
+    no average."""
     bad_steps: str = "stop"
     """stop | skip: a step whose loss or gradient is not finite, or that spike_factor calls bad, ends the run, or is not
     taken and counted; many in a row end it all the same. Under 16-mixed the loss alone is judged."""
@@ -315,6 +346,8 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             yield from _below_one(f"optimizer.{name}", getattr(self, name))
         yield from _within("optimizer.final_fraction", self.final_fraction, 0, 1)
+        if self.ema_decay is not None:
+            yield from _below_one("optimizer.ema_decay", self.ema_decay)
         yield from _one_of("optimizer.bad_steps", self.bad_steps, ("stop", "skip"))
         if self.spike_factor != 0:
             yield from _within("optimizer.spike_factor", self.spike_factor, 1, _LARGE)
@@ -346,18 +379,29 @@ class TrainerConfig:
     validate_every_steps: int = 1000
     checkpoint_every_steps: int | None = None
     """From one checkpoint to the next, of which the last two are kept; null: validate_every_steps."""
+    average_checkpoints: int = 1
+    """The exported model is the mean of the weights of so many last checkpoints, which are kept, as in AST's scripts;
+    1: in fine-tuning the model of the best validation, else the last one."""
+    patience: int | None = None
+    """Training ends after so many validations without a better score; null: with max_steps."""
     log_every_steps: int = 50
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("trainer.precision", self.precision, ("32", "bf16-mixed", "16-mixed"))
         yield from _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         yield from _one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
-        for name in ("max_steps", "accumulate", "validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
+        for name in ("max_steps", "accumulate", "validate_every_steps", "checkpoint_every_steps", "log_every_steps",
+                     "patience"):  # fmt: skip
             yield from _within(f"trainer.{name}", getattr(self, name), 1, _MANY)
+        yield from _within("trainer.average_checkpoints", self.average_checkpoints, 1, 1000)
         for name in ("devices", "num_nodes"):
             yield from _within(f"trainer.{name}", getattr(self, name), 1, 100_000)
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             yield "trainer.precision is 16-mixed, whose loss scaling fsdp lacks; expected 32 or bf16-mixed"
+
+    @property
+    def steps_between_checkpoints(self) -> int:
+        return self.checkpoint_every_steps or self.validate_every_steps
 
     @property
     def ranks(self) -> int:
@@ -403,6 +447,8 @@ class PretrainRecipe:
             yield "optimizer.layer_decay is for fine-tuning; leave it 1 in pretraining"
         if self.data.label_fraction != 1:
             yield "data.label_fraction is for fine-tuning; pretraining uses no labels"
+        if self.data.balance:
+            yield "data.balance is for fine-tuning; pretraining uses no labels"
         if patches := _patches(self.audio, self.model):
             masked = self.objective.masked_patches
             if masked >= patches:
@@ -480,6 +526,14 @@ def _across(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.optimizer.schedule == "plateau" and not recipe.data.validation:
         yield "optimizer.schedule is plateau, which watches the validation loss; data.validation is empty"
+    if recipe.trainer.patience is not None and not recipe.data.validation:
+        yield "trainer.patience counts validations; data.validation is empty"
+    t = recipe.trainer
+    if t.average_checkpoints > (checkpoints := -(-t.max_steps // t.steps_between_checkpoints)):
+        yield (
+            f"trainer.average_checkpoints is {t.average_checkpoints}; a run of {t.max_steps} steps with a checkpoint "
+            f"every {t.steps_between_checkpoints} has {checkpoints}"
+        )
     yield from recipe.problems()
 
 

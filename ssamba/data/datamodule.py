@@ -15,7 +15,8 @@ import torch
 import torch.utils.data
 
 from ssamba.data.index import ShardSet
-from ssamba.data.order import ClipOrder, ClipRules, Numbers
+from ssamba.data.mixup import Mixup
+from ssamba.data.order import ClipOrder, ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
 from ssamba.data.stream import Batch, ClipStream, Labels
 from ssamba.errors import UserError
@@ -35,16 +36,21 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class TrainingShards:
-    """What is trained on: `rows` of the shards' table, or all; with weights, `sources` counts each one's shards."""
+    """What is trained on: `rows` of the shards' table, or all; with weights, `sources` counts each one's shards;
+    `balance`: of every row of the table, how often it is to be drawn."""
 
     shards: ShardSet
     rows: Numbers | None = None
     sources: Sequence[int] | None = None
     weights: Sequence[float] | None = None
+    balance: Weights | None = None
 
 
 class ClipDataModule(lightning.LightningDataModule):
     """Training clips for the steps that a run has left, from where a checkpoint has stopped; held-out clips in order.
+
+    Args:
+        mixup: the chance that a training clip is mixed with one of all training recordings.
 
     Attributes:
         consumed: training clips that are behind, over all ranks. Whoever trains sets it; checkpoints keep it.
@@ -52,9 +58,9 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def __init__(self, settings: ClipSettings, *, train: TrainingShards | None = None,
                  validation: ShardSet | None = None, test: ShardSet | None = None,
-                 labels: Labels | None = None) -> None:  # fmt: skip
+                 labels: Labels | None = None, mixup: float = 0.0) -> None:  # fmt: skip
         super().__init__()
-        self.settings, self.labels = settings, labels
+        self.settings, self.labels, self.mixup = settings, labels, mixup
         self.train, self.validation, self.test = train, validation, test
         self.consumed = 0
 
@@ -62,14 +68,17 @@ class ClipDataModule(lightning.LightningDataModule):
     def order(self) -> ClipOrder:
         """The order of training."""
         train = self._train()
-        return ClipOrder(train.shards, self.settings.rules, train.rows, train.sources, train.weights)
+        return ClipOrder(train.shards, self.settings.rules, train.rows, train.sources, train.weights, train.balance)
 
     def training_stream(self) -> ClipStream:
         """This rank's share of the order from `consumed` on: what is left of a trainer's steps, or without end."""
         # Of known length, because Lightning reads a batch ahead of what has none, and loses it in a checkpoint.
         trainer = self.trainer
         batches = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches if trainer else None
-        return self._stream(self._train().shards, self.order, True, trainer, self.consumed, batches)
+        train, mixup = self._train(), None
+        if self.mixup:
+            mixup = Mixup.of(self.mixup, train.shards, self.settings.rules, train.rows)
+        return self._stream(train.shards, self.order, True, trainer, self.consumed, batches, mixup)
 
     def validation_stream(self) -> ClipStream:
         """This rank's share of the validation clips."""
@@ -104,7 +113,9 @@ class ClipDataModule(lightning.LightningDataModule):
         """The clips that are behind, the same on every rank, and what their order depends on."""
         train = self._train()
         rows = "all" if train.rows is None else hashlib.sha256(train.rows.tobytes()).hexdigest()
-        data = {"data": train.shards.fingerprint, "recordings": rows, "weights": train.weights and list(train.weights)}
+        balance = None if train.balance is None else hashlib.sha256(train.balance.tobytes()).hexdigest()
+        data = {"data": train.shards.fingerprint, "recordings": rows, "weights": train.weights and list(train.weights),
+                "balance": balance}  # fmt: skip
         order = {**asdict(self.settings.rules), **data}
         return {"epoch": self.consumed // len(self.order), "clips": self.consumed, "order": order}
 
@@ -124,12 +135,12 @@ class ClipDataModule(lightning.LightningDataModule):
         return ClipOrder(shards, replace(self.settings.rules, mixed=0))
 
     def _stream(self, shards: ShardSet, order: ClipOrder, training: bool, trainer: lightning.Trainer | None,
-                first: int = 0, batches: int | None = None) -> ClipStream:  # fmt: skip
+                first: int = 0, batches: int | None = None, mixup: Mixup | None = None) -> ClipStream:  # fmt: skip
         s = self.settings
         return ClipStream(
             shards, order, batch_size=s.batch_size, sampling_rate=s.sampling_rate, training=training,
             max_bad_fraction=s.max_bad_fraction, cache=ShardCache(s.cache_bytes), labels=self.labels, first=first,
-            batches=batches,
+            batches=batches, mixup=mixup,
             rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1,
         )  # fmt: skip
 

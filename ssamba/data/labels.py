@@ -1,10 +1,14 @@
 """What the samples of shards say of a label, counted before training is begun. Imports no torch."""
 
+from array import array
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ssamba.data.index import ShardSet
+from ssamba.data.order import Weights
 from ssamba.data.reader import SampleReader
 from ssamba.data.remote import ShardCache
 from ssamba.errors import BadAudio
@@ -16,13 +20,16 @@ _EXAMPLES = 4
 @dataclass
 class LabelCounts:
     """Of a split: samples with a label that is known, by how many names they have and, for each name, how many have it;
-    of those whose label is none, or not in the list, how many there are and some of them, as they are told."""
+    of those whose label is none, or not in the list, how many there are and some of them, as they are told. rows,
+    classes: for each label of each sample its row in the table and the number of its name in the list."""
 
     by_number: Counter[int] = field(default_factory=Counter)
     by_name: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
     unknown_examples: list[str] = field(default_factory=list)
     several_examples: list[str] = field(default_factory=list)
+    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    classes: "array[int]" = field(default_factory=lambda: array("q"))
 
     @property
     def samples(self) -> int:
@@ -35,7 +42,8 @@ def count_labels(
 ) -> LabelCounts:
     """Read label `key` of all samples, or of some rows of the table; no audio is read, and what is damaged is passed
     over, as training does."""
-    reader, known, counts = SampleReader(shards, cache), frozenset(names), LabelCounts()
+    reader, counts = SampleReader(shards, cache), LabelCounts()
+    known = {name: number for number, name in enumerate(names)}
     with progress_bar(shards.samples, "sample", "labels") as bar:
         for number in range(shards.samples):
             bar.update()
@@ -54,6 +62,28 @@ def count_labels(
                 continue
             counts.by_number[len(values)] += 1
             counts.by_name.update(set(values))
+            own = [known[one] for one in set(values)]
+            counts.rows.extend([number] * len(own))
+            counts.classes.extend(own)
             if len(values) > 1 and len(counts.several_examples) < _EXAMPLES:
                 counts.several_examples.append(f"{described['key']} ({', '.join(values)})"[:100])
     return counts
+
+
+def class_weights(counts: LabelCounts, names: Sequence[str], several: bool) -> Weights:
+    """What each class counts in the loss, so that all count alike in sum (C,).
+
+    Of one label a clip n / (classes that there are * recordings of the class): the mean over the recordings is 1. Of
+    several, the recordings without the label for each that has it, for the positive term. 1 of a class without
+    recordings.
+    """
+    by_name = np.array([counts.by_name[name] for name in names], np.float64)
+    weights = np.maximum(counts.samples - by_name, 1) if several else counts.samples / np.count_nonzero(by_name)
+    return np.where(by_name > 0, weights / np.maximum(by_name, 1), 1.0)
+
+
+def balancing_weights(counts: LabelCounts, samples: int) -> Weights:
+    """Of every row of the table (samples,), how often it is to be drawn beside others: the sum over its labels of
+    1 / recordings that have the label, as SSAST's scripts weight AudioSet's clips; 0 of what has no label."""
+    rows, classes = np.array(counts.rows), np.array(counts.classes)
+    return np.bincount(rows, 1 / np.bincount(classes)[classes], minlength=samples).astype(np.float64)

@@ -17,6 +17,7 @@ from ssamba.data.index import ShardSet
 from ssamba.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
@@ -47,10 +48,15 @@ class ClipRules:
     seed: int
 
 
-def _permutation(size: int, *name: int | str) -> Numbers:
+def _words(size: int, *name: int | str) -> npt.NDArray[np.uint64]:
+    """Numbers of chance below 2^64, by a name alone."""
     # Raw words of a bit generator are the same in every version of NumPy, which its permutations need not be.
-    words = np.random.PCG64(_number("/".join(map(str, name)))).random_raw(size)
-    return np.argsort(words, kind="stable")
+    words: npt.NDArray[np.uint64] = np.random.PCG64(_number("/".join(map(str, name)))).random_raw(size)
+    return words
+
+
+def _permutation(size: int, *name: int | str) -> Numbers:
+    return np.argsort(_words(size, *name), kind="stable")
 
 
 def _number(name: str) -> int:
@@ -60,8 +66,10 @@ def _number(name: str) -> int:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """Of windows: the shards of each, and the first recording and the first sample of each and of what follows."""
+    """Of each shard the rows that it has in this epoch; of windows the shards of each, and the first recording and the
+    first sample of each and of what follows."""
 
+    shards: Sequence[Numbers]
     windows: list[Numbers]
     recordings: Numbers
     samples: Numbers
@@ -73,18 +81,24 @@ class Recordings:
     An epoch permutes the shards and takes them by windows: the fewest whole shards with at least `mixed` recordings,
     which are permuted among themselves. So a reader needs a window's shards at a time, however many there are in all.
 
+    With `balance`, an epoch first draws as many recordings as there are, with replacement, and then orders those in
+    this way: which it has is a function of its number alone, too, and each shard is still read in one window of it.
+
     Args:
         shards: for each shard the rows of the table that are used.
         lengths: samples of the audio of every row.
         source: a number that tells apart the orders of several sources of one seed.
+        balance: of every row, how often it is to be drawn beside others; None: each recording once an epoch.
     """
 
-    def __init__(self, shards: Sequence[Numbers], lengths: Numbers, mixed: int, seed: int, source: int = 0) -> None:
+    def __init__(self, shards: Sequence[Numbers], lengths: Numbers, mixed: int, seed: int, source: int = 0,
+                 balance: Weights | None = None) -> None:  # fmt: skip
         self.shards, self.lengths, self.mixed, self.name = shards, lengths, mixed, (seed, source)
         self.size = sum(map(len, shards))
-        self._held = np.array([len(rows) for rows in shards], np.int64)
-        self._samples = np.array([lengths[rows].sum(dtype=np.int64) for rows in shards], np.int64)
-        self.samples = int(self._samples.sum())
+        self.samples = sum(int(lengths[rows].sum(dtype=np.int64)) for rows in shards)
+        self._rows = np.concatenate(shards) if balance is not None else None
+        self._cumulated = np.cumsum(balance[self._rows]) if balance is not None else None
+        self.weight = 1.0 if self._cumulated is None or not self.size else float(self._cumulated[-1])
         self._epochs: dict[int, _Epoch] = {}
         self._windows: dict[tuple[int, int], tuple[Numbers, Numbers]] = {}
 
@@ -121,30 +135,47 @@ class Recordings:
         window = int(np.searchsorted(epoch.samples if packed else epoch.recordings, within, "right")) - 1
         return [int(shard) for some in epoch.windows[window : window + 2] for shard in some]
 
+    def _drawn(self, number: int) -> Sequence[Numbers]:
+        """Of each shard the rows that it has in an epoch."""
+        if self._rows is None or self._cumulated is None:
+            return self.shards
+        # One draw in each of `size` equal parts of the cumulated weights: as often as so many independent draws in the
+        # mean, and never far from it. They come in the order of the rows.
+        chance = _words(self.size, "drawn", *self.name, number) / 2.0**64
+        total = self._cumulated[-1]
+        places = np.minimum((np.arange(self.size) + chance) / self.size * total, np.nextafter(total, 0))
+        drawn = np.searchsorted(self._cumulated, places, "right")
+        ends = np.cumsum([len(rows) for rows in self.shards])
+        return np.split(self._rows[drawn], np.searchsorted(drawn, ends[:-1]))
+
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
-            count = len(self.shards)
+            shards = self._drawn(number)
+            counts = np.array([len(rows) for rows in shards], np.int64)
+            lengths = np.array([self.lengths[rows].sum(dtype=np.int64) for rows in shards], np.int64)
+            count = len(shards)
             order = _permutation(count, "shards", *self.name, number) if self.mixed else np.arange(count)
-            order = order[self._held[order] > 0]
+            order = order[counts[order] > 0]
             # A window ends with the shard that makes it full.
             windows, some, held = [], [], 0
             for shard in order.tolist():
                 some.append(shard)
-                held += int(self._held[shard])
+                held += int(counts[shard])
                 if held >= max(1, self.mixed):
                     windows.append(np.array(some, np.int64))
                     some, held = [], 0
             if some:
                 windows.append(np.array(some, np.int64))
-            recordings = np.cumsum([0, *(self._held[some].sum() for some in windows)])
-            samples = np.cumsum([0, *(self._samples[some].sum() for some in windows)])
-            _remember(self._epochs, number, _Epoch(windows, recordings, samples))
+            recordings = np.cumsum([0, *(counts[some].sum() for some in windows)])
+            samples = np.cumsum([0, *(lengths[some].sum() for some in windows)])
+            _remember(self._epochs, number, _Epoch(shards, windows, recordings, samples))
         return self._epochs[number]
 
     def _window(self, number: int, window: int) -> tuple[Numbers, Numbers]:
         """Its rows in their order, and how many samples there are up to the end of each."""
         if (number, window) not in self._windows:
-            rows = np.concatenate([self.shards[shard] for shard in self._epoch(number).windows[window]])
+            epoch = self._epoch(number)
+            rows = np.concatenate([epoch.shards[shard] for shard in epoch.windows[window]])
             if self.mixed:
                 rows = rows[_permutation(len(rows), "window", *self.name, number, window)]
             ends = np.cumsum(self.lengths[rows], dtype=np.int64)
@@ -169,13 +200,18 @@ class ClipOrder:
         shards: what the sources hold, in their order.
         rows: those rows of the table that are used; None: all.
         sources: how many of the shards each source has. weights: of each; both None: one source.
+        balance: of every row of the table, how often it is to be drawn beside others; None: each once an epoch.
 
     Raises:
-        UserError: nothing to make a clip of, or a weight that is less than half a clip in a thousand.
+        UserError: nothing to make a clip of, a weight that is less than half a clip in a thousand, or a source of which
+            nothing is to be drawn.
     """
 
     def __init__(self, shards: ShardSet, rules: ClipRules, rows: Numbers | None = None,
-                 sources: Sequence[int] | None = None, weights: Sequence[float] | None = None) -> None:  # fmt: skip
+                 sources: Sequence[int] | None = None, weights: Sequence[float] | None = None,
+                 balance: Weights | None = None) -> None:  # fmt: skip
+        if balance is not None and rules.short == "pack":
+            raise ValueError("recordings that are joined end to end cannot be drawn one by one")
         self.rules = rules
         held = np.array([shard.info.samples for shard in shards.shards], np.int64)
         ends = np.cumsum(held)
@@ -187,7 +223,7 @@ class ClipOrder:
         first = 0
         for number, count in enumerate(sources or [len(by_shard)]):
             part = by_shard[first : first + count]
-            self.sources.append(Recordings(part, self.lengths, rules.mixed, rules.seed, number))
+            self.sources.append(Recordings(part, self.lengths, rules.mixed, rules.seed, number, balance))
             self._first_shards.append(first)
             first += count
         if any(self._clips(source) == 0 for source in self.sources):
@@ -195,6 +231,8 @@ class ClipOrder:
                 f"{len(shards.shards)} shards ({shards.shards[0].path}, ...) do not hold enough for one clip of "
                 f"{rules.clip_samples} samples; expected more audio, or a shorter clip"
             )
+        if balance is not None and not all(source.weight > 0 for source in self.sources):
+            raise UserError("data.balance draws recordings by their labels, which those of a source in data.train lack")
         self.shares = _shares(weights or [1.0])
         self._owners: dict[int, Numbers] = {}
 

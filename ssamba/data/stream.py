@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from ssamba.audio import samples_for
 from ssamba.data.descriptions import Description
 from ssamba.data.index import ShardSet
+from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, Segment
 from ssamba.data.reader import SampleReader
 from ssamba.data.remote import ShardCache
@@ -33,9 +34,10 @@ _SOUGHT = 100  # clips of the order among which one that can be used is sought
 
 class Batch(TypedDict):
     """waveform: float32 (B, S), zeros after the end; lengths: int64 (B,), valid samples; labels: int64 (B,) for one
-    label a clip, float32 (B, C) for several, empty without labels; keys: the clips' names; positions: their places in
-    the order, the same whatever the ranks; consumed: clips of the order that are behind once every rank has had this
-    batch; skipped: names and reasons of bad recordings met since the batch before."""
+    label a clip, float32 (B, C) for several and for clips that may be mixed, empty without labels; keys: the clips'
+    names; positions: their places in the order, the same whatever the ranks; consumed: clips of the order that are
+    behind once every rank has had this batch; skipped: names and reasons of bad recordings met since the batch
+    before."""
 
     waveform: Tensor
     lengths: Tensor
@@ -73,6 +75,14 @@ class Labels:
             return self.numbers[values[0]]
         hot = np.zeros(len(self.names), np.float32)
         hot[[self.numbers[one] for one in values]] = 1
+        return hot
+
+    def vector(self, label: int | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What `encode` gives as float32 (C,), 1 of each class that the sample has."""
+        if isinstance(label, np.ndarray):
+            return label
+        hot = np.zeros(len(self.names), np.float32)
+        hot[label] = 1
         return hot
 
 
@@ -136,18 +146,19 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         max_bad_fraction: of the recordings read that may be unusable.
         cache: for shards that lie elsewhere.
         labels: what is read of the samples' labels, if anything.
+        mixup: of labelled clips in training, if they are to be mixed.
         first: clips of the order that are behind, of all ranks.
         batches: of this rank, in training; None: without end.
         rank, world_size: of the process that made this object (workers are told apart by torch).
     """
 
     def __init__(self, shards: ShardSet, order: ClipOrder, *, batch_size: int, sampling_rate: int, training: bool,
-                 max_bad_fraction: float, cache: ShardCache, labels: Labels | None = None, first: int = 0,
-                 batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+                 max_bad_fraction: float, cache: ShardCache, labels: Labels | None = None, mixup: Mixup | None = None,
+                 first: int = 0, batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
         self.reader, self.order = SampleReader(shards, cache), order
         self.fetches = any(shard.url is not None for shard in shards.shards)
         self.batch_size, self.sampling_rate, self.training = batch_size, sampling_rate, training
-        self.max_bad_fraction, self.labels = max_bad_fraction, labels
+        self.max_bad_fraction, self.labels, self.mixup = max_bad_fraction, labels, mixup
         self.first, self.batches = first, batches
         self.rank, self.world_size = rank, world_size
         self.clip_samples, self.least_samples = order.rules.clip_samples, samples_for(1, sampling_rate)
@@ -190,12 +201,20 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
     def _expect(self, number: int) -> None:
         """Have the samples of a later batch on their way."""
         if self.batches is None or number < self.batches:
-            if self.fetches and (upcoming := self.order.upcoming(self._places(number)[0])) != self._upcoming:
+            places = self._places(number)
+            if self.fetches and (upcoming := self._shards_from(places[0])) != self._upcoming:
                 self._upcoming = upcoming
                 self.reader.cache.prefetch(self.reader.shards[shard] for shard in upcoming)
-            for place in self._places(number):
-                for segment in self.order.clip(place):
+            for place in places:
+                mixed = self.mixup is not None and self.mixup.share(place) is not None
+                others = self.mixup.order.clip(place) if self.mixup is not None and mixed else []
+                for segment in [*self.order.clip(place), *others]:
                     self.reader.expect(segment.number)
+
+    def _shards_from(self, place: int) -> list[int]:
+        """The shards that a place and those after it need."""
+        others = self.mixup.order.upcoming(place) if self.mixup is not None else []
+        return list(dict.fromkeys([*self.order.upcoming(place), *others]))
 
     def _places(self, number: int) -> range:
         share = number * self.world_size + self.rank
@@ -210,9 +229,10 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         waveform = torch.empty(len(places), self.clip_samples)  # each clip fills its row
         clips: list[_Clip] = []
         for place in places:
-            clip = self._clip(place, waveform[len(clips)].numpy(), skipped)
+            row = waveform[len(clips)].numpy()
+            clip = self._clip(self.order, place, row, skipped)
             if clip is not None:
-                clips.append(clip)
+                clips.append(clip if self.mixup is None else self._mixed(self.mixup, clip, row, skipped))
         labels = [clip.label for clip in clips if clip.label is not None]
         return Batch(
             waveform=waveform[: len(clips)],
@@ -224,12 +244,27 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
             skipped=skipped,
         )
 
-    def _clip(self, place: int, row: Waveform, skipped: list[str]) -> _Clip | None:
+    def _mixed(self, mixup: Mixup, clip: _Clip, row: Waveform, skipped: list[str]) -> _Clip:
+        """Mix a row, which holds a clip, and its label with those of its partner, where it is to have one; its label as
+        a vector (C,) in any case."""
+        assert self.labels is not None and clip.label is not None
+        label = self.labels.vector(clip.label)
+        if (share := mixup.share(clip.position)) is None:
+            return replace(clip, label=label)
+        other_row = np.empty_like(row)
+        other = self._clip(mixup.order, clip.position, other_row, skipped)
+        assert other is not None and other.label is not None
+        row *= share
+        row += (1 - share) * other_row
+        label = share * label + (1 - share) * self.labels.vector(other.label)
+        return _Clip(clip.position, f"{clip.key}+{other.key}", max(clip.length, other.length), label)
+
+    def _clip(self, order: ClipOrder, place: int, row: Waveform, skipped: list[str]) -> _Clip | None:
         """Fill a row with the clip of a place, or in training with the first usable one after it."""
         for candidate in range(place, place + _SOUGHT if self.training else place + 1):
             keys: list[str] = []
             label, filled = None, 0
-            for segment in self.order.clip(candidate):
+            for segment in order.clip(candidate):
                 part = row[filled : filled + segment.stop - segment.start]
                 if (described := self._segment(segment, part, skipped)) is not None:
                     keys.append(described["key"])

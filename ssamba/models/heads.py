@@ -34,7 +34,11 @@ class MaskedPatchModel(nn.Module):
         self.reconstruction_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
 
     def forward(
-        self, log_mel: Tensor, mask: Tensor, masked: int | None = None, unequal: bool = False,
+        self,
+        log_mel: Tensor,
+        mask: Tensor,
+        masked: int | None = None,
+        unequal: bool = False,
         kept: Tensor | None = None,
     ) -> MaskedPrediction:
         """Predict what is hidden.

@@ -1,10 +1,12 @@
 """Checkpoints that outlive whatever ends a run, and how a run goes on from one.
 
 `checkpoints/step-0001000.ckpt` is finished once `step-0001000.json` stands beside it with its SHA-256, step and size;
-of these the last two are kept. `best.ckpt` has the weights of the best validation, written in the same way.
+of these the last two are kept, or as many as are averaged in the end. `best.ckpt` has the weights of the best
+validation, written in the same way.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -28,6 +30,7 @@ from ssamba.data.stream import Batch
 from ssamba.errors import UserError
 from ssamba.files import TEMPORARY, Count, Sha256, read_json, written_beside
 from ssamba.models.record import Start
+from ssamba.training.averaging import mean_of
 from ssamba.training.common import TrainingModule
 from ssamba.training.loggers import MetricsFile
 
@@ -76,6 +79,7 @@ class _RunState:
     validation_due: bool
     rows: Count
     wandb_id: str | None
+    stale: Count = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ class _Content(_Weights):
     callbacks: dict[str, _Skipped]
     optimizer_states: Annotated[list[_OptimizerState], msgspec.Meta(min_length=1, max_length=1)]
     lr_schedulers: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1)]
+    average: dict[str, Any] | None = None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _check_content(content: Any, kind: type[_Weights]) -> None:
         msgspec.convert(shape.get("ClipDataModule"), _Place)
         if "train" not in content["run"]["record"]["data"]:
             raise ValueError("its record does not say what was trained on")
-    for name, tensor in content["state_dict"].items():
+    for name, tensor in itertools.chain(content["state_dict"].items(), (content.get("average") or {}).items()):
         if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} is no tensor of finite numbers")
     for name, tensor in _tensors(content.get("optimizer_states", [])):
@@ -205,6 +210,10 @@ def check_fits(path: Path, module: TrainingModule) -> None:
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     wrong = [name for name, tensor in content["state_dict"].items() if shapes.get(name) != tensor.shape]
     wrong += sorted(shapes.keys() - content["state_dict"].keys())
+    if module.settings.ema_decay is not None:
+        trained = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
+        if {name: tensor.shape for name, tensor in (content.get("average") or {}).items()} != trained:
+            wrong.append("the average of the weights")
     (state,), (schedule,) = content["optimizer_states"], content["lr_schedulers"]
     optimizer = torch.optim.AdamW(module.parameter_groups())
     own_schedule = module.scheduler(optimizer).state_dict()
@@ -327,16 +336,22 @@ class Checkpoints(Checkpoint):
         run: the run's folder.
         every_steps: optimizer steps from one save to the next; there is one after the last step, too.
         monitor: the metric that tells the best validation, and "min" or "max"; None without validation.
+        patience: validations without a better score after which training ends; None: it goes on.
+        averaged: of so many last checkpoints, those of interruptions aside, `trained_weights` is the mean; 1: none.
     """
 
-    def __init__(self, run: Path, every_steps: int, monitor: tuple[str, str] | None) -> None:
+    def __init__(self, run: Path, every_steps: int, monitor: tuple[str, str] | None, patience: int | None = None,
+                 averaged: int = 1) -> None:  # fmt: skip
         self.folder, self.every_steps, self.monitor = run / "checkpoints", every_steps, monitor
+        self.patience, self.averaged = patience, averaged
         self.record: dict[str, Any] = {}
         """The first half of run.json."""
         self.metrics: dict[str, float] = {}
         """The newest value of each, as of the newest checkpoint."""
         self.best: dict[str, float] | None = None
         """score and step of best.ckpt."""
+        self.stale = 0
+        """Validations since the best one."""
         self.seconds = 0.0
         """Of training, over all the starts of the run, up to the newest checkpoint."""
         self.started = False
@@ -353,14 +368,36 @@ class Checkpoints(Checkpoint):
     def trained_weights(self, trainer: lightning.Trainer, best: bool) -> dict[str, Tensor]:
         """The model's tensors after training, whole; none on all ranks but the first, which must call this, too.
 
-        `best`: those of the best validation; without validation the last ones.
+        `best`: those of the best validation; without validation the last ones. Several last ones that are averaged come
+        before either, and the average over the steps, if there is one, before the weights themselves.
         """
-        state = trainer.strategy.lightning_module_state_dict()
+        state, module = trainer.strategy.lightning_module_state_dict(), trainer.lightning_module
+        assert isinstance(module, TrainingModule)
+        average = {} if module.average is None else module.average.whole()
         if trainer.global_rank:
             return {}
-        if best and self.best is not None:
+        if self.averaged > 1:
+            steps = [step for step in map(_step, _of_steps(self.folder, "json")) if step <= trainer.global_step]
+            last = sorted(step for step in steps if self._is_regular(step) or step == trainer.global_step)
+            contents = [read_checkpoint(self.folder / f"{_name(step)}.ckpt") for step in last[-self.averaged :]]
+            state = mean_of([{**held["state_dict"], **(held.get("average") or {})} for held in contents])
+        elif best and self.best is not None:
             state = read_checkpoint(self.folder / "best.ckpt")["state_dict"]
+        else:
+            state = {**state, **average}
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+    def _is_regular(self, step: int) -> bool:
+        """Whether a checkpoint is one of those that a run makes by itself, whatever interrupts it."""
+        return step > 0 and step % self.every_steps == 0
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why training ended, or would end, before its last step; None where it would not."""
+        if self.patience is None or self.stale < self.patience or self.monitor is None:
+            return None
+        than = f" than {self.best['score']:.4g} of step {self.best['step']}" if self.best else ""
+        return f"{self.stale} validations without a better {self.monitor[0]}{than}"
 
     # Saving
 
@@ -397,7 +434,8 @@ class Checkpoints(Checkpoint):
     def _prune(self, step: int) -> None:
         # Later ones than this are of a future that did not happen: it was damaged, and an earlier one taken.
         steps = sorted(map(_step, _of_steps(self.folder, "json")), reverse=True)
-        kept = [other for other in steps if other <= step][:_KEPT]
+        behind = [other for other in steps if other <= step]
+        kept = behind[:_KEPT] + [other for other in behind if self._is_regular(other)][: self.averaged]
         for ending in ("json", "ckpt"):
             for path in _of_steps(self.folder, ending):
                 if _step(path) not in kept:
@@ -410,7 +448,7 @@ class Checkpoints(Checkpoint):
                            checkpoint: dict[str, Any]) -> None:  # fmt: skip
         checkpoint["run"] = {
             "record": self.record, "metrics": self.metrics, "best": self.best, "seconds": self.seconds,
-            "validation_due": self._validation_due,
+            "validation_due": self._validation_due, "stale": self.stale,
             "rows": next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), 0),
             "wandb_id": next((logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)), None),
         }  # fmt: skip
@@ -438,7 +476,10 @@ class Checkpoints(Checkpoint):
         score = float(trainer.callback_metrics[name])
         sign = 1 if mode == "max" else -1
         if math.isnan(score) or (self.best is not None and sign * score <= sign * self.best["score"]):
+            self.stale += 1
+            trainer.should_stop = trainer.should_stop or self.stopped_early is not None
             return
+        self.stale = 0
         if self._written(trainer, self.folder / "best.ckpt", weights_only=True):
             self.best = {"score": score, "step": trainer.global_step}
 
@@ -459,6 +500,7 @@ class Checkpoints(Checkpoint):
                            checkpoint: dict[str, Any]) -> None:  # fmt: skip
         run, step = checkpoint["run"], checkpoint["global_step"]
         self.metrics, self.best, self.seconds = run["metrics"], run["best"], run["seconds"]
+        self.stale = run.get("stale", 0)
         self._saved = (step, run["validation_due"])
         if self.best is not None and self.best["step"] != self._step_of_best():
             self.best = None  # best.ckpt is of a future that did not happen
@@ -470,6 +512,7 @@ class Checkpoints(Checkpoint):
         self._max_steps = loop.max_steps
         if run["validation_due"] and step == loop.max_steps:
             loop.max_steps += 1  # or the loop does not even start
+        trainer.should_stop = not run["validation_due"] and self.stopped_early is not None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started = True

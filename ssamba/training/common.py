@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ssamba.errors import UserError
 from ssamba.masking import clip_generator
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.schedules import parameter_groups, warmup_then_constant, warmup_then_cosine
+from ssamba.training.averaging import WeightAverage
 from ssamba.training.distributed import ShardedStrategy, gathered, shard
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class OptimizerSettings:
     layer_decay: float = 1.0
     beta1: float = 0.95
     beta2: float = 0.999
+    ema_decay: float | None = None
     bad_steps: str = "stop"
     spike_factor: float = 0.0
 
@@ -60,10 +62,17 @@ class TrainingModule(lightning.LightningModule):
         # Of the steps before it:
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
         self._skipped = self._skipped_in_a_row = 0
+        self.average: WeightAverage | None = None
+        """Of the weights over the steps, if the settings say so; made where training starts."""
+        self._average_before: dict[str, Tensor] | None = None  # of the checkpoint that training goes on from
 
     def trained_parts(self) -> list[tuple[nn.Module, float]]:
         """(module, learning rate) of what is optimized."""
         raise NotImplementedError
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of what is optimized that the next step leaves as they are."""
+        return iter(())
 
     def draw_kept(self, positions: Sequence[int]) -> Tensor | None:
         """What `Stack.draw_kept` draws for training clips, on the module's device: each clip's own, by the seed and its
@@ -112,20 +121,34 @@ class TrainingModule(lightning.LightningModule):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer, steps = self.optimizers(use_pl_optimizer=False), self.trainer.global_step
         assert isinstance(optimizer, torch.optim.Optimizer)
-        if self.settings.schedule != "plateau":
-            super().optimizer_step(*arguments, **options)
-            return
-        factor = warmup_then_constant(self.settings.warmup_steps)(self.trainer.global_step)
         rates = [group["lr"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] *= factor
+        if self.settings.schedule == "plateau":
+            factor = warmup_then_constant(self.settings.warmup_steps)(steps)
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
         super().optimizer_step(*arguments, **options)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        if self.settings.schedule == "plateau":
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        if self.average is not None and not self._skipped_in_a_row:
+            self.average.update(steps)
+
+    def on_fit_start(self) -> None:
+        if self.settings.ema_decay is not None:
+            self.average = WeightAverage(self, self.settings.ema_decay)
+            if self._average_before is not None:
+                self.average.load(self._average_before)
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.exchange()
 
     def on_validation_end(self) -> None:
+        # Callbacks were here before: the best model is written as it was validated.
+        if self.average is not None:
+            self.average.exchange()
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             scheduler.step(self.trainer.callback_metrics["val/loss"])
@@ -135,11 +158,22 @@ class TrainingModule(lightning.LightningModule):
         checkpoint["judged"] = {
             "recent": list(self._recent), "skipped": self._skipped, "in_a_row": self._skipped_in_a_row
         }  # fmt: skip
+        # Of the best model, the average is all that is kept.
+        if self.average is None or "optimizer_states" not in checkpoint:
+            return
+        held, state = self.average.whole(), checkpoint["state_dict"]
+        if self.average.in_module and state:  # on the first rank, in the middle of a validation
+            held, trained = {name: state[name] for name in held}, held
+            state.update(trained)
+        checkpoint["average"] = held
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         judged = checkpoint["judged"]
         self._recent.extend(judged["recent"])
         self._skipped, self._skipped_in_a_row = judged["skipped"], judged["in_a_row"]
+        self._average_before = checkpoint.get("average")
+        if self.average is not None and self._average_before is not None:  # restored after the start, as by fsdp
+            self.average.load(self._average_before)
 
     def watch(self, keys: Sequence[str], **parts: Tensor) -> None:
         """Of each batch: its samples' names, and the parts of its loss, scalars, which are logged as train/... and must
@@ -156,6 +190,8 @@ class TrainingModule(lightning.LightningModule):
         self._batches.clear()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in self.frozen_parameters():
+            parameter.grad = None  # AdamW passes over what has none
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):

@@ -3,6 +3,8 @@
 Shapes: B batch, S samples, T frames, M mel bins, C classes.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 import torchaudio
@@ -66,16 +68,24 @@ class FineTuning(TrainingModule):
     Args:
         loss: "cross_entropy" (labels int64 (B,)) or "bce" (labels float32 (B, C)).
         freeze_encoder: train the head alone.
+        freeze_steps, unfreeze_every: steps before the encoder is trained, and from one of its layers to the next.
         drop_path: of `Stack.draw_kept`.
+        label_smoothing: of each target, the share that training spreads evenly over all classes.
+        class_weights: float32 (C,), what each class's term counts in the loss of training; of bce its positive term.
     """
 
     model: AudioClassifier
 
     def __init__(self, model: AudioClassifier, log_mel: LogMel, settings: OptimizerSettings, *, loss: str,
-                 augmentation: Augmentation, freeze_encoder: bool, drop_path: float, seed: int) -> None:  # fmt: skip
+                 augmentation: Augmentation, freeze_encoder: bool, freeze_steps: int, unfreeze_every: int,
+                 drop_path: float, label_smoothing: float, class_weights: Tensor | None,
+                 seed: int) -> None:  # fmt: skip
         super().__init__(settings, seed, drop_path)
         self.model, self.log_mel, self.augmentation = model, log_mel, augmentation
-        self.loss_name, self.freeze_encoder = loss, freeze_encoder
+        self.loss_name, self.freeze_encoder, self.label_smoothing = loss, freeze_encoder, label_smoothing
+        self.freeze_steps, self.unfreeze_every = freeze_steps, unfreeze_every
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
         model.encoder.requires_grad_(not freeze_encoder)
         model.encoder.mask_token.requires_grad_(False)  # no patch is hidden
         self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -86,17 +96,29 @@ class FineTuning(TrainingModule):
         head: list[tuple[nn.Module, float]] = [(self.model.pool, head_rate), (self.model.head, head_rate)]
         return head if self.freeze_encoder else [(self.model.encoder, s.learning_rate), *head]
 
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        since = self.trainer.global_step - self.freeze_steps
+        if since >= 0 and not self.unfreeze_every:
+            return
+        # Layers that are trained, from the last on; with the first of them the final norm is.
+        trained = -1 if since < 0 else 1 + since // self.unfreeze_every
+        for name, parameter in self.model.encoder.named_parameters():
+            if self.model.encoder.layers_above(name) > trained:
+                yield parameter
+
     def targets(self, labels: Tensor) -> Tensor:
-        """Class numbers (B,) or several labels (B, C) -> probabilities, float32 (B, C)."""
-        if self.loss_name == "bce":
+        """Class numbers (B,), or several or mixed labels (B, C) -> probabilities, float32 (B, C)."""
+        if labels.ndim == 2:
             return labels
         return F.one_hot(labels, self.model.num_labels).float()
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits (B, C), targets (B, C) -> float32 scalar."""
+    def loss(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """logits (B, C), targets (B, C), class_weights (C,) -> float32 scalar, the mean over the clips."""
         if self.loss_name == "bce":
-            return F.binary_cross_entropy_with_logits(logits.float(), targets)
-        return F.cross_entropy(logits.float(), targets)
+            return F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=class_weights)
+        # Of targets that are probabilities the weighted mean is not divided by the weights of the batch: its parts on
+        # several devices add up to the whole.
+        return F.cross_entropy(logits.float(), targets, class_weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         targets = self.targets(batch["labels"])
@@ -110,7 +132,9 @@ class FineTuning(TrainingModule):
             frames = self.log_mel.frames(lengths)
             log_mel = self.augmentation(self.log_mel(waveform, lengths), frames)
         logits = self.model(log_mel, frames, self.draw_kept(batch["positions"]))
-        loss = self.loss(logits, targets)
+        smooth = self.label_smoothing
+        smoothed = (1 - smooth) * targets + smooth / targets.shape[1] if smooth else targets
+        loss = self.loss(logits, smoothed, self.class_weights)
         accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
         self.watch(batch["keys"], loss=loss, accuracy=accuracy)
         return loss
