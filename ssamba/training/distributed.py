@@ -85,7 +85,12 @@ class ShardedStrategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             names = [named[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
             by_name = _renamed(state, dict(enumerate(names)))
-            set_optimizer_state_dict(self.model, optimizer, by_name, options=StateDictOptions(full_state_dict=True))
+            # What was frozen so far has no moments: torch is to bear it, and then makes some up.
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
+            for parameter in [parameter for group in optimizer.param_groups for parameter in group["params"]]:
+                if named[id(parameter)] not in by_name["state"]:
+                    optimizer.state.pop(parameter, None)
 
 
 def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:

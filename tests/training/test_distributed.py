@@ -69,8 +69,9 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
         "optimizer.learning_rate=1e-4",
         "model.drop_path=0.3",
         "optimizer.ema_decay=0.5",
-        *(["optimizer.layer_decay=0.7", "data.balance=true"] if kind == "finetune" else []),
     ]
+    if kind == "finetune":  # the encoder is still frozen half way
+        common += ["optimizer.layer_decay=0.7", "data.balance=true", f"task.freeze_steps={STEPS // 2 + 1}"]
     return [kind, str(recipes[kind]), f"run_dir={run}", *common, "data.batch_size=8", *words]
 
 

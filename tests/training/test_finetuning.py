@@ -378,7 +378,7 @@ def test_a_steps_augmentation_depends_on_its_place_alone(recipes: dict[str, Path
     module, stream = built.module, iter(built.data.training_stream())
     batch, other = next(stream), next(stream)
     seen: list[Tensor] = []
-    module.model.forward = lambda log_mel, frames: seen.append(log_mel.clone()) or torch.zeros(len(log_mel), 4)
+    module.model.forward = lambda log_mel, *_: seen.append(log_mel.clone()) or torch.zeros(len(log_mel), 4)
     module.watch = module.log_dict = lambda *_, **__: None
     module.training_step(batch, 0)
     state = torch.get_rng_state()

@@ -135,7 +135,7 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     assert set(record) == {
         "command", "started", "seed", "git_commit", "python", "versions", "hardware", "parameters", "data", "steps",
-        "training_seconds", "last_metrics", "test", "skipped_samples", "resumed",
+        "training_seconds", "last_metrics", "test", "skipped_samples", "resumed", "stopped_early",
     }  # fmt: skip
     assert (record["steps"], record["seed"], record["skipped_samples"], record["resumed"]) == (4, 0, [], [])
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] and "ssamba" in record["versions"]
