@@ -83,7 +83,8 @@ def token_count(frames: int) -> int:
 class OriginalStack(SsambaStack):
     """The same parameters, in the original's order of operations."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
+        assert hidden_states is None and kept is None
         hidden, residual = x, torch.zeros_like(x)
         for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
             ahead, residual_ahead = original_layer(first, hidden, residual)
