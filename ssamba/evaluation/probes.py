@@ -1,0 +1,170 @@
+"""Protocols that score features as they are: what they leave open is chosen by cross-validation within the training
+part, and what was chosen is fitted on all of it.
+
+Shapes: N training clips, B clips, D features, C classes, H layers.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssamba.errors import UserError
+from ssamba.evaluation.linear import (
+    CHOOSING,
+    STRENGTHS,
+    Axes,
+    LayerMix,
+    Linear,
+    Scaling,
+    classifier_loss,
+    fit_layer_mix,
+)
+from ssamba.evaluation.metrics import clip_metrics
+from ssamba.evaluation.neighbours import NEIGHBOURS, TEMPERATURE, find_neighbours, vote
+
+FOLDS = 5
+
+
+class TrainingPart(NamedTuple):
+    """Labels of the training clips, int64 (N,) for one a clip or float32 (N, C); the number of classes; and the fold of
+    the cross-validation that each clip is in, int64 (N,)."""
+
+    labels: Tensor
+    classes: int
+    folds: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, classes: int, seed: int) -> "TrainingPart":
+        """With the folds of a seed; UserError for a part of which nothing can be held back."""
+        if len(labels) < 2:
+            raise UserError(f"there are {len(labels)} training clips; expected at least two, one of them held back")
+        return cls(labels, classes, stratified_folds(labels, min(FOLDS, len(labels)), seed))
+
+    def held_back(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """For each fold the rows of the others and its own."""
+        for fold in self.folds.unique().tolist():
+            yield torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A classifier that a protocol has fitted.
+
+    Attributes:
+        setting: what was chosen: the strength of the L2 penalty, or the number of neighbours.
+        score: of the held-back clips with it, by `main_metric`.
+        logits: features (B, ...) as they were given, not standardised -> float64 (B, C).
+        layer_weights: of the layers' sum, where the protocol learns one.
+    """
+
+    setting: float
+    score: float
+    logits: Callable[[Tensor], Tensor]
+    layer_weights: Sequence[float] = field(default=())
+
+
+def main_metric(labels: Tensor) -> str:
+    """What is compared where one number must decide: accuracy, or mAP for labels (N, C)."""
+    return "accuracy" if labels.ndim == 1 else "mAP"
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """A fold for each clip, int64 (N,), at random by the seed: the clips of a class (of several the rarest) are spread
+    evenly, and the folds are equally large, to one clip."""
+    hot = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels)
+    frequency = hot.sum(0).double()
+    rank = torch.where(hot > 0, frequency, torch.inf)
+    kinds = torch.where(torch.isfinite(rank.amin(1)), rank.argmin(1), -1).tolist()
+    rng = random.Random(seed)
+    order = list(range(len(kinds)))
+    rng.shuffle(order)
+    order.sort(key=lambda place: kinds[place])
+    result = torch.empty(len(kinds), dtype=torch.int64)
+    result[torch.tensor(order)] = torch.arange(len(kinds)) % folds
+    return result
+
+
+def linear_probe(x: Tensor, part: TrainingPart) -> Probe:
+    """Logistic regression on standardised features x (N, D), the strength of its L2 penalty chosen."""
+    scaling = Scaling.of(x)
+    axes = Axes(scaling(x))
+
+    def path(rows: Tensor | None, labels: Tensor, strengths: Sequence[float]) -> Iterable[Linear]:
+        fitted = None
+        for strength in strengths:
+            fitted = axes.fit(labels, part.classes, strength, rows, fitted, CHOOSING)
+            yield fitted
+
+    def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
+        yield from (fitted(axes.places[out]) for fitted in path(rows, part.labels[rows], STRENGTHS))
+
+    strength, score = _choose(part, STRENGTHS, held_back)
+    begun = list(path(None, part.labels, STRENGTHS[: STRENGTHS.index(strength) + 1]))[-1]
+    fitted = axes.unrotated(axes.fit(part.labels, part.classes, strength, start=begun))
+    return Probe(strength, score, lambda clips: fitted(scaling(clips)))
+
+
+def weighted_probe(x: Tensor, part: TrainingPart) -> Probe:
+    """As `linear_probe`, on a learned weighted sum of the layers of x (N, H, D), each standardised."""
+    scaling = Scaling.of(x)
+    scaled = scaling(x)
+
+    def path(rows: Tensor, strengths: Sequence[float]) -> Iterable[LayerMix]:
+        fitted = None
+        for strength in strengths:
+            fitted = fit_layer_mix(scaled[rows], part.labels[rows], part.classes, strength, fitted, CHOOSING)
+            yield fitted
+
+    def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
+        yield from (fitted(scaled[out]) for fitted in path(rows, STRENGTHS))
+
+    strength, score = _choose(part, STRENGTHS, held_back)
+    rows = torch.arange(len(x))
+    begun = list(path(rows, STRENGTHS[: STRENGTHS.index(strength) + 1]))[-1]
+    fitted = fit_layer_mix(scaled, part.labels, part.classes, strength, begun)
+    return Probe(strength, score, lambda clips: fitted(scaling(clips)), fitted.weights.tolist())
+
+
+def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, temperature: float = TEMPERATURE) -> Probe:
+    """k nearest neighbours of standardised features x (N, D); k is chosen if it is None."""
+    scaling = Scaling.of(x)
+    scaled = scaling(x)
+    fewest = len(x) - int(part.folds.bincount().max())
+    numbers = [k] if k is not None else [number for number in NEIGHBOURS if number <= fewest] or [1]
+
+    def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
+        near = find_neighbours(scaled[rows], scaled[out], max(numbers))
+        yield from (vote(near, part.labels[rows], part.classes, number, temperature) for number in numbers)
+
+    chosen, score = _choose(part, numbers, held_back)
+
+    def logits(clips: Tensor) -> Tensor:
+        near = find_neighbours(scaled, scaling(clips), int(chosen))
+        return vote(near, part.labels, part.classes, int(chosen), temperature)
+
+    return Probe(chosen, score, logits)
+
+
+def _choose(part: TrainingPart, settings: Sequence[float],
+            held_back: Callable[[Tensor, Tensor], Iterable[Tensor]]) -> tuple[float, float]:  # fmt: skip
+    """The setting with the best score of the clips that were held back (of equal ones that with the lowest loss), and
+    that score.
+
+    Args:
+        held_back: rows that are fitted and rows that are not -> for each setting the logits of the latter.
+    """
+    logits = torch.zeros(len(settings), len(part.labels), part.classes, dtype=torch.float64)
+    for rows, out in part.held_back():
+        for number, found in enumerate(held_back(rows, out)):
+            logits[number, out] = found
+    name = main_metric(part.labels)
+    judged = [
+        (clip_metrics(one, part.labels)[name], -float(classifier_loss(one, part.labels)), -number)
+        for number, one in enumerate(logits)
+    ]
+    best = max(judged)
+    return settings[-best[2]], best[0]
