@@ -1,10 +1,11 @@
 """Config to objects: the only place that reads a whole recipe and makes models, data and trainers of it."""
 
+import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from ssamba.audio import LogMel, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
 from ssamba.data.index import ShardSet, find_shards
-from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, count_labels
+from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, count_labels, in_fold, one_name_each
 from ssamba.data.order import ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
 from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream, Labels, read_labels, stratified_subset
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
-from ssamba.evaluation.report import scoring_device
+from ssamba.evaluation.scores import scoring_device
 from ssamba.masking import Masking
 from ssamba.models.checkpoint import (
     AudioSettings,
@@ -52,12 +53,13 @@ log = logging.getLogger(__name__)
 
 _HEARD_CLIPS = 64
 _COUNTED_SAMPLES = 100_000  # whose labels are read in seconds
+_BASELINE_CLIPS = 20_000  # more change little of what a linear classifier finds in a spectrogram's statistics
 _MEASURED_CLIPS = 2000  # enough for three digits of the statistics
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The splits of a recipe; None where it names none."""
+    """The splits of a recipe; None where it names none. With folds, test is train, of which rows are used."""
 
     train: ShardSet
     validation: ShardSet | None
@@ -69,11 +71,18 @@ class Shards:
         return {name: held for name, held in splits.items() if held is not None}
 
     def fingerprints(self) -> dict[str, Any]:
-        """For run.json: what each split holds."""
-        return {
-            name: {"samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint}
-            for name, held in self.given().items()
-        }
+        """For run.json: what each split holds; a fold is part of what is there already."""
+        return fingerprints(
+            {name: held for name, held in self.given().items() if name == "train" or held is not self.train}
+        )
+
+
+def fingerprints(splits: Mapping[str, ShardSet]) -> dict[str, Any]:
+    """For the record of a run: what each split holds."""
+    return {
+        name: {"samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint}
+        for name, held in splits.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -95,15 +104,18 @@ class Finetuner:
     audio: AudioSettings
     classifier: ClassifierSettings
     shards: Shards
+    groups: dict[str, str] | None
+    """Of the test recordings, for intervals."""
 
 
 def build_shards(recipe: Recipe) -> Shards:
     """Find every shard that a recipe names; UserError for what is missing, damaged or of another sampling rate."""
     data = recipe.data
+    train = find_shards(data.train, data.cache)
     shards = Shards(
-        find_shards(data.train, data.cache),
+        train,
         find_shards(data.validation, data.cache) if data.validation else None,
-        find_shards(data.test, data.cache) if data.test else None,
+        train if data.fold_by else find_shards(data.test, data.cache) if data.test else None,
     )
     for name, held in shards.given().items():
         if held.sampling_rate != recipe.audio.sampling_rate:
@@ -287,10 +299,16 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
     return Labels(key, lists["train"], recipe.task.loss == "bce")
 
 
-def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Numbers | None) -> LabelCounts | None:
+def check_labels(
+    recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Mapping[str, Numbers]
+) -> LabelCounts | None:
     """Whether the labels of the samples can be learned, where reading them takes seconds: the index has names alone.
 
-    Returns those of training; None where they would take longer and nothing needs them.
+    Args:
+        rows: of the splits of which not all is used.
+
+    Returns:
+        Those of training; None where they would take longer and nothing needs them.
 
     Raises:
         UserError: labels that are not in the list, several under a loss for one, nothing to tell apart, or a held-out
@@ -306,7 +324,7 @@ def check_labels(recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: N
         needed = split == "train" and (recipe.task.class_weights != "none" or recipe.data.balance)
         if not needed and (held.samples > _COUNTED_SAMPLES or any(shard.url is not None for shard in held.shards)):
             continue
-        chosen = frozenset(rows.tolist()) if split == "train" and rows is not None else None
+        chosen = frozenset(rows[split].tolist()) if split in rows else None
         counts = count_labels(held, key, names, cache, chosen)
         if counts.unknown:
             raise UserError(
@@ -360,8 +378,9 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     check_machine(recipe)
     shards = build_shards(recipe)
     labels = build_labels(recipe, shards)
-    rows = _labelled_rows(recipe, shards.train) if recipe.data.label_fraction < 1 else None
+    rows = build_rows(recipe, shards)
     counts = check_labels(recipe, shards, labels, rows)
+    groups = build_groups(recipe, shards.test)
     audio = build_audio(recipe, shards)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
@@ -389,20 +408,68 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     )  # fmt: skip
     _compile(recipe, module)
     data = ClipDataModule(
-        build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows, balance),
-        validation=shards.validation, test=shards.test, labels=labels, mixup=mixup,
+        build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows.get("train"), balance),
+        validation=shards.validation, test=shards.test, labels=labels, mixup=mixup, rows=rows,
     )  # fmt: skip
-    return Finetuner(module, data, audio, classifier, shards)
+    return Finetuner(module, data, audio, classifier, shards, groups)
 
 
-def _labelled_rows(recipe: FinetuneRecipe, train: ShardSet) -> Numbers:
-    """The recordings whose labels are used, by their rows in the table."""
-    found = read_labels(train, recipe.task.label, ShardCache(recipe.data.cache_bytes))
-    # By name, so that what is chosen does not depend on how the recordings are spread over shards.
-    chosen = stratified_subset(dict(found.values()), recipe.data.label_fraction, recipe.seed)
-    if not chosen:
-        raise UserError(f"data.label_fraction {recipe.data.label_fraction} leaves none of the training recordings")
-    return np.array([row for row, (name, _) in found.items() if name in chosen], np.int64)
+def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
+    """Of the splits of which not all is used, the rows of the table that are: by the fold, and of the training
+    recordings the share whose labels are used."""
+    data, rows = recipe.data, dict[str, Numbers]()
+    cache = ShardCache(data.cache_bytes)
+    if data.fold is not None and data.fold_by is None:
+        raise UserError(f"data.fold is {data.fold!r}, a name of the label data.fold_by, which is null")
+    if data.fold_by is not None:
+        folds = read_folds(recipe, shards.train)
+        if data.fold is None:
+            raise UserError(
+                f"data.fold is null; expected one of the {len(set(folds.values()))} names of data.fold_by "
+                f"{data.fold_by}, or `ssamba finetune --folds all`"
+            )
+        outside, inside = in_fold(folds, data.fold, f"data.fold_by {data.fold_by}")
+        rows |= {"train": np.array(outside, np.int64), "test": np.array(inside, np.int64)}
+        if shards.validation is not None and data.fold_by in shards.validation.labels:
+            # What is watched while training is no more of the fold than what is learned from.
+            held = read_labels(shards.validation, data.fold_by, cache)
+            others = [row for row, (_, name) in held.items() if name != json.dumps(data.fold)]
+            if not others:
+                raise UserError(f"all recordings of data.validation are in the fold {data.fold!r}; expected others")
+            rows["validation"] = np.array(others, np.int64)
+    if data.label_fraction < 1:
+        found = read_labels(shards.train, recipe.task.label, cache)
+        if "train" in rows:
+            kept = frozenset(rows["train"].tolist())
+            found = {row: held for row, held in found.items() if row in kept}
+        # By name, so that what is chosen does not depend on how the recordings are spread over shards.
+        chosen = stratified_subset(dict(found.values()), data.label_fraction, recipe.seed)
+        if not chosen:
+            raise UserError(f"data.label_fraction {data.label_fraction} leaves none of the training recordings")
+        rows["train"] = np.array([row for row, (name, _) in found.items() if name in chosen], np.int64)
+    return rows
+
+
+def read_folds(recipe: FinetuneRecipe, train: ShardSet) -> dict[int, str]:
+    """The fold of each training recording, by its row; UserError for a label that is not there, or not one of each."""
+    return _read_names(train, recipe.data.fold_by or "", "data.fold_by", recipe)
+
+
+def build_groups(recipe: FinetuneRecipe, test: ShardSet | None) -> dict[str, str] | None:
+    """The group of each test recording by its name; None where the recipe asks for none."""
+    key = recipe.evaluation.group_by
+    if key is None or test is None:
+        return None
+    names = _read_names(test, key, "evaluation.group_by", recipe)
+    found = read_labels(test, key, ShardCache(recipe.data.cache_bytes))
+    return {found[row][0]: name for row, name in names.items()}
+
+
+def _read_names(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe) -> dict[int, str]:
+    if key not in shards.labels:
+        raise UserError(f"{option} is {key!r}, which the shards lack; they have {', '.join(shards.labels) or 'none'}")
+    found = read_labels(shards, key, ShardCache(recipe.data.cache_bytes))
+    return one_name_each(found, shards.samples, key, option)
 
 
 def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | None:
@@ -520,14 +587,28 @@ def start_run(
     return {**start.run["record"], "resumed": [*start.run["record"]["resumed"], again]}
 
 
-def build_class_evaluation(recipe: FinetuneRecipe) -> tuple[AudioClassifier, LogMel, ClipStream, int, Sequence[str]]:
-    """The classifier in run_dir and its test clips: model, spectrograms, stream, number of clips, class names."""
+@dataclass(frozen=True)
+class ClassEvaluation:
+    """A classifier and the clips that it is to be scored on: how many there are, and in which groups, if in any."""
+
+    model: AudioClassifier
+    log_mel: LogMel
+    stream: ClipStream
+    clips: int
+    names: Sequence[str]
+    groups: dict[str, str] | None
+
+
+def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
+    """The classifier in run_dir and its test clips."""
     saved = load_model(recipe.run_dir, backend_here(recipe, scoring_device()))
     if saved.classifier is None or not isinstance(saved.model, AudioClassifier):
         raise UserError(f"{recipe.run_dir} holds a pretrained model; expected a fine-tuned one for a finetune recipe")
-    if not recipe.data.test:
+    data = recipe.data
+    if not (data.test or data.fold_by):
         raise UserError("data.test is empty; expected the folder of the split to be scored")
-    held = find_shards(recipe.data.test, recipe.data.cache)
+    held = find_shards(data.train if data.fold_by else data.test, data.cache)
+    rows = build_rows(recipe, Shards(held, None, held)) if data.fold_by else {}
     key, names = saved.classifier.label, saved.classifier.labels
     if unknown := [label for label in held.labels.get(key, ()) if label not in names]:
         raise UserError(
@@ -536,8 +617,24 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> tuple[AudioClassifier, Log
     if key not in held.labels:
         raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
     labels = Labels(key, names, saved.classifier.loss == "bce")
-    data = ClipDataModule(build_clip_settings(recipe), test=held, labels=labels)
-    return saved.model, _log_mel(recipe, saved.audio), data.test_stream(), held.samples, names
+    clips = ClipDataModule(build_clip_settings(recipe), test=held, labels=labels, rows=rows)
+    stream, groups = clips.test_stream(), build_groups(recipe, held)
+    return ClassEvaluation(saved.model, _log_mel(recipe, saved.audio), stream, len(stream.order), names, groups)
+
+
+def build_baseline_streams(recipe: FinetuneRecipe, built: Finetuner) -> tuple[ClipStream, ClipStream]:
+    """The training and the test clips for a classifier without a network: as they are, short ones not filled up with
+    themselves, and no more training clips than it needs."""
+    settings = build_clip_settings(recipe)
+    settings = replace(settings, rules=replace(settings.rules, short="pad"))
+    train = built.shards.train
+    rows = built.data.train.rows if built.data.train else None
+    rows = np.arange(train.samples) if rows is None else rows
+    if len(rows) > _BASELINE_CLIPS:
+        rows = np.sort(np.random.default_rng(recipe.seed).choice(rows, _BASELINE_CLIPS, replace=False))
+    learned = ClipDataModule(settings, test=train, labels=built.data.labels, rows={"test": rows})
+    scored = ClipDataModule(settings, test=built.shards.test, labels=built.data.labels, rows=built.data.rows)
+    return learned.test_stream(), scored.test_stream()
 
 
 def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:

@@ -25,6 +25,7 @@ from ssamba.errors import Stopped, UserError
 from ssamba.files import check_place
 from ssamba.launch import check_launch, rank
 from ssamba.printable import log_to_stderr, printable
+from ssamba.protocols.command import add_probe
 from ssamba.shell import ENOUGH, is_of_stdout, name_stdout, said_of
 from ssamba.values import (
     add_argument,
@@ -68,17 +69,16 @@ def pretrain(arguments: argparse.Namespace) -> None:
         trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock, best=False)
         if trainer.global_rank == 0:
             save_model(folder / "model", built.module.model, built.audio, weights=weights)
-            _finish(folder, trainer, checkpoints, skipped, {})
+            _finish(folder, trainer, checkpoints, skipped, {}, {})
 
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Train a classifier on labelled clips, from model.pretrained or from scratch; scored on data.test at the end."""
     recipe = load_recipe(arguments.recipe, _overrides(arguments), "finetune")
     assert isinstance(recipe, FinetuneRecipe)
-    from ssamba.build import backend_here, build_finetuner, find_start
-    from ssamba.evaluation.report import scoring_device, write_class_scores
-    from ssamba.models.checkpoint import load_model, save_model
-    from ssamba.models.heads import AudioClassifier
+    from ssamba.build import build_finetuner, find_start
+    from ssamba.models.checkpoint import save_model
+    from ssamba.protocols.finetuned import score_finetuned
     from ssamba.training.runs import RunLock
 
     check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
@@ -92,14 +92,8 @@ def finetune(arguments: argparse.Namespace) -> None:
         trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock, best=True)
         if trainer.global_rank == 0:
             save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
-            scores: dict[str, Any] = {}
-            if built.shards.test:
-                # As it was saved, since the trained one may be spread over the ranks.
-                model = load_model(folder, backend_here(recipe, scoring_device())).model
-                assert isinstance(model, AudioClassifier)
-                stream, names, total = built.data.test_stream(), built.classifier.labels, built.shards.test.samples
-                scores = write_class_scores(folder / "test", model, built.module.log_mel, stream, total, names)
-            _finish(folder, trainer, checkpoints, skipped, scores)
+            scores, more = score_finetuned(recipe, built, folder) if built.shards.test else ({}, {})
+            _finish(folder, trainer, checkpoints, skipped, scores, more)
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
@@ -146,15 +140,19 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out} exists; --overwrite replaces the scores in it")
     check_place(out)
-    from ssamba.build import build_class_evaluation, build_masked_evaluation
-    from ssamba.evaluation.report import write_class_scores, write_masked_scores
-    from ssamba.training.runs import RunLock
+    from ssamba.build import build_masked_evaluation
+    from ssamba.evaluation.report import write_evaluation_report
+    from ssamba.evaluation.scores import write_masked_scores
+    from ssamba.protocols.finetuned import evaluate_finetuned
+    from ssamba.training.runs import RunLock, command_record
 
-    with RunLock(Path(recipe.run_dir)):
+    run = Path(recipe.run_dir)
+    with RunLock(run):
         if isinstance(recipe, PretrainRecipe):
             scores = write_masked_scores(out, build_masked_evaluation(recipe))
+            write_evaluation_report(out, run, scores, {}, command_record())
         else:
-            scores = write_class_scores(out, *build_class_evaluation(recipe))
+            scores = evaluate_finetuned(recipe, out)
     _print_scores(scores, out)
 
 
@@ -343,27 +341,43 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"written to {printable(str(arguments.out))}")
 
 
-def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: dict[str, Any]) -> None:
+def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: dict[str, Any],
+            more: dict[str, Any]) -> None:  # fmt: skip
+    """Write run.json, with `more` in it, the curves and the report, and print the scores."""
     from ssamba.evaluation.pictures import draw_curves
+    from ssamba.evaluation.report import write_run_report
     from ssamba.files import write_json
     from ssamba.models.record import RECORD_NAME
+    from ssamba.training.runs import peak_memory_bytes
 
     values = checkpoints.metrics
-    result = {
+    record = {
+        **checkpoints.record,
         "steps": trainer.global_step,
         "training_seconds": round(checkpoints.seconds, 1),
         "stopped_early": checkpoints.stopped_early if trainer.global_step < trainer.max_steps else None,
+        "peak_memory_bytes": peak_memory_bytes(),
         "last_metrics": values,
         "test": scores,
+        **more,
+        "skipped_samples": list(skipped.names),
     }
-    write_json(folder / RECORD_NAME, {**checkpoints.record, **result, "skipped_samples": list(skipped.names)})
     draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
+    write_run_report(folder, record)
+    write_json(folder / RECORD_NAME, record)
     _print_scores(scores or {name: value for name, value in values.items() if name.startswith("val/")}, folder)
+    if "baseline" in more:
+        for name, value in more["baseline"]["scores"].items():
+            if name in ("accuracy", "mAP"):
+                print(f"log-mel baseline, {name}: {value:.4f}")
 
 
 def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     for name, value in scores.items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        if name.endswith(("_low", "_high")):  # the ends of an interval, which stand beside its score
+            continue
+        ends = f" [{scores[f'{name}_low']:.4f}, {scores[f'{name}_high']:.4f}]" if f"{name}_low" in scores else ""
+        print(f"{name}: {value:.4f}{ends}" if isinstance(value, float) else f"{name}: {value}")
     print(f"written to {printable(str(folder))}")
 
 
@@ -404,6 +418,7 @@ def _parser() -> argparse.ArgumentParser:
             )
             add_argument(sub, "--resume", _run_or_auto, metavar="RUN|auto", help=goes_on)
         sub.set_defaults(call=command)
+    add_probe(commands)
     _add_inference(commands)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
     either = "folders of splits or patterns of shards; or a recipe or run (and key=value), for its data.train"

@@ -170,6 +170,12 @@ class DataConfig:
     """Fine-tuning: recordings are drawn with replacement, each by the sum over its labels of 1 / the recordings that
     have this label, as SSAST and AuM do for AudioSet, so that rare labels are heard as often as common ones. An epoch
     is as long as without. A recording that is drawn several times in an epoch comes within one shuffle_buffer."""
+    fold_by: str | None = None
+    """Fine-tuning: a label of the training recordings, such as speaker or session, whose names are folds; null: the
+    test split is data.test."""
+    fold: str | None = None
+    """The name of fold_by whose recordings are the test split, and are left out of training and validation; `ssamba
+    finetune --folds all` takes each in turn."""
     max_bad_fraction: float = 0.01
     """More bad recordings than this share end the run."""
     cache: PathText | None = None
@@ -196,6 +202,8 @@ class DataConfig:
                 f"data.weights is {weights}; expected {sources} numbers above 0 and at most {_LARGE:.15g}, one for "
                 "each of data.train"
             )
+        if self.fold_by is not None and self.test:
+            yield f"data.fold_by is {self.fold_by!r}; expected one of it, whose fold is the test split, and data.test"
         if not 0 < self.label_fraction <= 1:
             yield f"data.label_fraction is {self.label_fraction}; expected more than 0 and at most 1"
 
@@ -273,6 +281,21 @@ class TaskConfig:
             yield "task.label_smoothing is for cross_entropy; task.loss is bce"
         yield from _one_of("task.pooling", self.pooling, POOLINGS)
         yield from _within("task.segments", self.segments, 1, 1000)
+
+
+@dataclass
+class EvaluationConfig:
+    """Of the scores at the end of fine-tuning."""
+
+    baseline: str = "log-mel"
+    """log-mel (the scores stand beside those of a linear classifier on log-mel statistics of at most 20,000 training
+    clips, without a network) | none."""
+    group_by: str | None = None
+    """A label of the test recordings, such as speaker: intervals are those of drawing whole groups; null: of drawing
+    recordings."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("evaluation.baseline", self.baseline, ("log-mel", "none"))
 
 
 @dataclass
@@ -449,6 +472,8 @@ class PretrainRecipe:
             yield "data.label_fraction is for fine-tuning; pretraining uses no labels"
         if self.data.balance:
             yield "data.balance is for fine-tuning; pretraining uses no labels"
+        if self.data.fold_by is not None:
+            yield "data.fold_by is for fine-tuning; pretraining uses no labels"
         if patches := _patches(self.audio, self.model):
             masked = self.objective.masked_patches
             if masked >= patches:
@@ -468,6 +493,7 @@ class FinetuneRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -724,7 +750,7 @@ def schema_name(schema: DictConfig) -> str:
 # What may change while a run goes on: where, how fast and how long it is computed, and what is shown of it. Of where
 # the data lie, a fingerprint tells whether they are the same.
 _MAY_CHANGE = (
-    "run_dir", "wandb", "trainer", "model.scan_backend", "optimizer.bad_steps", "optimizer.spike_factor",
+    "run_dir", "wandb", "trainer", "evaluation", "model.scan_backend", "optimizer.bad_steps", "optimizer.spike_factor",
     "data.train", "data.validation", "data.test", "data.cache", "data.num_workers", "data.max_bad_fraction",
 )  # fmt: skip
 

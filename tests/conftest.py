@@ -86,7 +86,7 @@ def recipes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     finetune = {
         "task_type": "finetune", **common,
         "data": {**splits, "test": str(corpus / "test"), "short": "repeat", "batch_size": 4},
-        "task": {"label": "sound"},
+        "task": {"label": "sound"}, "evaluation": {"baseline": "none"},
     }  # fmt: skip
     paths = {}
     for name, recipe in (("pretrain", pretrain), ("finetune", finetune)):

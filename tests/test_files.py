@@ -220,7 +220,8 @@ ALONE = {
 }
 # What is called with the temporary name of one that does.
 CALLED_WITHIN = {
-    "ssamba/data/writer.py:_write_shard", "ssamba/evaluation/report.py:_write_predictions",
+    "ssamba/data/writer.py:_write_shard", "ssamba/evaluation/scores.py:_write_predictions",
+    "ssamba/evaluation/scores.py:_write_arrays", "ssamba/evaluation/scores.py:_write_mistakes",
     "ssamba/inference/embed.py:_write_npz", "ssamba/inference/embed.py:_write_parquet",
     "data_prep/synthesize.py:synthesize",
 }  # fmt: skip

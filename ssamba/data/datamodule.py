@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class ClipDataModule(lightning.LightningDataModule):
 
     Args:
         mixup: the chance that a training clip is mixed with one of all training recordings.
+        rows: of the tables of "validation" and "test", those that are used; all of a split that is not named.
 
     Attributes:
         consumed: training clips that are behind, over all ranks. Whoever trains sets it; checkpoints keep it.
@@ -58,9 +59,10 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def __init__(self, settings: ClipSettings, *, train: TrainingShards | None = None,
                  validation: ShardSet | None = None, test: ShardSet | None = None,
-                 labels: Labels | None = None, mixup: float = 0.0) -> None:  # fmt: skip
+                 labels: Labels | None = None, mixup: float = 0.0,
+                 rows: Mapping[str, Numbers] | None = None) -> None:  # fmt: skip
         super().__init__()
-        self.settings, self.labels, self.mixup = settings, labels, mixup
+        self.settings, self.labels, self.mixup, self.rows = settings, labels, mixup, rows or {}
         self.train, self.validation, self.test = train, validation, test
         self.consumed = 0
 
@@ -83,12 +85,12 @@ class ClipDataModule(lightning.LightningDataModule):
     def validation_stream(self) -> ClipStream:
         """This rank's share of the validation clips."""
         assert self.validation is not None
-        return self._stream(self.validation, self._as_they_lie(self.validation), False, self.trainer)
+        return self._stream(self.validation, self._as_they_lie(self.validation, "validation"), False, self.trainer)
 
     def test_stream(self) -> ClipStream:
         """All test clips, for the one rank that scores them."""
         assert self.test is not None
-        return self._stream(self.test, self._as_they_lie(self.test), False, None)
+        return self._stream(self.test, self._as_they_lie(self.test, "test"), False, None)
 
     def noise(self) -> Batch:
         """A batch as large as one device's, for which no recording is read: whole clips of noise, all of one class."""
@@ -131,8 +133,8 @@ class ClipDataModule(lightning.LightningDataModule):
         assert self.train is not None
         return self.train
 
-    def _as_they_lie(self, shards: ShardSet) -> ClipOrder:
-        return ClipOrder(shards, replace(self.settings.rules, mixed=0))
+    def _as_they_lie(self, shards: ShardSet, split: str) -> ClipOrder:
+        return ClipOrder(shards, replace(self.settings.rules, mixed=0), self.rows.get(split))
 
     def _stream(self, shards: ShardSet, order: ClipOrder, training: bool, trainer: lightning.Trainer | None,
                 first: int = 0, batches: int | None = None, mixup: Mixup | None = None) -> ClipStream:  # fmt: skip

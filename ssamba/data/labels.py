@@ -1,8 +1,9 @@
 """What the samples of shards say of a label, counted before training is begun. Imports no torch."""
 
+import json
 from array import array
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from ssamba.data.index import ShardSet
 from ssamba.data.order import Weights
 from ssamba.data.reader import SampleReader
 from ssamba.data.remote import ShardCache
-from ssamba.errors import BadAudio
+from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
 
 _EXAMPLES = 4
@@ -87,3 +88,41 @@ def balancing_weights(counts: LabelCounts, samples: int) -> Weights:
     1 / recordings that have the label, as SSAST's scripts weight AudioSet's clips; 0 of what has no label."""
     rows, classes = np.array(counts.rows), np.array(counts.classes)
     return np.bincount(rows, 1 / np.bincount(classes)[classes], minlength=samples).astype(np.float64)
+
+
+def one_name_each(
+    found: Mapping[int, tuple[str, str]], samples: int, key: str, option: str, otherwise: str = ""
+) -> dict[int, str]:
+    """The one name that each of so many recordings has of a label, by its row.
+
+    Args:
+        found: as `read_labels` gives them.
+        option, otherwise: what asks for it, and what would take several, for messages.
+
+    Raises:
+        UserError: some have none, or several.
+    """
+    names = {row: json.loads(value) for row, (_, value) in found.items()}
+    odd = [name for row, (name, _) in found.items() if not isinstance(names[row], str)]
+    if odd or len(found) < samples:
+        several = f"{len(odd)} have several ({', '.join(odd[:_EXAMPLES])})" if odd else "the others have none"
+        raise UserError(
+            f"{option} is {key}, of which {len(found) - len(odd)} of {samples} recordings have one name; {several}; "
+            f"expected one of each{otherwise}"
+        )
+    return names
+
+
+def in_fold(names: Mapping[int, str], fold: str, option: str) -> tuple[list[int], list[int]]:
+    """The rows whose name is another than a fold's, and those whose name it is; UserError where there are none."""
+    outside = [row for row, name in sorted(names.items()) if name != fold]
+    inside = [row for row, name in sorted(names.items()) if name == fold]
+    known = sorted(set(names.values()))
+    if not inside:
+        raise UserError(
+            f"no recording is in the fold {fold!r} of {option}; expected one of {', '.join(known[:40])}"
+            + (", ..." if len(known) > 40 else "")
+        )
+    if not outside:
+        raise UserError(f"all recordings are in the fold {fold!r} of {option}; expected two folds or more")
+    return outside, inside

@@ -3,10 +3,18 @@
 Shapes: B clips, T frames, M mel bins, S stretches of time.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
+from ssamba.audio import LogMel
+from ssamba.data.stream import ClipStream
+from ssamba.evaluation.classification import Predictions
+from ssamba.evaluation.probes import Probe, TrainingPart, linear_probe
 from ssamba.models.encoder import Encoded
 from ssamba.models.pools import Pool
+from ssamba.progress import progress_bar
 
 STRETCHES = 8
 """S, which a word of one second needs to be told from another of the same sounds."""
@@ -31,3 +39,48 @@ def log_mel_features(spectrogram: Tensor, frames: Tensor) -> dict[str, Tensor]:
     statistics = Pool("statistics", bins, 1)(cells, frames)
     stretches = Pool("segments", bins, 1, STRETCHES)(cells, frames)
     return {"statistics": statistics, "stretches": stretches}
+
+
+class Statistics(NamedTuple):
+    """Of the clips of a stream: keys, labels, and `log_mel_features`."""
+
+    keys: list[str]
+    labels: Tensor
+    features: dict[str, Tensor]
+
+
+class Baseline(NamedTuple):
+    """name: of `BASELINES`, the kind with the best score on held-back training clips; probe: the classifier on it;
+    predictions: of the clips to be scored; training_clips: how many it has learned from."""
+
+    name: str
+    probe: Probe
+    predictions: Predictions
+    training_clips: int
+
+
+def read_statistics(stream: ClipStream, log_mel: LogMel) -> Statistics:
+    """Of a stream that ends; a progress bar over its clips."""
+    keys: list[str] = []
+    labels: list[Tensor] = []
+    features: dict[str, list[Tensor]] = {name: [] for name in BASELINES}
+    log_mel.cpu()
+    with progress_bar(len(stream.order), "clip", "log-mel baseline") as bar, torch.inference_mode():
+        for batch in stream:
+            frames = log_mel.frames(batch["lengths"])
+            found = log_mel_features(log_mel(batch["waveform"], batch["lengths"]), frames)
+            for name, values in features.items():
+                values.append(found[name])
+            labels.append(batch["labels"])
+            keys.extend(batch["keys"])
+            bar.update(len(batch["keys"]))
+    return Statistics(keys, torch.cat(labels), {name: torch.cat(values) for name, values in features.items()})
+
+
+def choose_baseline(train: Statistics, scored: Statistics, classes: int, seed: int) -> Baseline:
+    """A linear classifier on the kind of statistics that is better on held-back training clips."""
+    part = TrainingPart.of(train.labels, classes, seed)
+    probes = {name: linear_probe(train.features[name], part) for name in BASELINES}
+    name = max(BASELINES, key=lambda kind: probes[kind].score)
+    logits = probes[name].logits(scored.features[name])
+    return Baseline(name, probes[name], Predictions(scored.keys, logits, scored.labels), len(train.keys))

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from ssamba.errors import UserError
+from ssamba.evaluation.pages import html_figure, html_page, html_table
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_text
 from ssamba.models.record import RECORD_NAME, read_record
@@ -84,21 +85,6 @@ def markdown(rows: Sequence[tuple[str, ...]]) -> str:
 def write_page(path: Path, title: str, introduction: str, rows: Sequence[tuple[str, ...]],
                pictures: Mapping[str, Path]) -> None:  # fmt: skip
     """One HTML page: what was done, the table, and pictures (caption -> file) by relative links."""
-    cells = "\n".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    head = "".join(f"<th>{name}</th>" for name in HEADER)
-    figures = "\n".join(
-        f'<figure><img src="{html_text(os.path.relpath(file, path.parent))}" alt="{html_text(caption)}">'
-        f"<figcaption>{html_text(caption)}</figcaption></figure>"
-        for caption, file in pictures.items()
-    )
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left}"
-        "figure{display:inline-block;margin:1rem 1rem 1rem 0;vertical-align:top}img{max-width:100%;max-height:40rem}"
-    )
-    write_text(
-        path,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html_text(title)}</title>'
-        f"<style>{style}</style><h1>{html_text(title)}</h1><p>{html_text(introduction)}</p>"
-        f"<table><tr>{head}</tr>\n{cells}</table>\n{figures}</html>\n",
-    )
+    figures = "".join(html_figure(os.path.relpath(file, path.parent), caption) for caption, file in pictures.items())
+    body = f"<p>{html_text(introduction)}</p>\n{html_table([HEADER, *rows])}{figures}"
+    write_text(path, html_page(title, body))

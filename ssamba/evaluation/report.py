@@ -1,58 +1,137 @@
-"""Scores written into a folder: JSON, predictions, pictures."""
+"""The report of a run: what was asked for, how it went, what it scored and where it is wrong."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from ssamba.evaluation.intervals import LEVEL
+from ssamba.evaluation.pages import Block, Listing, Picture, Section, Table, Text, write_report
+from ssamba.evaluation.scores import MISTAKES, SCORES_NAME, mistakes, read_scores
 
-from ssamba.audio import LogMel
-from ssamba.data.stream import ClipStream
-from ssamba.evaluation.classification import Predictions, predict
-from ssamba.evaluation.masked import MaskedEvaluation, score_masked
-from ssamba.evaluation.metrics import clip_metrics, confusion_matrix
-from ssamba.evaluation.pictures import draw_confusion
-from ssamba.files import whole_folder, write_json
-from ssamba.models.heads import AudioClassifier
-from ssamba.printable import csv_cell
+_LONGEST_RECIPE = 1 << 20  # letters
+
+Rows = list[Sequence[str]]
 
 
-def scoring_device() -> torch.device:
-    """Where classifiers are scored: on a GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def write_run_report(folder: Path, record: Mapping[str, Any]) -> None:
+    """report.html and report.md of a finished run, of what is in its folder and its record."""
+    sections: list[Section] = []
+    baseline = record.get("baseline")
+    if (folder / "test" / SCORES_NAME).is_file():
+        rows = score_rows({"this run": record["test"], **baseline_rows(baseline)})
+        sections += class_sections(folder / "test", rows, baseline_text(baseline))
+    elif last := {name: value for name, value in record["last_metrics"].items() if name.startswith("val/")}:
+        rows = [("held-out clips", "value"), *((name, figure(value)) for name, value in last.items())]
+        sections.append(Section("Scores", [Table(rows)]))
+    curves = folder / "pictures" / "curves.png"
+    if curves.is_file():
+        sections.append(Section("Curves", [Picture(curves, "every metric of metrics.csv over the steps")]))
+    if pictures := sorted((folder / "pictures").glob("reconstruction-*.png"))[-1:]:
+        sections.append(Section("Reconstruction", [Picture(pictures[0], "a held-out clip at the last validation")]))
+    sections.append(Section("How it was made", [Table(fact_rows(record))]))
+    sections += recipe_section(folder / "recipe.yaml")
+    write_report(folder, f"Run {folder.resolve().name}", sections)
 
 
-def write_class_scores(folder: Path, model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int,
-                       names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
-    """Score a classifier: scores.json, predictions.csv; for one label a clip, confusion.png. Replaces the folder."""
-    found = predict(model, log_mel, stream, total, scoring_device())
-    scores: dict[str, Any] = {**clip_metrics(found.logits, found.labels), "clips": len(found.keys)}
-    with whole_folder(folder) as beside:
-        write_json(beside / "scores.json", scores)
-        _write_predictions(beside / "predictions.csv", found, names)
-        if found.labels.ndim == 1:
-            title = f"{folder.resolve().parent.name}: {scores['accuracy']:.1%} of {len(found.keys)} clips"
-            draw_confusion(beside / "confusion.png", confusion_matrix(found.logits, found.labels), names, title)
-    return scores
+def write_evaluation_report(folder: Path, run: Path, scores: Mapping[str, Any], difference: Mapping[str, Any],
+                            record: Mapping[str, Any]) -> None:  # fmt: skip
+    """report.html and report.md of what `ssamba evaluate` wrote into a folder, about a run.
+
+    Args:
+        difference: from the baseline of the run, as `flat_scores`, where it was scored on the same clips; else empty.
+        record: what is at work, as of a run.
+    """
+    if (folder / SCORES_NAME).is_file():
+        others = {"model minus log-mel": difference} if difference else {}
+        sections = class_sections(folder, score_rows({"this model": scores, **others}), "")
+    else:
+        rows = [("masked clips", "value"), *((name, figure(value)) for name, value in scores.items())]
+        sections = [Section("Scores", [Table(rows)])]
+    sections.append(Section("How it was made", [Table(fact_rows(record))]))
+    sections += recipe_section(run / "recipe.yaml")
+    write_report(folder, f"Evaluation of {run.resolve().name}", sections)
 
 
-def write_masked_scores(folder: Path, evaluation: MaskedEvaluation) -> dict[str, Any]:
-    """Score a pretrained model on masked clips: scores.json. Replaces the folder."""
-    scores = score_masked(evaluation)._asdict()
-    with whole_folder(folder) as beside:
-        write_json(beside / "scores.json", scores)
-    return scores
+def figure(value: object) -> str:
+    """A number of a table; what is no number as it is."""
+    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def _write_predictions(path: Path, found: Predictions, names: Sequence[str]) -> None:
-    several = found.labels.ndim == 2
-    chances = found.logits.sigmoid() if several else found.logits.softmax(1)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["key", "true", "predicted", "probability"])
-        for key, label, row in zip(found.keys, found.labels, chances, strict=True):
-            true = [names[i] for i in torch.nonzero(label).flatten()] if several else [names[int(label)]]
-            best = int(row.argmax())
-            told = (key, "|".join(true), names[best])
-            writer.writerow([*map(csv_cell, told), f"{float(row[best]):.4f}"])
+def score_rows(kinds: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """A row for each kind of scores (as `flat_scores` has them), a column for each metric."""
+    metrics = [name for name in next(iter(kinds.values())) if not name.endswith(("_low", "_high"))]
+    rows: Rows = [("", *metrics)]
+    for kind, scores in kinds.items():
+        rows.append((kind, *(_with_ends(scores, name) for name in metrics)))
+    return rows
+
+
+def _with_ends(scores: Mapping[str, Any], name: str) -> str:
+    if name not in scores:
+        return ""
+    ends = [scores.get(f"{name}_{end}") for end in ("low", "high")]
+    return figure(scores[name]) + (f" [{figure(ends[0])}, {figure(ends[1])}]" if None not in ends else "")
+
+
+def baseline_rows(baseline: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The rows of a run's baseline, and of the run's difference from it."""
+    if baseline is None:
+        return {}
+    return {"log-mel statistics": baseline["scores"], "run minus log-mel": baseline["difference"]}
+
+
+def baseline_text(baseline: Mapping[str, Any] | None) -> str:
+    """What the baseline is, in a sentence."""
+    if baseline is None:
+        return ""
+    return (
+        f"Log-mel: logistic regression on {baseline['name']} of {baseline['training_clips']} training clips, without "
+        f"a network; its L2 penalty, {baseline['setting']:g}, and the kind of statistics chosen by cross-validation "
+        "within them."
+    )
+
+
+def class_sections(folder: Path, scores: Sequence[Sequence[str]], told: str) -> list[Section]:
+    """Scores, confusion and mistakes of the classifier whose clips are in a folder."""
+    predictions, names = read_scores(folder)
+    ends = f"In brackets: {LEVEL:.0%} bootstrap intervals."
+    sections = [Section("Scores", [Table(scores), Text(f"{ends} {told}".strip())])]
+    if (folder / "confusion.png").is_file():
+        picture = Picture(folder / "confusion.png", "clips of each true class (rows) by what was said of them")
+        sections.append(Section("Confusion", [picture]))
+    found = mistakes(predictions, names)
+    rows = [("clip", "true", "mistake", "probability"), *((*one[:3], f"{one.probability:.3f}") for one in found)]
+    blocks: list[Block] = [Table(rows)] if found else [Text("None.")]
+    sections.append(Section(f"The most confident mistakes (at most {MISTAKES})", blocks))
+    return sections
+
+
+def fact_rows(record: Mapping[str, Any]) -> Rows:
+    """What a record says of how something was made."""
+    machine = record["hardware"]
+    rows: Rows = [("what", "")]
+    rows += [("command", " ".join(record["command"])), ("started", record["started"])]
+    for name, key in (("seed", "seed"), ("parameters", "parameters"), ("optimizer steps", "steps")):
+        if key in record:
+            rows.append((name, f"{record[key]:,}"))
+    if "training_seconds" in record:
+        rows.append(("training time", f"{record['training_seconds']:,.1f} s"))
+    for name, value in record.get("peak_memory_bytes", {}).items():
+        rows.append((f"peak memory, {name}", f"{value / 1e9:.2f} GB"))
+    rows.append(("hardware", ", ".join([machine["processor"], f"{machine['threads']} threads", *machine["gpus"]])))
+    rows.append(("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())))
+    for name, held in record.get("data", {}).items():
+        rows.append((f"data, {name}", f"{held['samples']:,} recordings, {held['seconds'] / 3600:.2f} h, "
+                     f"fingerprint {held['fingerprint'][:16]}"))  # fmt: skip
+    if skipped := record.get("skipped_samples"):
+        rows.append(("skipped samples", str(len(skipped))))
+    return rows
+
+
+def recipe_section(path: Path) -> list[Section]:
+    """The recipe in a file, if it can be read."""
+    try:
+        text = path.read_text(encoding="utf-8")[:_LONGEST_RECIPE]
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [Section("Recipe", [Listing(text)])]

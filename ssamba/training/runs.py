@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -124,20 +125,31 @@ def open_run(folder: Path, overwrite: bool, lock: RunLock) -> None:
 
 def provenance(parameters: int, data: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What a run must say of itself to be made again: command, versions, commit, hardware, size, data."""
+    return {**command_record(), "seed": seed, "parameters": parameters, "data": dict(data)}
+
+
+def command_record() -> dict[str, Any]:
+    """What is at work here: command, time, commit, versions, hardware."""
     root = Path(__file__).resolve().parents[2]
     git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
                          capture_output=True, text=True, check=False)  # fmt: skip
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
         "git_commit": git.stdout.strip() or None,
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "hardware": hardware(),
-        "parameters": parameters,
-        "data": dict(data),
     }
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """The most that this process has had in memory until now, and of each GPU the most that torch took there."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    for number in range(torch.cuda.device_count()):
+        peaks[f"GPU {number}"] = torch.cuda.max_memory_allocated(number)
+    return peaks
 
 
 def hardware() -> dict[str, Any]:

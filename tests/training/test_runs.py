@@ -94,7 +94,7 @@ def test_workers_change_no_clip_that_is_read(pretrained: Runs, recipes: dict[str
 def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: Path) -> None:
     run = pretrained(encoder)
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
-        "recipe.yaml", "metrics.csv", "run.json", *CHECKPOINTS,
+        "recipe.yaml", "metrics.csv", "run.json", "report.html", "report.md", *CHECKPOINTS,
         "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
         "pictures/reconstruction-0000002.png",
         "pictures/reconstruction-0000004.png",
@@ -117,10 +117,9 @@ def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: P
 def test_what_a_fine_tuning_run_leaves(encoder: str, finetuned: Runs, corpus: Path) -> None:
     run = finetuned(encoder)
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
-        "recipe.yaml", "metrics.csv", "run.json", *CHECKPOINTS,
+        "recipe.yaml", "metrics.csv", "run.json", "report.html", "report.md", *CHECKPOINTS,
         "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
-        "test/scores.json",
-        "test/predictions.csv", "test/confusion.png",
+        "test/scores.json", "test/scores.npz", "test/predictions.csv", "test/mistakes.csv", "test/confusion.png",
     }  # fmt: skip
     train = ["train/loss", "train/accuracy", "gradient_norm", "learning_rate", "samples_per_second"]
     validation = ["val/loss", "val/accuracy", "val/balanced_accuracy"]

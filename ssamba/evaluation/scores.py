@@ -1,0 +1,191 @@
+"""Scores written into a folder, with what each clip got: JSON, arrays, CSV, a picture.
+
+Shapes: N clips, C classes.
+"""
+
+import csv
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssamba.audio import LogMel
+from ssamba.data.stream import ClipStream
+from ssamba.errors import UserError
+from ssamba.evaluation.classification import Predictions, predict
+from ssamba.evaluation.intervals import Interval, score_intervals
+from ssamba.evaluation.masked import MaskedEvaluation, score_masked
+from ssamba.evaluation.metrics import confusion_matrix
+from ssamba.evaluation.pictures import draw_confusion
+from ssamba.files import parse_json, whole_folder, write_json
+from ssamba.models.heads import AudioClassifier
+from ssamba.printable import csv_cell
+
+SCORES_NAME = "scores.npz"
+"""The file with what each clip got: `keys` and `names` (of the classes), each a JSON list in UTF-8 as uint8;
+`probabilities` float32 (N, C); `labels` int64 (N,), or bool (N, C) where a clip has several."""
+MISTAKES = 20
+_MOST_BYTES = 1 << 32  # of the arrays in a file that is read
+_LEAST = 1e-12  # a probability, of which there is a logit
+
+
+class Mistake(NamedTuple):
+    """A clip's key, its true labels, what was wrong ("said X", "missed X") and how sure the model was, above 0.5 for
+    several labels a clip."""
+
+    key: str
+    true: str
+    wrong: str
+    probability: float
+
+
+def scoring_device() -> torch.device:
+    """Where classifiers are scored: on a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def probabilities(predictions: Predictions) -> Tensor:
+    """Of each class, (N, C): softmax of the logits for one label a clip, sigmoid for several."""
+    several = predictions.labels.ndim == 2
+    return predictions.logits.sigmoid() if several else predictions.logits.softmax(1)
+
+
+def flat_scores(intervals: Mapping[str, Interval]) -> dict[str, float]:
+    """For JSON: NAME, NAME_low and NAME_high."""
+    return {
+        f"{name}{ending}": value
+        for name, interval in intervals.items()
+        for ending, value in zip(("", "_low", "_high"), interval, strict=True)
+    }
+
+
+def mistakes(predictions: Predictions, names: Sequence[str], most: int = MISTAKES) -> list[Mistake]:
+    """The most confident ones, the surest first. Of several labels a clip the worst of each clip's classes counts."""
+    chances, labels = probabilities(predictions), predictions.labels
+    if labels.ndim == 2:
+        sure = (chances - labels).abs()
+        worst = sure.argmax(1)
+        level = sure.gather(1, worst.unsqueeze(1)).squeeze(1)
+        wrong = level > 0.5
+    else:
+        level, worst = chances.max(1)
+        wrong = worst != labels
+    order = torch.nonzero(wrong).flatten()
+    order = order[level[order].argsort(descending=True, stable=True)][:most]
+    found = []
+    for place in order.tolist():
+        said = labels.ndim == 1 or not labels[place, worst[place]]
+        what = f"{'said' if said else 'missed'} {names[int(worst[place])]}"
+        found.append(Mistake(predictions.keys[place], _true(labels[place], names), what, float(level[place])))
+    return found
+
+
+def _true(label: Tensor, names: Sequence[str]) -> str:
+    places = torch.nonzero(label).flatten().tolist() if label.ndim else [int(label)]
+    return "|".join(names[place] for place in places)
+
+
+def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], title: str,
+                groups: Sequence[str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Write into a folder that is being made: scores.json, `SCORES_NAME`, predictions.csv, mistakes.csv; for one label
+    a clip, confusion.png.
+
+    Args:
+        groups: of each clip, such as its speaker, if intervals are to be those of groups.
+
+    Returns:
+        What scores.json has: each score with the ends of its interval (`flat_scores`), and the number of clips.
+    """
+    scores: dict[str, Any] = {**flat_scores(score_intervals(predictions, groups)), "clips": len(predictions.keys)}
+    write_json(folder / "scores.json", scores)
+    _write_arrays(folder / SCORES_NAME, predictions, names)
+    _write_predictions(folder / "predictions.csv", predictions, names)
+    _write_mistakes(folder / "mistakes.csv", mistakes(predictions, names))
+    if predictions.labels.ndim == 1:
+        title = f"{title}: {scores['accuracy']:.1%} of {len(predictions.keys)} clips"
+        confusion = confusion_matrix(predictions.logits, predictions.labels)
+        draw_confusion(folder / "confusion.png", confusion, names, title)
+    return scores
+
+
+def write_class_scores(folder: Path, model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int,
+                       names: Sequence[str], groups: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Score a classifier and `fill_scores`. Replaces the folder. groups: of each clip by its key."""
+    found = predict(model, log_mel, stream, total, scoring_device())
+    with whole_folder(folder) as beside:
+        of_clips = None if groups is None else [groups[key] for key in found.keys]
+        return fill_scores(beside, found, names, folder.resolve().parent.name, of_clips)
+
+
+def write_masked_scores(folder: Path, evaluation: MaskedEvaluation) -> dict[str, Any]:
+    """Score a pretrained model on masked clips: scores.json. Replaces the folder."""
+    scores = score_masked(evaluation)._asdict()
+    with whole_folder(folder) as beside:
+        write_json(beside / "scores.json", scores)
+    return scores
+
+
+def read_scores(folder: Path) -> tuple[Predictions, list[str]]:
+    """What each clip got, and the names of the classes, from the `SCORES_NAME` in a folder; a logit is made of each
+    probability.
+
+    Raises:
+        UserError: there is none, or one that is damaged.
+    """
+    path = folder / SCORES_NAME
+    expected = "the scores of a run, as finetune, evaluate and probe write them"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
+                raise UserError(f"{path} holds more than {_MOST_BYTES} bytes; expected {expected}")
+        with np.load(path, allow_pickle=False) as arrays:
+            keys, names = (parse_json(arrays[name].tobytes(), list[str], path, expected) for name in ("keys", "names"))
+            chances, labels = arrays["probabilities"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be used ({type(error).__name__}: {error}); expected {expected}") from error
+    several = labels.ndim == 2
+    fits = (
+        chances.dtype == np.float32 and chances.shape == (len(keys), len(names)) and len(keys) > 0
+        and labels.dtype == (np.bool_ if several else np.int64)
+        and labels.shape == (chances.shape if several else (len(keys),))
+        and bool(((chances >= 0) & (chances <= 1)).all())
+        and (several or bool(((labels >= 0) & (labels < len(names))).all()))
+    )  # fmt: skip
+    if not fits:
+        raise UserError(f"{path} cannot be used: its arrays do not fit one another; expected {expected}")
+    likely = torch.from_numpy(chances).double().clamp(_LEAST, 1 - _LEAST)
+    truth = torch.from_numpy(labels)
+    return Predictions(keys, likely.logit() if several else likely.log(), truth.float() if several else truth), names
+
+
+def _write_arrays(path: Path, predictions: Predictions, names: Sequence[str]) -> None:
+    # Texts as JSON: an array of them would give each the length of the longest.
+    keys, classes = (np.frombuffer(json.dumps(list(values)).encode(), np.uint8) for values in (predictions.keys, names))
+    labels = predictions.labels.bool() if predictions.labels.ndim == 2 else predictions.labels
+    np.savez_compressed(
+        path, keys=keys, names=classes, probabilities=probabilities(predictions).float().numpy(), labels=labels.numpy()
+    )
+
+
+def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:
+    chances = probabilities(predictions)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "true", "predicted", "probability"])
+        for key, label, row in zip(predictions.keys, predictions.labels, chances, strict=True):
+            best = int(row.argmax())
+            told = (key, _true(label, names), names[best])
+            writer.writerow([*map(csv_cell, told), f"{float(row[best]):.4f}"])
+
+
+def _write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Mistake._fields)
+        for one in found:
+            writer.writerow([*map(csv_cell, one[:3]), f"{one.probability:.4f}"])

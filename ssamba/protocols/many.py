@@ -1,0 +1,177 @@
+"""Fine-tuning of every fold and seed of a recipe by one command: a run folder each, then a table of all."""
+
+import dataclasses
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssamba.build import build_groups, build_labels, build_rows, build_shards, check_labels, read_folds
+from ssamba.config import FinetuneRecipe, save_recipe
+from ssamba.data.jobs import cluster, run_jobs
+from ssamba.errors import Stopped, UserError
+from ssamba.evaluation.intervals import Scored
+from ssamba.evaluation.pages import Section, Table, Text, write_report
+from ssamba.evaluation.report import fact_rows, recipe_section
+from ssamba.evaluation.scores import flat_scores, read_scores
+from ssamba.files import check_place, write_json
+from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.protocols.finetuned import BASELINE
+from ssamba.protocols.summary import Member, Rows, member_folder, member_rows, summarise, summary_rows
+from ssamba.training.runs import command_record
+
+MEMBERS_NAME = "members.json"
+"""In run_dir: the folders of the runs, their folds and seeds, and in the end their mean scores."""
+
+_PROGRAM = "import sys; sys.argv[0] = 'ssamba'; from ssamba.cli import run; run()"
+
+
+class Run(NamedTuple):
+    """One of the runs: its recipe's file, its folder, and what it is of."""
+
+    recipe: str
+    folder: str
+    fold: str
+    seed: int
+
+
+def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume: bool, overwrite: bool,
+                     address: str | None) -> list[Rows]:  # fmt: skip
+    """Train and score every fold of data.fold_by (or that of data.fold) with every seed from the recipe's on.
+
+    Each is a run folder below run_dir, made by a process of its own, one after another or by the workers of a Dask
+    cluster, which must see the same files. Runs that are finished are not made again.
+
+    Args:
+        resume: run_dir may hold some of them.
+        overwrite: run_dir may hold others, which go.
+        address: of a cluster's scheduler.
+
+    Returns:
+        A table of the runs, and one of their mean scores with intervals; run_dir has them in a report.
+
+    Raises:
+        UserError: whatever is wrong with a fold, before the first is trained; or one that failed.
+        Stopped: a signal asked for it.
+    """
+    if not (recipe.data.test or recipe.data.fold_by):
+        raise UserError("there is nothing to score: data.test is empty and data.fold_by null")
+    shards = build_shards(recipe)
+    names = sorted(set(read_folds(recipe, shards.train).values())) if folds else [recipe.data.fold or ""]
+    root = Path(recipe.run_dir)
+    _check_root(root, resume, overwrite)
+    variants: list[FinetuneRecipe] = []
+    for fold in names:
+        for seed in range(recipe.seed, recipe.seed + seeds):
+            place = root / member_folder(fold, seed, len(names), seeds)
+            data = dataclasses.replace(recipe.data, fold=fold or None)
+            variants.append(dataclasses.replace(recipe, run_dir=str(place), seed=seed, data=data))
+    for variant in variants:
+        if variant.seed == recipe.seed or recipe.data.label_fraction < 1:
+            check_labels(variant, shards, build_labels(variant, shards), build_rows(variant, shards))
+    if len(variants) == 1:
+        raise UserError("there is one fold and one seed; expected several, or no --folds and --seeds")
+    groups = build_groups(recipe, shards.test)
+    if overwrite and root.exists():
+        shutil.rmtree(root)
+    runs = [_prepared(variant, root, len(names), seeds) for variant in variants]
+    content = {**command_record(), "runs": [run._asdict() for run in runs]}
+    write_json(root / MEMBERS_NAME, content)
+    again = f"ssamba finetune ... run_dir={root} --resume auto goes on with the runs that are left"
+    with _executor(address) as executor:
+        for run, status in run_jobs(train_run, runs, executor):
+            if status >= 128 or status < 0:
+                raise Stopped(status if status > 0 else 128 - status, f"the run in {run.folder} was stopped; {again}")
+            if status:
+                raise UserError(f"the run in {run.folder} failed, as it says above; {again}")
+    return _collected(root, runs, groups, content)
+
+
+def _check_root(root: Path, resume: bool, overwrite: bool) -> None:
+    check_place(root)
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    if not (root / MEMBERS_NAME).is_file():
+        raise UserError(
+            f"{root} exists and has no {MEMBERS_NAME}, so it is none of folds or seeds; give another run_dir"
+        )
+    if not (resume or overwrite):
+        raise UserError(f"{root} holds such runs; --resume auto goes on with them, --overwrite replaces them")
+
+
+def _prepared(variant: FinetuneRecipe, root: Path, folds: int, seeds: int) -> Run:
+    fold, place = variant.data.fold or "", Path(variant.run_dir)
+    name = member_folder(fold, variant.seed, folds, seeds).replace("/", "_")
+    path = root / "recipes" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_recipe(variant, path)
+    # Absolute, for the workers of a cluster.
+    return Run(str(path.absolute()), str(place.absolute()), fold, variant.seed)
+
+
+@contextmanager
+def _executor(address: str | None) -> Iterator[Executor | None]:
+    if address is None:
+        yield None
+        return
+    with cluster(address) as executor:
+        yield executor
+
+
+def train_run(run: Run) -> int:
+    """Make a run by a process of its own, or go on with it; the status that it ends with."""
+    child = subprocess.Popen([sys.executable, "-c", _PROGRAM, "finetune", run.recipe, "--resume", "auto"])
+    with _signals_for(child):
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:  # the run has it too, and ends in order
+                continue
+
+
+@contextmanager
+def _signals_for(child: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """What asks this process to end is handed on to the run."""
+    if threading.current_thread() is not threading.main_thread():  # a cluster's worker, which has its own ways
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda asked, _: child.send_signal(asked)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _collected(
+    root: Path, runs: Sequence[Run], groups: Mapping[str, str] | None, content: dict[str, Any]
+) -> list[Rows]:
+    members = []
+    for run in runs:
+        folder, record = Path(run.folder), read_record(Path(run.folder) / RECORD_NAME)
+        baseline = Scored(read_scores(folder / BASELINE)[0], run.fold) if (folder / BASELINE).is_dir() else None
+        told = f"{record['training_seconds']:.0f} s"
+        members.append(Member(run.fold, run.seed, Scored(read_scores(folder / "test")[0], run.fold), baseline, told))
+    found = summarise(members, groups)
+    scores = {kind: flat_scores(intervals) for kind, intervals in found.items()}
+    write_json(root / MEMBERS_NAME, {**content, "scores": scores})
+    tables = [member_rows(members, "training"), summary_rows(found, {"model": "mean of all"})]
+    told = (
+        "In brackets: 95 % bootstrap intervals over the recordings, the seeds and the folds. Each run has a report in "
+        "its own folder."
+    )
+    sections = [
+        Section("Scores", [Table(tables[1]), Text(told)]),
+        Section("Folds and seeds", [Table(tables[0])]),
+        Section("How it was made", [Table(fact_rows(content))]),
+        *recipe_section(Path(runs[0].recipe)),
+    ]
+    write_report(root, f"Runs of {root.resolve().name}", sections)
+    return tables
