@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 _HEARD_CLIPS = 64
 _COUNTED_SAMPLES = 100_000  # whose labels are read in seconds
-_BASELINE_CLIPS = 20_000  # more change little of what a linear classifier finds in a spectrogram's statistics
+_BASELINE_CLIPS = 5000  # more change little of what a linear classifier finds in a spectrogram's statistics
 _MEASURED_CLIPS = 2000  # enough for three digits of the statistics
 
 

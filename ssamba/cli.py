@@ -76,6 +76,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     """Train a classifier on labelled clips, from model.pretrained or from scratch; scored on data.test at the end."""
     recipe = load_recipe(arguments.recipe, _overrides(arguments), "finetune")
     assert isinstance(recipe, FinetuneRecipe)
+    if arguments.folds or arguments.seeds or arguments.cluster:
+        return _finetune_members(recipe, arguments)
     from ssamba.build import build_finetuner, find_start
     from ssamba.models.checkpoint import save_model
     from ssamba.protocols.finetuned import score_finetuned
@@ -94,6 +96,25 @@ def finetune(arguments: argparse.Namespace) -> None:
             save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
             scores, more = score_finetuned(recipe, built, folder) if built.shards.test else ({}, {})
             _finish(folder, trainer, checkpoints, skipped, scores, more)
+
+
+def _finetune_members(recipe: FinetuneRecipe, arguments: argparse.Namespace) -> None:
+    if not (arguments.folds or arguments.seeds):
+        raise UserError("--cluster is for the runs of --folds all or --seeds N; give one of them")
+    if arguments.folds and (recipe.data.fold_by is None or recipe.data.fold is not None):
+        raise UserError(
+            f"--folds all takes each name of data.fold_by, which is {recipe.data.fold_by or 'null'}, and data.fold is "
+            f"{recipe.data.fold or 'null'}; expected a label such as data.fold_by=speaker, and no data.fold"
+        )
+    from ssamba.evaluation.tables import markdown_table
+    from ssamba.protocols.many import finetune_members
+
+    tables = finetune_members(
+        recipe, folds=arguments.folds is not None, seeds=arguments.seeds or 1, resume=arguments.resume is not None,
+        overwrite=arguments.overwrite, address=arguments.cluster,
+    )  # fmt: skip
+    print("\n\n".join(map(markdown_table, tables)))
+    print(f"written to {printable(recipe.run_dir)}")
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
@@ -417,6 +438,13 @@ def _parser() -> argparse.ArgumentParser:
                 "go on with the run in this folder; auto: with that in run_dir, or start it if it has no checkpoint"
             )
             add_argument(sub, "--resume", _run_or_auto, metavar="RUN|auto", help=goes_on)
+        if command is finetune:
+            each = "a run for each fold, below run_dir, and a table of them: data.fold_by says of what"
+            sub.add_argument("--folds", choices=("all",), help=each)
+            several = "a run for each of so many seeds, from the recipe's on, below run_dir, and a table of them"
+            add_argument(sub, "--seeds", whole_number, 1, 1000, metavar="N", help=several)
+            address = "such runs are made by a Dask cluster, by its scheduler's address; default: one after another"
+            add_argument(sub, "--cluster", plain_text, metavar="ADDRESS", help=address)
         sub.set_defaults(call=command)
     add_probe(commands)
     _add_inference(commands)

@@ -288,7 +288,7 @@ class EvaluationConfig:
     """Of the scores at the end of fine-tuning."""
 
     baseline: str = "log-mel"
-    """log-mel (the scores stand beside those of a linear classifier on log-mel statistics of at most 20,000 training
+    """log-mel (the scores stand beside those of a linear classifier on log-mel statistics of at most 5,000 training
     clips, without a network) | none."""
     group_by: str | None = None
     """A label of the test recordings, such as speaker: intervals are those of drawing whole groups; null: of drawing

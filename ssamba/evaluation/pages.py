@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_text
-from ssamba.printable import html_text, markdown_text
+from ssamba.printable import html_text, markdown_text, printable
 
 REPORT_NAMES = ("report.html", "report.md")
 
@@ -121,5 +121,5 @@ def _markdown(block: Block, folder: Path) -> str:
         address = quote(block.path.relative_to(folder).as_posix())
         return f"![{markdown_text(block.caption)}]({address})"
     if isinstance(block, Listing):
-        return "\n".join(f"    {line}" for line in block.text.splitlines())
+        return "\n".join(f"    {printable(line)}" for line in block.text.splitlines())
     return markdown_text(block.text)

@@ -27,6 +27,8 @@ from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.neighbours import NEIGHBOURS, TEMPERATURE, find_neighbours, vote
 
 FOLDS = 5
+_MANY = 2500  # training clips, of which one fold says enough
+_PATIENCE = 2  # strengths weaker than the best one that are tried: the weakest take the longest to fit
 
 
 class TrainingPart(NamedTuple):
@@ -44,10 +46,11 @@ class TrainingPart(NamedTuple):
             raise UserError(f"there are {len(labels)} training clips; expected at least two, one of them held back")
         return cls(labels, classes, stratified_folds(labels, min(FOLDS, len(labels)), seed))
 
-    def held_back(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """For each fold the rows of the others and its own."""
-        for fold in self.folds.unique().tolist():
-            yield torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten()
+    def held_back(self) -> list[tuple[Tensor, Tensor]]:
+        """For each fold (of many clips for one of them) the rows of the others and its own."""
+        folds = self.folds.unique().tolist()[: 1 if len(self.folds) > _MANY else None]
+        return [(torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten())
+                for fold in folds]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def linear_probe(x: Tensor, part: TrainingPart) -> Probe:
     def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
         yield from (fitted(axes.places[out]) for fitted in path(rows, part.labels[rows], STRENGTHS))
 
-    strength, score = _choose(part, STRENGTHS, held_back)
+    strength, score = choose_setting(part, STRENGTHS, held_back, _PATIENCE)
     begun = list(path(None, part.labels, STRENGTHS[: STRENGTHS.index(strength) + 1]))[-1]
     fitted = axes.unrotated(axes.fit(part.labels, part.classes, strength, start=begun))
     return Probe(strength, score, lambda clips: fitted(scaling(clips)))
@@ -122,7 +125,7 @@ def weighted_probe(x: Tensor, part: TrainingPart) -> Probe:
     def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
         yield from (fitted(scaled[out]) for fitted in path(rows, STRENGTHS))
 
-    strength, score = _choose(part, STRENGTHS, held_back)
+    strength, score = choose_setting(part, STRENGTHS, held_back, _PATIENCE)
     rows = torch.arange(len(x))
     begun = list(path(rows, STRENGTHS[: STRENGTHS.index(strength) + 1]))[-1]
     fitted = fit_layer_mix(scaled, part.labels, part.classes, strength, begun)
@@ -140,7 +143,7 @@ def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, tempera
         near = find_neighbours(scaled[rows], scaled[out], max(numbers))
         yield from (vote(near, part.labels[rows], part.classes, number, temperature) for number in numbers)
 
-    chosen, score = _choose(part, numbers, held_back)
+    chosen, score = choose_setting(part, numbers, held_back)
 
     def logits(clips: Tensor) -> Tensor:
         near = find_neighbours(scaled, scaling(clips), int(chosen))
@@ -149,22 +152,27 @@ def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, tempera
     return Probe(chosen, score, logits)
 
 
-def _choose(part: TrainingPart, settings: Sequence[float],
-            held_back: Callable[[Tensor, Tensor], Iterable[Tensor]]) -> tuple[float, float]:  # fmt: skip
-    """The setting with the best score of the clips that were held back (of equal ones that with the lowest loss), and
+def choose_setting(
+    part: TrainingPart, settings: Sequence[float], held_back: Callable[[Tensor, Tensor], Iterable[Tensor]],
+    patience: int | None = None,
+) -> tuple[float, float]:  # fmt: skip
+    """The setting with the best score of the clips that are held back (of equal ones that with the lowest loss), and
     that score.
 
     Args:
-        held_back: rows that are fitted and rows that are not -> for each setting the logits of the latter.
+        held_back: rows that are fitted and rows that are not -> for each setting the logits of the latter, when asked.
+        patience: how many settings behind the best one are tried; None: all.
     """
-    logits = torch.zeros(len(settings), len(part.labels), part.classes, dtype=torch.float64)
-    for rows, out in part.held_back():
-        for number, found in enumerate(held_back(rows, out)):
-            logits[number, out] = found
-    name = main_metric(part.labels)
-    judged = [
-        (clip_metrics(one, part.labels)[name], -float(classifier_loss(one, part.labels)), -number)
-        for number, one in enumerate(logits)
-    ]
-    best = max(judged)
-    return settings[-best[2]], best[0]
+    splits = part.held_back()
+    labels = torch.cat([part.labels[out] for _, out in splits])
+    name = main_metric(labels)
+    best = (-1.0, 0.0)
+    chosen = 0
+    for number, found in enumerate(zip(*(held_back(rows, out) for rows, out in splits), strict=True)):
+        logits = torch.cat(found)
+        judged = (clip_metrics(logits, labels)[name], -float(classifier_loss(logits, labels)))
+        if judged > best:
+            best, chosen = judged, number
+        elif patience is not None and number - chosen >= patience:
+            break
+    return settings[chosen], best[0]

@@ -59,8 +59,8 @@ def add_probe(commands: Any) -> None:
     layer = "0: the patches, 1: after the first layer, ..., or all: the best one; default: -1, the output"
     add_argument(sub, "--layer", layer_or_all, default=-1, metavar="N|all", help=layer)
     sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else rows")
-    stretches = "of --pooling segments; default: %(default)s"
-    add_argument(sub, "--segments", whole_number, 1, 1000, default=4, metavar="N", help=stretches)
+    stretches = "of --pooling segments; default: a classifier's own, else 4"
+    add_argument(sub, "--segments", whole_number, 1, 1000, metavar="N", help=stretches)
     add_argument(sub, "--k", whole_number, 1, _MANY, metavar="N", help="neighbours of knn; default: chosen")
     warmth = "a neighbour's vote counts exp(cosine / X); default: %(default)s"
     add_argument(sub, "--temperature", number, 1e-3, 1e3, default=0.07, metavar="X", help=warmth)

@@ -61,7 +61,7 @@ class ProbeSettings:
     folds: Sequence[str] = ("all",)
     layer: int | None = -1
     pooling: str | None = None
-    segments: int = 4
+    segments: int | None = None
     k: int | None = None
     temperature: float = TEMPERATURE
     baseline: bool = True
@@ -69,7 +69,6 @@ class ProbeSettings:
     limit: int | None = None
     batch_size: int = 16
     device: str = "auto"
-    cache: str | None = None
 
 
 class Row(NamedTuple):
@@ -125,6 +124,8 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     several = settings.loss == "bce"
     train = _labelled(settings.shards, "SHARDS", model, settings, cache)
     test = _labelled(settings.test, "--test", model, settings, cache) if settings.test else train
+    if settings.test and test.shards.fingerprint == train.shards.fingerprint:
+        raise UserError("SHARDS and --test have the same fingerprint: they are the same recordings; expected others")
     parts = _parts(settings, train, test, cache)
     check_classes(parts, train, test, settings.fraction)
     layers = _layers(model, settings)
@@ -155,7 +156,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
 
 def _labelled(sources: Sequence[str], option: str, model: SsambaModel, settings: ProbeSettings,
               cache: ShardCache) -> LabelledShards:  # fmt: skip
-    shards = find_shards(sources, settings.cache)
+    shards = find_shards(sources)
     rate = model.feature_extractor.sampling_rate
     if shards.sampling_rate != rate:
         raise UserError(f"{option} holds audio at {shards.sampling_rate} Hz; the model hears {rate} Hz")

@@ -1,15 +1,19 @@
 """Linear classifiers against their gradients and against an independent solution, and what cross-validation chooses."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
+from ssamba.evaluation import probes
 from ssamba.evaluation.linear import Axes, Scaling, classifier_loss, fit_layer_mix
 from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.neighbours import find_neighbours, vote
 from ssamba.evaluation.probes import (
     TrainingPart,
+    choose_setting,
     linear_probe,
     neighbour_probe,
     stratified_folds,
@@ -121,6 +125,34 @@ def test_cross_validation_chooses_what_held_back_clips_say() -> None:
     assert accuracy > clip_metrics(weak(Scaling.of(x)(held_out)), truth)["accuracy"] + 0.03
     again = linear_probe(x, TrainingPart.of(labels, 3, 0))
     assert torch.equal(again.logits(held_out), probe.logits(held_out)) and again.setting == probe.setting
+
+
+def test_of_many_clips_one_fold_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = blobs(60, 4, 3, 1.0)
+    part = TrainingPart.of(labels, 3, 0)
+    splits = part.held_back()
+    assert len(splits) == 5 and torch.cat([out for _, out in splits]).sort().values.tolist() == list(range(60))
+    assert all(sorted(torch.cat(split).tolist()) == list(range(60)) for split in splits)
+    monkeypatch.setattr(probes, "_MANY", 59)
+    ((rows, out),) = part.held_back()
+    assert (len(rows), len(out)) == (48, 12)
+
+
+def test_no_weaker_penalty_is_tried_behind_the_best() -> None:
+    part = TrainingPart(torch.tensor([0, 1, 0, 1]), 2, torch.tensor([0, 0, 1, 1]))
+    right = torch.nn.functional.one_hot(part.labels[:2], 2).double()
+    asked: list[int] = []
+
+    def held_back(rows: Tensor, out: Tensor) -> Iterator[Tensor]:
+        # At the second one the surest; the fourth and the fifth are no better, and the sixth would be.
+        for number, sure in enumerate((1.0, 3.0, 2.0, 1.0, 0.5, 9.0)):
+            asked.append(number)
+            yield sure * right
+
+    settings = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
+    assert choose_setting(part, settings, held_back, 2) == (1.0, 1.0)
+    assert max(asked) == 3
+    assert choose_setting(part, settings, held_back) == (1e-4, 1.0)
 
 
 def test_labels_of_chance_are_not_predicted() -> None:

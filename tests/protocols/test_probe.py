@@ -177,6 +177,7 @@ def test_mistakes(
     test = ["--test", str(corpus / "test")]
     assert "give --test SHARDS to be scored, or --fold-by KEY" in refused(*words)
     assert "one of them" in refused(*words, *test, "--fold-by", "speaker")
+    assert "they are the same recordings" in refused(*words, "--test", corpus / "train")
     assert "--folds names recordings of --fold-by" in refused(*words, *test, "--folds", "ada")
     assert "--k is of --protocol knn" in refused(*words, *test, "--k", "3")
     assert "weighted takes all of them" in refused(*words, *test, "--protocol", "weighted", "--layer", "1")

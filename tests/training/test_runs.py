@@ -134,8 +134,9 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     assert set(record) == {
         "command", "started", "seed", "git_commit", "python", "versions", "hardware", "parameters", "data", "steps",
-        "training_seconds", "last_metrics", "test", "skipped_samples", "resumed", "stopped_early",
+        "training_seconds", "peak_memory_bytes", "last_metrics", "test", "skipped_samples", "resumed", "stopped_early",
     }  # fmt: skip
+    assert record["peak_memory_bytes"]["process"] > 10**8  # torch alone
     assert (record["steps"], record["seed"], record["skipped_samples"], record["resumed"]) == (4, 0, [], [])
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] and "ssamba" in record["versions"]
     assert record["hardware"]["threads"] == torch.get_num_threads()
