@@ -42,7 +42,7 @@ def test_goes_the_whole_road_on_a_folder_of_recordings(
         assert f"| label       | {encoder} nano 16x16" in said
     for picture in out.glob("**/*.png"):
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert len(list(out.glob("**/confusion.png"))) == 4
+    assert len(list(out.glob("**/test/confusion.png"))) == 4
 
 
 @pytest.mark.parametrize("case", ["no such data", "not a demo"])

@@ -109,7 +109,7 @@ def test_mistakes_are_told_before_the_first_run(
     assert "give one of them" in refused(*words, "--cluster", "tcp://127.0.0.1:1")
     assert "data.fold_by is 'mood', which the shards lack" in refused(*words, "data.fold_by=mood", "--folds", "all")
     said = refused(*words, "data.fold_by=sound", "--folds", "all")
-    assert said.startswith("no training recording has the sound falling, which data.test has; expected every class")
+    assert said.startswith("data.test has recordings with sound falling, which no training recording has")
     assert "data.fold_by is 'speaker'; expected one of it" in refused(*words, f"data.test={corpus / 'test'}")
     assert "data.fold is null; expected one of the 3 names of data.fold_by speaker" in refused(*words)
     assert "no recording is in the fold 'eve' of data.fold_by speaker; expected one of ada, ben, cyd" in refused(

@@ -119,4 +119,4 @@ def test_held_out_labels_are_looked_at_as_well(tmp_path: Path, recipes: dict[str
     other = shards(tmp_path / "two", [(noise(n), label) for n, label in enumerate(["a", ["b", "a"]])])
     recipe = recipe_of(recipes, train, f"data.validation={other}")
     with pytest.raises(UserError, match=r"1 recordings of data.validation have several sound, or none: 001 \(b, a\)"):
-        check_labels(recipe, build_shards(recipe), Labels("sound", ("a", "b")), None)
+        check_labels(recipe, build_shards(recipe), Labels("sound", ("a", "b")), {})
