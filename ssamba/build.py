@@ -460,8 +460,17 @@ def build_groups(recipe: FinetuneRecipe, test: ShardSet | None) -> dict[str, str
     key = recipe.evaluation.group_by
     if key is None or test is None:
         return None
-    names = _read_names(test, key, "evaluation.group_by", recipe)
-    found = read_labels(test, key, ShardCache(recipe.data.cache_bytes))
+    return _names_by_key(test, key, "evaluation.group_by", recipe)
+
+
+def read_training_groups(recipe: FinetuneRecipe, train: ShardSet) -> dict[str, str] | None:
+    """The fold of each training recording by its name; None without folds."""
+    return _names_by_key(train, recipe.data.fold_by, "data.fold_by", recipe) if recipe.data.fold_by else None
+
+
+def _names_by_key(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe) -> dict[str, str]:
+    names = _read_names(shards, key, option, recipe)
+    found = read_labels(shards, key, ShardCache(recipe.data.cache_bytes))
     return {found[row][0]: name for row, name in names.items()}
 
 

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import math
 import os
 import sys
 import time
@@ -397,7 +398,8 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     for name, value in scores.items():
         if name.endswith(("_low", "_high")):  # the ends of an interval, which stand beside its score
             continue
-        ends = f" [{scores[f'{name}_low']:.4f}, {scores[f'{name}_high']:.4f}]" if f"{name}_low" in scores else ""
+        low, high = scores.get(f"{name}_low", math.nan), scores.get(f"{name}_high", math.nan)
+        ends = "" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]"
         print(f"{name}: {value:.4f}{ends}" if isinstance(value, float) else f"{name}: {value}")
     print(f"written to {printable(str(folder))}")
 

@@ -3,6 +3,7 @@
 Shapes: B clips, T frames, M mel bins, S stretches of time.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,11 @@ from ssamba.progress import progress_bar
 
 STRETCHES = 8
 """S, which a word of one second needs to be told from another of the same sounds."""
-BASELINES = ("statistics", "stretches")
+BASELINES = {
+    "statistics": "mean and standard deviation over time of each mel bin",
+    "stretches": f"means of {STRETCHES} equal stretches of time of each mel bin",
+}
+"""Kinds of features, and what they are."""
 
 
 def log_mel_features(spectrogram: Tensor, frames: Tensor) -> dict[str, Tensor]:
@@ -77,9 +82,12 @@ def read_statistics(stream: ClipStream, log_mel: LogMel) -> Statistics:
     return Statistics(keys, torch.cat(labels), {name: torch.cat(values) for name, values in features.items()})
 
 
-def choose_baseline(train: Statistics, scored: Statistics, classes: int, seed: int) -> Baseline:
-    """A linear classifier on the kind of statistics that is better on held-back training clips."""
-    part = TrainingPart.of(train.labels, classes, seed)
+def choose_baseline(train: Statistics, scored: Statistics, classes: int, seed: int,
+                    groups: Mapping[str, str] | None = None) -> Baseline:  # fmt: skip
+    """A linear classifier on the kind of statistics that is better on held-back training clips. groups: of each
+    training clip by its key, see `TrainingPart.of`."""
+    of_clips = None if groups is None else [groups[key] for key in train.keys]
+    part = TrainingPart.of(train.labels, classes, seed, of_clips)
     probes = {name: linear_probe(train.features[name], part) for name in BASELINES}
     name = max(BASELINES, key=lambda kind: probes[kind].score)
     logits = probes[name].logits(scored.features[name])

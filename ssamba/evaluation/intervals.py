@@ -6,6 +6,7 @@ groups are drawn, not clips: clips of one group are alike, and drawn one by one 
 Shapes: N clips, C classes, R resamples, G groups.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,14 +25,15 @@ _FEWEST = 100  # resamples
 
 
 class Interval(NamedTuple):
-    """A score and what it lies between at `LEVEL`."""
+    """A score and what it lies between at `LEVEL`; NaN where there is one group alone, which says nothing of others."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        ends = "" if math.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{ends}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ def mean_intervals(runs: Sequence[Scored], groups: dict[str, str] | None = None,
     Args:
         runs: of the same classes. groups: the group of each clip by its key.
     """
-    replicates, values = _replicates(runs, groups, seed), _mean(runs, [_scores(run.predictions) for run in runs])
+    values = _mean(runs, [_scores(run.predictions) for run in runs])
+    if _is_one_group(runs, groups):
+        return {name: Interval(float(value), math.nan, math.nan) for name, value in values.items()}
+    replicates = _replicates(runs, groups, seed)
     return {name: _interval(float(values[name]), draws) for name, draws in replicates.items()}
 
 
@@ -77,11 +82,16 @@ def paired_differences(first: Sequence[Scored], second: Sequence[Scored], groups
         pair = first[places[0]].predictions, second[theirs[fold][0]].predictions
         if dict(_labelled(pair[0])) != dict(_labelled(pair[1])):
             raise UserError("two runs can be compared where they were scored on the same clips with the same labels")
+    one, other = (_mean(runs, [_scores(run.predictions) for run in runs]) for runs in (first, second))
+    if _is_one_group(first, groups):
+        return {name: Interval(float(one[name] - other[name]), math.nan, math.nan) for name in one}
     draws = [_replicates(runs, groups, seed) for runs in (first, second)]
-    values = [_mean(runs, [_scores(run.predictions) for run in runs]) for runs in (first, second)]
-    return {
-        name: _interval(float(values[0][name] - values[1][name]), draws[0][name] - draws[1][name]) for name in draws[0]
-    }
+    return {name: _interval(float(one[name] - other[name]), draws[0][name] - draws[1][name]) for name in one}
+
+
+def _is_one_group(runs: Sequence[Scored], groups: dict[str, str] | None) -> bool:
+    """Whether nothing can be drawn: all clips are of one group, and one fold."""
+    return groups is not None and len(_folds(runs)) == 1 and len({groups[key] for key in runs[0].predictions.keys}) == 1
 
 
 def _labelled(predictions: Predictions) -> Iterator[tuple[str, tuple[float, ...]]]:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
+STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
 """Of the L2 penalty, among which cross-validation chooses: from the strongest on, each fit begins where the one before
 it ended."""
-CHOOSING = 1e-5
+CHOOSING = 1e-4
 """The largest gradient that is left while a strength is chosen."""
 _LEAST_DEVIATION = 1e-6  # of a feature, relative to the largest: below it the feature is one number, and says nothing
 _TOLERANCE = 1e-6  # as `CHOOSING`, of the classifier itself

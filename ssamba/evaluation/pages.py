@@ -15,7 +15,8 @@ REPORT_NAMES = ("report.html", "report.md")
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;margin:1rem 0}"
-    "td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
+    "td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}"
+    "td{overflow-wrap:break-word}"
     "figure{display:inline-block;margin:1rem 1rem 1rem 0;vertical-align:top}img{max-width:100%;max-height:60rem}"
     "pre{background:#f4f4f4;padding:1rem;overflow-x:auto;font-size:14px;line-height:1.4}"
 )

@@ -27,28 +27,42 @@ from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.neighbours import NEIGHBOURS, TEMPERATURE, find_neighbours, vote
 
 FOLDS = 5
-_MANY = 2500  # training clips, of which one fold says enough
+_MANY = 1000  # training clips, of which one fold says enough
 _PATIENCE = 2  # strengths weaker than the best one that are tried: the weakest take the longest to fit
 
 
 class TrainingPart(NamedTuple):
-    """Labels of the training clips, int64 (N,) for one a clip or float32 (N, C); the number of classes; and the fold of
-    the cross-validation that each clip is in, int64 (N,)."""
+    """Labels of the training clips, int64 (N,) for one a clip or float32 (N, C); the number of classes; the fold of the
+    cross-validation that each clip is in, int64 (N,); and of how many groups the folds are, 0: of clips."""
 
     labels: Tensor
     classes: int
     folds: Tensor
+    groups: int = 0
 
     @classmethod
-    def of(cls, labels: Tensor, classes: int, seed: int) -> "TrainingPart":
-        """With the folds of a seed; UserError for a part of which nothing can be held back."""
+    def of(cls, labels: Tensor, classes: int, seed: int, groups: Sequence[str] | None = None) -> "TrainingPart":
+        """With the folds of a seed.
+
+        Args:
+            groups: of each clip, such as its speaker, where the clips to be scored are of other groups: whole groups
+                are held back, as what is chosen must be good for those. One group alone is none.
+
+        Raises:
+            UserError: nothing can be held back.
+        """
         if len(labels) < 2:
             raise UserError(f"there are {len(labels)} training clips; expected at least two, one of them held back")
+        if groups is not None and len(names := sorted(set(groups))) > 1:
+            random.Random(seed).shuffle(names)
+            fold_of = {name: place % FOLDS for place, name in enumerate(names)}
+            return cls(labels, classes, torch.tensor([fold_of[name] for name in groups]), len(names))
         return cls(labels, classes, stratified_folds(labels, min(FOLDS, len(labels)), seed))
 
     def held_back(self) -> list[tuple[Tensor, Tensor]]:
-        """For each fold (of many clips for one of them) the rows of the others and its own."""
-        folds = self.folds.unique().tolist()[: 1 if len(self.folds) > _MANY else None]
+        """For each fold the rows of the others and its own; of many clips for one fold, if it is not of groups."""
+        one = len(self.folds) > _MANY and not self.groups
+        folds = self.folds.unique().tolist()[: 1 if one else None]
         return [(torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten())
                 for fold in folds]  # fmt: skip
 

@@ -1,9 +1,11 @@
 """The report of a run: what was asked for, how it went, what it scored and where it is wrong."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssamba.evaluation.baseline import BASELINES
 from ssamba.evaluation.intervals import LEVEL
 from ssamba.evaluation.pages import Block, Listing, Picture, Section, Table, Text, write_report
 from ssamba.evaluation.scores import MISTAKES, SCORES_NAME, mistakes, read_scores
@@ -60,7 +62,7 @@ def figure(value: object) -> str:
 def score_rows(kinds: Mapping[str, Mapping[str, Any]]) -> Rows:
     """A row for each kind of scores (as `flat_scores` has them), a column for each metric."""
     metrics = [name for name in next(iter(kinds.values())) if not name.endswith(("_low", "_high"))]
-    rows: Rows = [("", *metrics)]
+    rows: Rows = [("", *(name.replace("_", " ") for name in metrics))]
     for kind, scores in kinds.items():
         rows.append((kind, *(_with_ends(scores, name) for name in metrics)))
     return rows
@@ -69,8 +71,9 @@ def score_rows(kinds: Mapping[str, Mapping[str, Any]]) -> Rows:
 def _with_ends(scores: Mapping[str, Any], name: str) -> str:
     if name not in scores:
         return ""
-    ends = [scores.get(f"{name}_{end}") for end in ("low", "high")]
-    return figure(scores[name]) + (f" [{figure(ends[0])}, {figure(ends[1])}]" if None not in ends else "")
+    low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
+    known = low is not None and high is not None and math.isfinite(low)
+    return figure(scores[name]) + (f" [{figure(low)}, {figure(high)}]" if known else "")
 
 
 def baseline_rows(baseline: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
@@ -85,9 +88,9 @@ def baseline_text(baseline: Mapping[str, Any] | None) -> str:
     if baseline is None:
         return ""
     return (
-        f"Log-mel: logistic regression on {baseline['name']} of {baseline['training_clips']} training clips, without "
-        f"a network; its L2 penalty, {baseline['setting']:g}, and the kind of statistics chosen by cross-validation "
-        "within them."
+        f"Log-mel: logistic regression on the {BASELINES[baseline['name']]}, learned from {baseline['training_clips']} "
+        f"training clips, without a network; its L2 penalty, {baseline['setting']:g}, and the kind of statistics were "
+        "chosen by cross-validation within them."
     )
 
 
@@ -109,7 +112,7 @@ def class_sections(folder: Path, scores: Sequence[Sequence[str]], told: str) -> 
 def fact_rows(record: Mapping[str, Any]) -> Rows:
     """What a record says of how something was made."""
     machine = record["hardware"]
-    rows: Rows = [("what", "")]
+    rows: Rows = [("what", "value")]
     rows += [("command", " ".join(record["command"])), ("started", record["started"])]
     for name, key in (("seed", "seed"), ("parameters", "parameters"), ("optimizer steps", "steps")):
         if key in record:

@@ -4,8 +4,7 @@ Shapes: N clips, D features, C classes.
 """
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,8 +22,6 @@ from ssamba.evaluation.baseline import log_mel_features
 from ssamba.hub import SsambaModel
 from ssamba.models.pools import Pool
 from ssamba.progress import progress_bar
-
-log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 32
 """Of the features that are in memory."""
@@ -46,12 +43,14 @@ class Part:
 
     Attributes:
         fold: the label whose recordings are scored; "" without folds.
+        groups: the folds of the training recordings, by their rows; None without folds.
     """
 
     seed: int
     fold: str
     train: Sequence[int]
     test: Sequence[int]
+    groups: Mapping[int, str] | None = None
 
 
 def read_labelled(shards: ShardSet, key: str, several: bool, option: str, cache: ShardCache) -> LabelledShards:
@@ -144,7 +143,7 @@ def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: L
     """What layers of a model, and log-mel statistics, have for the first clip of each recording.
 
     A recording shorter than the clip is filled up as in the model's training; padding enters no pool. One that cannot
-    be used is left out, which is logged.
+    be read is left out, which is logged.
     """
     extractor = model.feature_extractor
     rules = ClipRules(extractor.clip_samples, "pad", mixed=0, seed=0)
@@ -161,8 +160,7 @@ def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: L
     baseline: dict[str, list[Tensor]] = {}
     with progress_bar(len(chosen), "clip", desc) as bar:
         for batch in stream:
-            usable = _usable(batch, extractor.min_samples, extractor.too_short)
-            order = sorted(usable, key=lambda place: int(batch["lengths"][place]))
+            order = sorted(range(len(batch["keys"])), key=lambda place: int(batch["lengths"][place]))
             done: list[tuple[int, list[Tensor], dict[str, Tensor]]] = []
             for begin in range(0, len(order), batch_size):
                 some = order[begin : begin + batch_size]
@@ -184,20 +182,15 @@ def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: L
     )  # fmt: skip
 
 
-def _usable(batch: Batch, least: int, too_short: Callable[[int], str]) -> Iterator[int]:
-    for place, length in enumerate(batch["lengths"].tolist()):
-        if length < least:
-            log.warning("skipped %s: %s", batch["keys"][place], too_short(length))
-        else:
-            yield place
-
-
 def _vectors(model: SsambaModel, batch: Batch, places: Sequence[int], layers: Sequence[int],
              pool: Pool) -> tuple[list[list[Tensor]], list[dict[str, Tensor]]]:  # fmt: skip
     """For each of some clips of a batch the vectors of the layers, and the log-mel statistics; float32, on the CPU."""
     lengths = batch["lengths"][list(places)]
     extractor, patch = model.feature_extractor, model.network.encoder.patch_shape
-    waveforms = [batch["waveform"][place, :length].numpy() for place, length in zip(places, lengths, strict=True)]
+    # Shorter than a patch, a recording is filled up to one, as it would be in a clip: none is missing in a table.
+    least = 0 if extractor.audio.short == "repeat" else extractor.min_samples
+    waveforms = [batch["waveform"][place, : max(int(length), least)].numpy()
+                 for place, length in zip(places, lengths, strict=True)]  # fmt: skip
     features = extractor.extract(waveforms)
     # Frames that fill no whole patch are not seen: without them, more clips are of one length and run together.
     spare = (features.lengths - patch.tshape) % patch.time_stride

@@ -19,9 +19,10 @@ protocols:
   linear    logistic regression on the standardised vectors of a layer, its L2 penalty chosen
   weighted  the same on a learned weighted sum of all layers, as SUPERB does it
   knn       the votes of the nearest training clips by the cosine of their vectors, how many of them chosen
-  What is chosen, the layer of --layer all as well, is chosen by cross-validation among the training clips; the clips of
-  --test, or of each fold, are scored once. Beside it stands the same classifier on log-mel statistics of the same clips
-  (mean and standard deviation over time of each mel bin, or means of eight stretches of time).
+  What is chosen, the layer of --layer all as well, is chosen by cross-validation among the training clips (with
+  --fold-by, whole folds of those are held back); the clips of --test, or of each fold, are scored once. Beside it
+  stands the same classifier on log-mel statistics of the same clips (mean and standard deviation over time of each
+  mel bin, or means of eight stretches of time).
 
 intervals:
   95 %, by bootstrap over the clips that are scored (with --group-by over groups of them), the seeds and the folds.

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssamba.build import ClassEvaluation, Finetuner, backend_here, build_baseline_streams, build_class_evaluation
+from ssamba.build import (
+    ClassEvaluation,
+    Finetuner,
+    backend_here,
+    build_baseline_streams,
+    build_class_evaluation,
+    read_training_groups,
+)
 from ssamba.config import FinetuneRecipe
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import choose_baseline, read_statistics
@@ -37,7 +44,8 @@ def score_finetuned(recipe: FinetuneRecipe, built: Finetuner, folder: Path) -> t
     if recipe.evaluation.baseline == "none":
         return scores, {}
     learned, scored = (read_statistics(one, built.module.log_mel) for one in build_baseline_streams(recipe, built))
-    baseline = choose_baseline(learned, scored, len(names), recipe.seed)
+    groups = read_training_groups(recipe, built.shards.train)
+    baseline = choose_baseline(learned, scored, len(names), recipe.seed, groups)
     of_clips = None if built.groups is None else [built.groups[key] for key in baseline.predictions.keys]
     with whole_folder(folder / BASELINE) as beside:
         theirs = fill_scores(beside, baseline.predictions, names, "log-mel baseline", of_clips)

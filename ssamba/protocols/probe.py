@@ -178,6 +178,7 @@ def _check_unseen(shards: ShardSet, option: str, model: SsambaModel, place: str)
 
 def _parts(settings: ProbeSettings, train: LabelledShards, test: LabelledShards, cache: ShardCache) -> list[Part]:
     everything, held_out = (_limited(one, settings.limit) for one in (train, test))
+    names: dict[int, str] | None = None
     if settings.fold_by is None:
         folds = {"": (everything, held_out)}
     else:
@@ -186,7 +187,7 @@ def _parts(settings: ProbeSettings, train: LabelledShards, test: LabelledShards,
         chosen = sorted(set(names.values())) if "all" in settings.folds else settings.folds
         folds = {fold: in_fold(names, fold, f"--fold-by {settings.fold_by}") for fold in chosen}
     return [
-        Part(seed, fold, choose_rows(train, learned, settings.fraction, seed), scored)
+        Part(seed, fold, choose_rows(train, learned, settings.fraction, seed), scored, names)
         for fold, (learned, scored) in folds.items() for seed in range(settings.seeds)
     ]  # fmt: skip
 
@@ -226,7 +227,8 @@ def _protocol(settings: ProbeSettings) -> Fit:
 def _outcome(part: Part, learned: Features, scored: Features, classes: int, fit: Fit,
              settings: ProbeSettings) -> Outcome:  # fmt: skip
     inside, outside = learned.places(part.train), scored.places(part.test)
-    training = TrainingPart.of(learned.labels[inside], classes, part.seed)
+    groups = None if part.groups is None else [part.groups[learned.rows[place]] for place in inside.tolist()]
+    training = TrainingPart.of(learned.labels[inside], classes, part.seed, groups)
     keys, labels = [scored.keys[place] for place in outside.tolist()], scored.labels[outside]
 
     def chosen(rows: Sequence[Row], features: Mapping[str, Tensor]) -> tuple[Row, Predictions]:

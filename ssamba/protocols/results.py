@@ -107,9 +107,15 @@ def _fill(place: Path, outcome: Outcome, result: ProbeResult, title: str) -> Non
 def _write_report(folder: Path, name: str, result: ProbeResult, content: dict[str, Any]) -> None:
     held_back, *parts, scores = tables(result)
     told = "Chosen on held-back training clips, scored once on the test clips. "
-    several = f" Of {len(result.outcomes)} folds and seeds, these are the first's." if parts else ""
+    several = (
+        f"Confusion and mistakes are those of the first of {len(result.outcomes)} folds and seeds." if parts else ""
+    )
     first = folder / outcome_folder(result.outcomes[0], result)
-    settings = [(key, str(value)) for key, value in content["settings"].items() if value is not None]
+    settings = [
+        (key.replace("_", " "), ", ".join(value) if isinstance(value, list | tuple) else str(value))
+        for key, value in content["settings"].items()
+        if value not in (None, (), [])
+    ]
     sections = [
         *class_sections(first, scores, f"{told}{several}"),
         *(Section("Folds and seeds", [Table(rows)]) for rows in parts),

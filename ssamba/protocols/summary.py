@@ -38,7 +38,7 @@ def summarise(members: Sequence[Member], groups: Mapping[str, str] | None) -> Su
 def summary_rows(found: Summary, names: Mapping[str, str]) -> Rows:
     """A row for each kind of scores, by the name that it is shown by, and a column for each metric."""
     metrics = list(found["model"])
-    return [("scored once", *metrics)] + [
+    return [("scored once", *(metric.replace("_", " ") for metric in metrics))] + [
         (names.get(kind, kind), *(str(intervals[metric]) for metric in metrics)) for kind, intervals in found.items()
     ]
 

@@ -1,5 +1,7 @@
 """Bootstrap intervals: they cover as often as they say, and are wider where clips are alike."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -62,6 +64,20 @@ def test_clips_of_one_speaker_are_drawn_together(few: None) -> None:
             inside[name] += found.low <= 0.75 <= found.high
     assert inside["speakers"] / trials >= 0.88
     assert inside["clips"] / trials <= 0.80
+
+
+def test_one_speaker_says_nothing_of_others(few: None) -> None:
+    scored, speakers = predictions(torch.arange(10) < 7), ["a"] * 10
+    found = score_intervals(scored, speakers)["accuracy"]
+    assert found.value == pytest.approx(0.7) and math.isnan(found.low) and math.isnan(found.high)
+    assert str(found) == "0.700"
+    of_clips = dict(zip(scored.keys, speakers, strict=True))
+    pair = paired_differences([Scored(scored)], [Scored(scored)], of_clips)["accuracy"]
+    assert pair.value == 0 and math.isnan(pair.low)
+    # Several folds of one speaker each can be drawn.
+    other = predictions(torch.arange(10) < 2)
+    folds = [Scored(scored, "a"), Scored(other, "b")]
+    assert mean_intervals(folds, of_clips)["accuracy"][1:] == (pytest.approx(0.2), pytest.approx(0.7))
 
 
 def test_a_pair_is_closer_than_two_scores(few: None) -> None:

@@ -138,6 +138,24 @@ def test_of_many_clips_one_fold_is_held_back(monkeypatch: pytest.MonkeyPatch) ->
     assert (len(rows), len(out)) == (48, 12)
 
 
+def test_whole_groups_are_held_back() -> None:
+    """What tells apart the clips of a speaker that was heard is no help with another: held-back speakers say so."""
+    generator = torch.Generator().manual_seed(0)
+    speakers = torch.arange(120) % 6
+    labels = torch.randint(0, 2, (120,), generator=generator)
+    # Of each speaker another feature says which class it is.
+    x = 0.1 * torch.randn(120, 6, generator=generator)
+    x[torch.arange(120), speakers] += 3.0 * (2 * labels - 1) * torch.tensor([1, -1, 1, -1, 1, -1])[speakers]
+    names = [f"speaker {number}" for number in speakers.tolist()]
+    part = TrainingPart.of(labels, 2, 0, names)
+    assert part.folds.unique().tolist() == [0, 1, 2, 3, 4] and part.groups == 6
+    for rows, out in part.held_back():
+        assert not {names[row] for row in rows.tolist()} & {names[row] for row in out.tolist()}
+    assert linear_probe(x, TrainingPart.of(labels, 2, 0)).score > 0.95
+    assert linear_probe(x, part).score < 0.8
+    assert TrainingPart.of(labels, 2, 0, ["one"] * 120).groups == 0
+
+
 def test_no_weaker_penalty_is_tried_behind_the_best() -> None:
     part = TrainingPart(torch.tensor([0, 1, 0, 1]), 2, torch.tensor([0, 0, 1, 1]))
     right = torch.nn.functional.one_hot(part.labels[:2], 2).double()

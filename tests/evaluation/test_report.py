@@ -89,7 +89,10 @@ def test_a_run_says_what_it_scored_and_where_it_is_wrong(run: Path) -> None:
         assert text not in markdown
     ends = f"{scores['accuracy']:.4f} [{scores['accuracy_low']:.4f}, {scores['accuracy_high']:.4f}]"
     assert ends in page.texts and "0.2500 [-0.1250, 0.5000]" in page.texts
-    assert any("logistic regression on statistics of 40 training clips" in text for text in page.texts)
+    assert any(
+        "on the mean and standard deviation over time of each mel bin, learned from 40 training" in text
+        for text in page.texts
+    )
     for fact in ("61.2 s", "2.50 GB", "1,234,567", "4,000", "a processor, 2 threads", "torch 2.11"):
         assert fact in page.texts and fact in markdown.replace("\\", "")
     assert re.search(r"^    task: <b>$", markdown, re.MULTILINE)  # as code

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ssamba.cli import main
@@ -65,6 +67,21 @@ def test_vectors_are_those_of_the_model(corpus: Path, pretrained: Runs, recordin
         own = features.input_values[0, : int(features.own[0])]
         torch.testing.assert_close(found.baseline["statistics"][place][:128], own.mean(0), atol=1e-4, rtol=1e-4)
     assert found.places([4, 99, 3]).tolist() == [1, 0]
+
+
+def test_a_recording_shorter_than_a_patch_is_scored_too(corpus: Path, pretrained: Runs, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, seconds in (("short", 0.06), ("long", 0.5)):  # a patch has 0.175 s
+        soundfile.write(tmp_path / f"{name}.wav", rng.normal(0, 0.1, round(seconds * 16000)), 16000)
+    records = [Recording(name, tmp_path / f"{name}.wav", {"sound": name}) for name in ("short", "long")]
+    write_shards({"test": records}, tmp_path / "s", "s")
+    shards = find_shards(str(tmp_path / "s" / "test"))
+    model = SsambaModel.from_pretrained(pretrained("ssast"))
+    assert model.audio.short == "keep"  # as packing in pretraining leaves it
+    found = extract(model, shards, [0, 1], Labels("sound", ("long", "short")), ShardCache(10**9), layers=[-1 % 3],
+                    pool=model.pool(), batch_size=2, desc="test")  # fmt: skip
+    assert sorted(found.keys) == ["long", "short"]
+    assert all(vector.isfinite().all() for vector in (*found.layers.values(), *found.baseline.values()))
 
 
 def test_a_probe_is_scored_once_beside_its_baseline(
