@@ -23,7 +23,7 @@ from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, co
 from ssamba.data.order import ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
 from ssamba.data.statistics import Statistics, measure_statistics
-from ssamba.data.stream import ClipStream, Labels, read_labels, stratified_subset
+from ssamba.data.stream import ClipStream, Labels, read_asked_labels, read_labels, stratified_rows
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
 from ssamba.evaluation.scores import scoring_device
@@ -442,17 +442,17 @@ def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
         if "train" in rows:
             kept = frozenset(rows["train"].tolist())
             found = {row: held for row, held in found.items() if row in kept}
-        # By name, so that what is chosen does not depend on how the recordings are spread over shards.
-        chosen = stratified_subset(dict(found.values()), data.label_fraction, recipe.seed)
+        chosen = stratified_rows(found, data.label_fraction, recipe.seed)
         if not chosen:
             raise UserError(f"data.label_fraction {data.label_fraction} leaves none of the training recordings")
-        rows["train"] = np.array([row for row, (name, _) in found.items() if name in chosen], np.int64)
+        rows["train"] = np.array(chosen, np.int64)
     return rows
 
 
 def read_folds(recipe: FinetuneRecipe, train: ShardSet) -> dict[int, str]:
     """The fold of each training recording, by its row; UserError for a label that is not there, or not one of each."""
-    return _read_names(train, recipe.data.fold_by or "", "data.fold_by", recipe)
+    named = _read_names(train, recipe.data.fold_by or "", "data.fold_by", recipe)
+    return {row: name for row, (_, name) in named.items()}
 
 
 def build_groups(recipe: FinetuneRecipe, test: ShardSet | None) -> dict[str, str] | None:
@@ -460,25 +460,20 @@ def build_groups(recipe: FinetuneRecipe, test: ShardSet | None) -> dict[str, str
     key = recipe.evaluation.group_by
     if key is None or test is None:
         return None
-    return _names_by_key(test, key, "evaluation.group_by", recipe)
+    return dict(_read_names(test, key, "evaluation.group_by", recipe).values())
 
 
 def read_training_groups(recipe: FinetuneRecipe, train: ShardSet) -> dict[str, str] | None:
     """The fold of each training recording by its name; None without folds."""
-    return _names_by_key(train, recipe.data.fold_by, "data.fold_by", recipe) if recipe.data.fold_by else None
+    key = recipe.data.fold_by
+    return dict(_read_names(train, key, "data.fold_by", recipe).values()) if key else None
 
 
-def _names_by_key(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe) -> dict[str, str]:
-    names = _read_names(shards, key, option, recipe)
-    found = read_labels(shards, key, ShardCache(recipe.data.cache_bytes))
-    return {found[row][0]: name for row, name in names.items()}
-
-
-def _read_names(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe) -> dict[int, str]:
-    if key not in shards.labels:
-        raise UserError(f"{option} is {key!r}, which the shards lack; they have {', '.join(shards.labels) or 'none'}")
-    found = read_labels(shards, key, ShardCache(recipe.data.cache_bytes))
-    return one_name_each(found, shards.samples, key, option)
+def _read_names(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe) -> dict[int, tuple[str, str]]:
+    """Of each recording, by its row, its own name and that of its one label `key`."""
+    found = read_asked_labels(shards, key, option, ShardCache(recipe.data.cache_bytes))
+    names = one_name_each(found, shards.samples, key, option)
+    return {row: (found[row][0], name) for row, name in names.items()}
 
 
 def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | None:

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import logging
-import math
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 from ssamba.config import (
     AUDIO_RANGES,
     ENCODERS,
+    MOST_SEGMENTS,
     POOLINGS,
     AudioConfig,
     DataConfig,
@@ -395,12 +395,11 @@ def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: 
 
 
 def _print_scores(scores: dict[str, Any], folder: Path) -> None:
-    for name, value in scores.items():
-        if name.endswith(("_low", "_high")):  # the ends of an interval, which stand beside its score
-            continue
-        low, high = scores.get(f"{name}_low", math.nan), scores.get(f"{name}_high", math.nan)
-        ends = "" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]"
-        print(f"{name}: {value:.4f}{ends}" if isinstance(value, float) else f"{name}: {value}")
+    from ssamba.evaluation.report import score_text
+
+    for name in scores:
+        if not name.endswith(("_low", "_high")):  # the ends of an interval, which stand beside its score
+            print(f"{name}: {score_text(scores, name)}")
     print(f"written to {printable(str(folder))}")
 
 
@@ -601,7 +600,7 @@ def _add_inference(commands: Any) -> None:
             vector = "what makes a window's vector of its patches'; default: a classifier's own, else rows"
             sub.add_argument("--pooling", choices=POOLINGS, help=vector)
             stretches = "of --pooling segments; default: a classifier's own, else 4"
-            add_argument(sub, "--segments", whole_number, 1, 1000, metavar="N", help=stretches)
+            add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
             continue
         sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")

@@ -43,6 +43,7 @@ MODEL_SIZES = {
 }
 ENCODERS = tuple(MODEL_SIZES)
 POOLINGS = ("mean", "class", "rows", "statistics", "segments", "attentive")
+MOST_SEGMENTS = 1000
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
 AUDIO_RANGES: dict[str, tuple[float, float]] = {
     "sampling_rate": (1000, 768_000),
@@ -280,7 +281,7 @@ class TaskConfig:
         if self.label_smoothing and self.loss == "bce":
             yield "task.label_smoothing is for cross_entropy; task.loss is bce"
         yield from _one_of("task.pooling", self.pooling, POOLINGS)
-        yield from _within("task.segments", self.segments, 1, 1000)
+        yield from _within("task.segments", self.segments, 1, MOST_SEGMENTS)
 
 
 @dataclass

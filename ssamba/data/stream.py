@@ -105,6 +105,20 @@ def read_labels(shards: ShardSet, key: str, cache: ShardCache) -> dict[int, tupl
     return found
 
 
+def read_asked_labels(shards: ShardSet, key: str, option: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
+    """`read_labels` of the label that an option names; UserError if the shards have none such."""
+    if key not in shards.labels:
+        raise UserError(f"{option} is {key!r}, which the shards lack; they have {', '.join(shards.labels) or 'none'}")
+    return read_labels(shards, key, cache)
+
+
+def stratified_rows(found: Mapping[int, tuple[str, str]], fraction: float, seed: int) -> list[int]:
+    """Of samples as `read_labels` gives them the rows of a `stratified_subset`: chosen by name, so that it does not
+    matter how the recordings are spread over shards."""
+    chosen = stratified_subset(dict(found.values()), fraction, seed)
+    return [row for row, (name, _) in found.items() if name in chosen]
+
+
 def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> frozenset[str]:
     """round(fraction * n) of n names, each label in its proportion (largest remainders), at random by the seed."""
     rng = random.Random(seed)

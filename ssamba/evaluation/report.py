@@ -64,13 +64,12 @@ def score_rows(kinds: Mapping[str, Mapping[str, Any]]) -> Rows:
     metrics = [name for name in next(iter(kinds.values())) if not name.endswith(("_low", "_high"))]
     rows: Rows = [("", *(name.replace("_", " ") for name in metrics))]
     for kind, scores in kinds.items():
-        rows.append((kind, *(_with_ends(scores, name) for name in metrics)))
+        rows.append((kind, *(score_text(scores, name) if name in scores else "" for name in metrics)))
     return rows
 
 
-def _with_ends(scores: Mapping[str, Any], name: str) -> str:
-    if name not in scores:
-        return ""
+def score_text(scores: Mapping[str, Any], name: str) -> str:
+    """A score as `flat_scores` has it, with the ends of its interval, if it has any."""
     low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
     known = low is not None and high is not None and math.isfinite(low)
     return figure(scores[name]) + (f" [{figure(low)}, {figure(high)}]" if known else "")

@@ -16,7 +16,7 @@ from ssamba.data.index import ShardSet
 from ssamba.data.labels import one_name_each
 from ssamba.data.order import ClipOrder, ClipRules, Numbers
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import Batch, ClipStream, Labels, read_labels, stratified_subset
+from ssamba.data.stream import Batch, ClipStream, Labels, read_asked_labels, stratified_rows
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import log_mel_features
 from ssamba.hub import SsambaModel
@@ -59,9 +59,7 @@ def read_labelled(shards: ShardSet, key: str, several: bool, option: str, cache:
     Raises:
         UserError: the shards have no such label, samples that lack it, or several where one is expected.
     """
-    if key not in shards.labels:
-        raise UserError(f"{option} is {key!r}, which the shards lack; they have {', '.join(shards.labels) or 'none'}")
-    found = read_labels(shards, key, cache)
+    found = read_asked_labels(shards, key, option, cache)
     if not several:
         otherwise = ", or --loss bce, which is for several" if option == "--label" else ""
         one_name_each(found, shards.samples, key, option, otherwise)
@@ -74,8 +72,7 @@ def choose_rows(labelled: LabelledShards, rows: Sequence[int], fraction: float, 
     """So large a share of some rows, each label in its proportion, by the seed."""
     if fraction == 1:
         return list(rows)
-    chosen = stratified_subset(dict(labelled.labels[row] for row in rows), fraction, seed)
-    return [row for row in rows if labelled.labels[row][0] in chosen]
+    return stratified_rows({row: labelled.labels[row] for row in rows}, fraction, seed)
 
 
 def names_of(labelled: LabelledShards, rows: Sequence[int]) -> set[str]:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ssamba.config import POOLINGS
+from ssamba.config import MOST_SEGMENTS, POOLINGS
 from ssamba.errors import UserError
 from ssamba.files import check_place
 from ssamba.printable import printable
@@ -61,7 +61,7 @@ def add_probe(commands: Any) -> None:
     add_argument(sub, "--layer", layer_or_all, default=-1, metavar="N|all", help=layer)
     sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else rows")
     stretches = "of --pooling segments; default: a classifier's own, else 4"
-    add_argument(sub, "--segments", whole_number, 1, 1000, metavar="N", help=stretches)
+    add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
     add_argument(sub, "--k", whole_number, 1, _MANY, metavar="N", help="neighbours of knn; default: chosen")
     warmth = "a neighbour's vote counts exp(cosine / X); default: %(default)s"
     add_argument(sub, "--temperature", number, 1e-3, 1e3, default=0.07, metavar="X", help=warmth)
