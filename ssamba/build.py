@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ssamba.audio import LogMel, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
-from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
+from ssamba.data.datamodule import ClipDataModule, ClipSettings, ProbeShards, TrainingShards
 from ssamba.data.index import ShardSet, find_shards
 from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, count_labels, in_fold, one_name_each
 from ssamba.data.order import ClipRules, Numbers, Weights
@@ -41,7 +41,14 @@ from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.ops.scan import resolve_backend
-from ssamba.training.callbacks import ReconstructionPictures, SkippedSamples, StepProgress, Throughput, TimeEstimate
+from ssamba.training.callbacks import (
+    OnlineProbe,
+    ReconstructionPictures,
+    SkippedSamples,
+    StepProgress,
+    Throughput,
+    TimeEstimate,
+)
 from ssamba.training.checkpoints import Checkpoints, Saved, check_fits, newest_checkpoint
 from ssamba.training.common import OptimizerSettings
 from ssamba.training.finetuning import Augmentation, FineTuning
@@ -118,12 +125,16 @@ def build_shards(recipe: Recipe) -> Shards:
         train if data.fold_by else find_shards(data.test, data.cache) if data.test else None,
     )
     for name, held in shards.given().items():
-        if held.sampling_rate != recipe.audio.sampling_rate:
-            raise UserError(
-                f"data.{name} holds audio at {held.sampling_rate} Hz; audio.sampling_rate is "
-                f"{recipe.audio.sampling_rate}. Write the shards again, or change the recipe"
-            )
+        _check_rate(recipe, f"data.{name}", held)
     return shards
+
+
+def _check_rate(recipe: Recipe, option: str, shards: ShardSet) -> None:
+    if shards.sampling_rate != recipe.audio.sampling_rate:
+        raise UserError(
+            f"{option} holds audio at {shards.sampling_rate} Hz; audio.sampling_rate is {recipe.audio.sampling_rate}. "
+            "Write the shards again, or change the recipe"
+        )
 
 
 def build_encoder(recipe: Recipe) -> AudioEncoder:
@@ -259,7 +270,7 @@ def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
 def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
     """Everything that `recipe` says, checked against the machine and the data, before any long work."""
     check_machine(recipe)
-    shards = build_shards(recipe)
+    shards, probe = build_shards(recipe), build_probe(recipe)
     audio = build_audio(recipe, shards)
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
@@ -272,8 +283,27 @@ def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
     )  # fmt: skip
     _compile(recipe, module)
     train = build_training_shards(recipe, shards.train)
-    data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation)
+    data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation, probe=probe)
     return Pretrainer(module, data, audio, shards)
+
+
+def build_probe(recipe: PretrainRecipe) -> ProbeShards | None:
+    """The labelled clips that pretraining watches; UserError for labels that say nothing."""
+    told = recipe.evaluation
+    if not told.probe:
+        return None
+    shards = find_shards(told.probe, recipe.data.cache)
+    _check_rate(recipe, "evaluation.probe", shards)
+    found = read_asked_labels(shards, told.label, "evaluation.label", ShardCache(recipe.data.cache_bytes))
+    if len({value for _, value in found.values()}) < 2:
+        raise UserError(
+            f"{len(found)} recordings of evaluation.probe have {told.label}, and there is nothing to tell apart; "
+            "expected two labels or more"
+        )
+    several = any(not isinstance(json.loads(value), str) for _, value in found.values())
+    fraction = min(1.0, told.probe_clips / len(found))
+    rows = np.array(stratified_rows(found, fraction, recipe.seed), np.int64)
+    return ProbeShards(shards, rows, Labels(told.label, tuple(shards.labels[told.label]), several))
 
 
 def build_masking(recipe: PretrainRecipe) -> Masking:
@@ -534,19 +564,24 @@ def is_finished(recipe: Recipe, start: Saved | None) -> bool:
 
 
 def build_trainer(
-    recipe: Recipe, skipped: SkippedSamples, start: Saved | None
+    recipe: Recipe, data: ClipDataModule, skipped: SkippedSamples, start: Saved | None
 ) -> tuple[lightning.Trainer, Checkpoints]:
     """The recipe's trainer, its callbacks and loggers writing into run_dir, and the one of them that saves the run."""
     folder = Path(recipe.run_dir)
     validates = bool(recipe.data.validation)
     trainer, settings = recipe.trainer, asdict(recipe.trainer)
-    if isinstance(recipe, PretrainRecipe):
-        monitor = ("val/loss", "min")
-    else:
+    judges, probe = None, None
+    if isinstance(recipe, FinetuneRecipe):
         monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
+    else:
+        monitor = ("val/loss", "min")
+        if data.probe is not None:
+            probe = OnlineProbe(trainer.validate_every_steps * recipe.evaluation.every_validations)
+            if recipe.evaluation.best == "probe":
+                monitor, judges = ("probe/mAP" if data.probe.labels.several else "probe/accuracy", "max"), probe.is_due
     checkpoints = Checkpoints(
         folder, trainer.steps_between_checkpoints, monitor if validates else None, trainer.patience,
-        trainer.average_checkpoints,
+        trainer.average_checkpoints, judges,
     )  # fmt: skip
     command = f"ssamba {recipe.task_type} {folder} --resume {folder}"
     callbacks: list[Callback] = [
@@ -558,6 +593,8 @@ def build_trainer(
     ]
     if isinstance(recipe, PretrainRecipe):
         callbacks.append(ReconstructionPictures(folder / "pictures"))
+    if probe is not None:
+        callbacks.append(probe)
     for name in ("recompute", "compile", "checkpoint_every_steps", "patience", "average_checkpoints"):
         del settings[name]  # the model's, and those of what saves the run
     made = make_trainer(

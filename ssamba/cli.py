@@ -67,7 +67,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         if _already_finished(recipe, start):
             return
         built = build_pretrainer(recipe)
-        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock, best=False)
+        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock)
         if trainer.global_rank == 0:
             save_model(folder / "model", built.module.model, built.audio, weights=weights)
             _finish(folder, trainer, checkpoints, skipped, {}, {})
@@ -92,7 +92,7 @@ def finetune(arguments: argparse.Namespace) -> None:
         if _already_finished(recipe, start):
             return
         built = build_finetuner(recipe)
-        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock, best=True)
+        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock)
         if trainer.global_rank == 0:
             save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
             scores, more = score_finetuned(recipe, built, folder) if built.shards.test else ({}, {})
@@ -137,20 +137,20 @@ def _already_finished(recipe: Recipe, start: Any) -> bool:
     return True
 
 
-def _train(recipe: Recipe, built: Any, start: Any, arguments: argparse.Namespace, lock: Any,
-           best: bool) -> tuple[Any, Any, Any, Any]:  # fmt: skip
-    """Make the run folder and train: the trainer, its checkpoints, the weights (of the best validation) on the first
-    rank, and the samples that were skipped. From here on the ranks are by themselves."""
+def _train(recipe: Recipe, built: Any, start: Any, arguments: argparse.Namespace,
+           lock: Any) -> tuple[Any, Any, Any, Any]:  # fmt: skip
+    """Make the run folder and train: the trainer, its checkpoints, the weights that are exported on the first rank, and
+    the samples that were skipped. From here on the ranks are by themselves."""
     from ssamba.build import build_trainer, start_run
     from ssamba.training.callbacks import SkippedSamples
     from ssamba.training.distributed import part_at_exit
     from ssamba.training.runs import fit
 
     skipped = SkippedSamples()
-    trainer, checkpoints = build_trainer(recipe, skipped, start)
+    trainer, checkpoints = build_trainer(recipe, built.data, skipped, start)
     checkpoints.record = start_run(recipe, built, start, arguments.overwrite or arguments.resume is not None, lock)
     fit(trainer, built.module, built.data, start and start.path, checkpoints)
-    weights = checkpoints.trained_weights(trainer, best)
+    weights, checkpoints.record["exported"] = checkpoints.trained_weights(trainer)
     part_at_exit()
     return trainer, checkpoints, weights, skipped
 
@@ -367,7 +367,7 @@ def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: 
             more: dict[str, Any]) -> None:  # fmt: skip
     """Write run.json, with `more` in it, the curves and the report, and print the scores."""
     from ssamba.evaluation.pictures import draw_curves
-    from ssamba.evaluation.report import write_run_report
+    from ssamba.evaluation.report import exported_text, watched, write_run_report
     from ssamba.files import write_json
     from ssamba.models.record import RECORD_NAME
     from ssamba.training.runs import peak_memory_bytes
@@ -387,7 +387,8 @@ def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: 
     draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
     write_run_report(folder, record)
     write_json(folder / RECORD_NAME, record)
-    _print_scores(scores or {name: value for name, value in values.items() if name.startswith("val/")}, folder)
+    print(f"model: {exported_text(record['exported'])}")
+    _print_scores(scores or watched(values), folder)
     if "baseline" in more:
         for name, value in more["baseline"]["scores"].items():
             if name in ("accuracy", "mAP"):

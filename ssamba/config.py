@@ -300,6 +300,31 @@ class EvaluationConfig:
 
 
 @dataclass
+class OnlineEvaluationConfig:
+    """What a pretraining run watches beside its losses."""
+
+    probe: list[SourceText] = field(default_factory=list)
+    """Labelled clips, as data.train names sources, that no step learns from: at validations a ridge classifier on the
+    encoder's features of at most probe_clips of them is scored, each clip by the one that was fitted on all others
+    (leave-one-out). Logged as probe/accuracy, or probe/mAP where clips have several labels; null: none."""
+    label: str = "label"
+    """Which label of the probe's shards."""
+    probe_clips: int = 1000
+    """At most; of more a share is drawn, stratified by label."""
+    every_validations: int = 1
+    """Validations from one probe to the next."""
+    best: str = "loss"
+    """loss | probe: whose best validation is kept and exported: that of the lowest val/loss, or of the best probe."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("evaluation.best", self.best, ("loss", "probe"))
+        yield from _within("evaluation.probe_clips", self.probe_clips, 2, 100_000)
+        yield from _within("evaluation.every_validations", self.every_validations, 1, _MANY)
+        if self.best == "probe" and not self.probe:
+            yield "evaluation.best is probe; evaluation.probe is empty"
+
+
+@dataclass
 class AugmentationConfig:
     """Of training clips in fine-tuning; 0 switches a part off."""
 
@@ -405,7 +430,7 @@ class TrainerConfig:
     """From one checkpoint to the next, of which the last two are kept; null: validate_every_steps."""
     average_checkpoints: int = 1
     """The exported model is the mean of the weights of so many last checkpoints, which are kept, as in AST's scripts;
-    1: in fine-tuning the model of the best validation, else the last one."""
+    1: the model of the best validation, without validation the last one."""
     patience: int | None = None
     """Training ends after so many validations without a better score; null: with max_steps."""
     log_every_steps: int = 50
@@ -459,9 +484,12 @@ class PretrainRecipe:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: OnlineEvaluationConfig = field(default_factory=OnlineEvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def problems(self) -> Iterator[str]:
+        if self.evaluation.probe and not self.data.validation:
+            yield "evaluation.probe is scored at validations; data.validation is empty"
         for name, stride, shape in _strides(self.model):
             if stride is not None and stride != shape:
                 yield f"model.{name} is {stride}; pretraining needs patches side by side, {shape} (or null)"

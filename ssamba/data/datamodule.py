@@ -46,6 +46,15 @@ class TrainingShards:
     balance: Weights | None = None
 
 
+@dataclass(frozen=True)
+class ProbeShards:
+    """Labelled clips that a pretraining run watches: `rows` of the shards' table."""
+
+    shards: ShardSet
+    rows: Numbers
+    labels: Labels
+
+
 class ClipDataModule(lightning.LightningDataModule):
     """Training clips for the steps that a run has left, from where a checkpoint has stopped; held-out clips in order.
 
@@ -59,11 +68,11 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def __init__(self, settings: ClipSettings, *, train: TrainingShards | None = None,
                  validation: ShardSet | None = None, test: ShardSet | None = None,
-                 labels: Labels | None = None, mixup: float = 0.0,
-                 rows: Mapping[str, Numbers] | None = None) -> None:  # fmt: skip
+                 labels: Labels | None = None, mixup: float = 0.0, rows: Mapping[str, Numbers] | None = None,
+                 probe: ProbeShards | None = None) -> None:  # fmt: skip
         super().__init__()
         self.settings, self.labels, self.mixup, self.rows = settings, labels, mixup, rows or {}
-        self.train, self.validation, self.test = train, validation, test
+        self.train, self.validation, self.test, self.probe = train, validation, test, probe
         self.consumed = 0
 
     @functools.cached_property
@@ -91,6 +100,13 @@ class ClipDataModule(lightning.LightningDataModule):
         """All test clips, for the one rank that scores them."""
         assert self.test is not None
         return self._stream(self.test, self._as_they_lie(self.test, "test"), False, None)
+
+    def probe_stream(self) -> ClipStream:
+        """This rank's share of the probe's clips, each recording by itself."""
+        assert self.probe is not None
+        short = "pad" if self.settings.rules.short == "pad" else "repeat"
+        order = ClipOrder(self.probe.shards, replace(self.settings.rules, mixed=0, short=short), self.probe.rows)
+        return self._stream(self.probe.shards, order, False, self.trainer, labels=self.probe.labels)
 
     def noise(self) -> Batch:
         """A batch as large as one device's, for which no recording is read: whole clips of noise, all of one class."""
@@ -137,12 +153,13 @@ class ClipDataModule(lightning.LightningDataModule):
         return ClipOrder(shards, replace(self.settings.rules, mixed=0), self.rows.get(split))
 
     def _stream(self, shards: ShardSet, order: ClipOrder, training: bool, trainer: lightning.Trainer | None,
-                first: int = 0, batches: int | None = None, mixup: Mixup | None = None) -> ClipStream:  # fmt: skip
+                first: int = 0, batches: int | None = None, mixup: Mixup | None = None,
+                labels: Labels | None = None) -> ClipStream:  # fmt: skip
         s = self.settings
         return ClipStream(
             shards, order, batch_size=s.batch_size, sampling_rate=s.sampling_rate, training=training,
-            max_bad_fraction=s.max_bad_fraction, cache=ShardCache(s.cache_bytes), labels=self.labels, first=first,
-            batches=batches, mixup=mixup,
+            max_bad_fraction=s.max_bad_fraction, cache=ShardCache(s.cache_bytes), labels=labels or self.labels,
+            first=first, batches=batches, mixup=mixup,
             rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1,
         )  # fmt: skip
 

@@ -22,7 +22,7 @@ def write_run_report(folder: Path, record: Mapping[str, Any]) -> None:
     if (folder / "test" / SCORES_NAME).is_file():
         rows = score_rows({"this run": record["test"], **baseline_rows(baseline)})
         sections += class_sections(folder / "test", rows, baseline_text(baseline))
-    elif last := {name: value for name, value in record["last_metrics"].items() if name.startswith("val/")}:
+    elif last := watched(record["last_metrics"]):
         rows = [("held-out clips", "value"), *((name, figure(value)) for name, value in last.items())]
         sections.append(Section("Scores", [Table(rows)]))
     curves = folder / "pictures" / "curves.png"
@@ -52,6 +52,23 @@ def write_evaluation_report(folder: Path, run: Path, scores: Mapping[str, Any], 
     sections.append(Section("How it was made", [Table(fact_rows(record))]))
     sections += recipe_section(run / "recipe.yaml")
     write_report(folder, f"Evaluation of {run.resolve().name}", sections)
+
+
+def watched(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's metrics those of its validations."""
+    return {name: value for name, value in metrics.items() if name.startswith(("val/", "probe/"))}
+
+
+def exported_text(exported: Mapping[str, Any]) -> str:
+    """Of which steps the exported weights are, as the record of a run says it."""
+    steps = ", ".join(map(str, exported["steps"]))
+    if len(exported["steps"]) > 1:
+        text = f"the mean of steps {steps}"
+    elif "best" in exported:
+        text = f"step {steps}, the best {exported['best']} ({figure(exported['score'])})"
+    else:
+        text = f"step {steps}, the last"
+    return text + (", of the average over the steps" if exported["averaged_over_steps"] else "")
 
 
 def figure(value: object) -> str:
@@ -116,6 +133,8 @@ def fact_rows(record: Mapping[str, Any]) -> Rows:
     for name, key in (("seed", "seed"), ("parameters", "parameters"), ("optimizer steps", "steps")):
         if key in record:
             rows.append((name, f"{record[key]:,}"))
+    if "exported" in record:
+        rows.append(("exported weights", exported_text(record["exported"])))
     if "training_seconds" in record:
         rows.append(("training time", f"{record['training_seconds']:,.1f} s"))
     for name, value in record.get("peak_memory_bytes", {}).items():

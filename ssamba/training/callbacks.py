@@ -15,9 +15,11 @@ from tqdm import tqdm
 from ssamba.data.datamodule import ClipDataModule
 from ssamba.data.stream import Batch
 from ssamba.evaluation.pictures import draw_reconstruction
+from ssamba.evaluation.ridge import ridge_score
+from ssamba.models.pools import Pool
 from ssamba.progress import progress_bar, spoken
 from ssamba.training.common import TrainingModule
-from ssamba.training.distributed import gathered
+from ssamba.training.distributed import gathered, parts_callable
 from ssamba.training.pretraining import Pretraining
 
 log = logging.getLogger(__name__)
@@ -129,6 +131,38 @@ class SkippedSamples(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.names = dict.fromkeys(state_dict["names"])
+
+
+class OnlineProbe(Callback):
+    """At every `every`-th validation, that is each `every_steps` steps: what a ridge classifier on the encoder's
+    features says of labelled clips (`ridge_score`), logged as probe/accuracy or probe/mAP."""
+
+    def __init__(self, every_steps: int) -> None:
+        self.every_steps = every_steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether the validation after so many steps has a probe."""
+        return step % self.every_steps == 0
+
+    @torch.inference_mode()
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not self.is_due(trainer.global_step):
+            return
+        assert isinstance(pl_module, Pretraining) and isinstance(trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert data.probe is not None
+        encoder, found = pl_module.model.encoder, []
+        pool = Pool("rows", encoder.grid[0], encoder.hidden_size)
+        with parts_callable(pl_module.model), trainer.precision_plugin.forward_context():
+            for batch in data.probe_stream():
+                lengths = batch["lengths"].to(pl_module.device)
+                log_mel = pl_module.log_mel(batch["waveform"].to(pl_module.device), lengths)
+                own = encoder.patch_shape.own_columns(pl_module.log_mel.frames(lengths), encoder.grid[1])
+                found.append((pool(encoder(log_mel), own).float().cpu(), batch["labels"]))
+        parts = [part for rank in gathered(found) for part in rank]
+        vectors, labels = (torch.cat(some) for some in zip(*parts, strict=True))
+        name, score = ridge_score(vectors, labels, len(data.probe.labels.names))
+        pl_module.log(f"probe/{name}", score)
 
 
 class ReconstructionPictures(Callback):

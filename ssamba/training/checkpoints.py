@@ -12,7 +12,7 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -338,12 +338,13 @@ class Checkpoints(Checkpoint):
         monitor: the metric that tells the best validation, and "min" or "max"; None without validation.
         patience: validations without a better score after which training ends; None: it goes on.
         averaged: of so many last checkpoints, those of interruptions aside, `trained_weights` is the mean; 1: none.
+        judges: whether the validation after so many steps has the metric; None: all have.
     """
 
     def __init__(self, run: Path, every_steps: int, monitor: tuple[str, str] | None, patience: int | None = None,
-                 averaged: int = 1) -> None:  # fmt: skip
+                 averaged: int = 1, judges: Callable[[int], bool] | None = None) -> None:  # fmt: skip
         self.folder, self.every_steps, self.monitor = run / "checkpoints", every_steps, monitor
-        self.patience, self.averaged = patience, averaged
+        self.patience, self.averaged, self.judges = patience, averaged, judges
         self.record: dict[str, Any] = {}
         """The first half of run.json."""
         self.metrics: dict[str, float] = {}
@@ -365,27 +366,32 @@ class Checkpoints(Checkpoint):
         """The step of the newest checkpoint; 0 before the first."""
         return self._saved[0]
 
-    def trained_weights(self, trainer: lightning.Trainer, best: bool) -> dict[str, Tensor]:
-        """The model's tensors after training, whole; none on all ranks but the first, which must call this, too.
+    def trained_weights(self, trainer: lightning.Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The model's tensors after training, whole, and which they are, for run.json; nothing on all ranks but the
+        first, which must call this, too.
 
-        `best`: those of the best validation; without validation the last ones. Several last ones that are averaged come
-        before either, and the average over the steps, if there is one, before the weights themselves.
+        They are those of the best validation, without validation the last ones. Several last ones that are averaged
+        come before either, and the average over the steps, if there is one, before the weights themselves.
         """
         state, module = trainer.strategy.lightning_module_state_dict(), trainer.lightning_module
         assert isinstance(module, TrainingModule)
         average = {} if module.average is None else module.average.whole()
         if trainer.global_rank:
-            return {}
+            return {}, {}
+        told: dict[str, Any] = {"steps": [trainer.global_step], "averaged_over_steps": module.average is not None}
         if self.averaged > 1:
             steps = [step for step in map(_step, _of_steps(self.folder, "json")) if step <= trainer.global_step]
             last = sorted(step for step in steps if self._is_regular(step) or step == trainer.global_step)
-            contents = [read_checkpoint(self.folder / f"{_name(step)}.ckpt") for step in last[-self.averaged :]]
+            told["steps"] = last[-self.averaged :]
+            contents = [read_checkpoint(self.folder / f"{_name(step)}.ckpt") for step in told["steps"]]
             state = mean_of([{**held["state_dict"], **(held.get("average") or {})} for held in contents])
-        elif best and self.best is not None:
+        elif self.best is not None:
+            assert self.monitor is not None
+            told |= {"steps": [self.best["step"]], "best": self.monitor[0], "score": self.best["score"]}
             state = read_checkpoint(self.folder / "best.ckpt")["state_dict"]
         else:
             state = {**state, **average}
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}, told
 
     def _is_regular(self, step: int) -> bool:
         """Whether a checkpoint is one of those that a run makes by itself, whatever interrupts it."""
@@ -470,7 +476,7 @@ class Checkpoints(Checkpoint):
             )
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self.monitor is None:
+        if self.monitor is None or (self.judges is not None and not self.judges(trainer.global_step)):
             return
         name, mode = self.monitor
         score = float(trainer.callback_metrics[name])

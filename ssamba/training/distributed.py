@@ -3,7 +3,8 @@
 import atexit
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 _T = TypeVar("_T")
 
@@ -46,6 +47,17 @@ def shard(model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def parts_callable(model: nn.Module) -> Iterator[None]:
+    """In here a part of a model can be called by itself: the tensors that `shard` leaves to the model as a whole, not
+    to a layer, are whole. All ranks enter it together, after the model has run once."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    yield
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from ssamba.build import build_trainer
+from ssamba.build import build_pretrainer, build_trainer
 from ssamba.cli import main
-from ssamba.config import load_recipe
+from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.errors import UserError
 from ssamba.training.callbacks import SkippedSamples
 from ssamba.training.checkpoints import CheckpointFiles, newest_checkpoint, read_checkpoint
@@ -89,7 +89,9 @@ def test_a_best_of_a_future_that_did_not_happen_is_none(pretrained: Runs, copy_o
     run = copy_of(pretrained("ssast"))
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"]
     for step in (4, 2):
-        trainer, checkpoints = build_trainer(load_recipe(run, [f"run_dir={run}"]), SkippedSamples(), None)
+        recipe = load_recipe(run, [f"run_dir={run}"])
+        assert isinstance(recipe, PretrainRecipe)
+        trainer, checkpoints = build_trainer(recipe, build_pretrainer(recipe).data, SkippedSamples(), None)
         content = read_checkpoint(run / "checkpoints" / f"step-{step:07d}.ckpt")
         checkpoints.on_load_checkpoint(trainer, None, content)
         assert content["run"]["best"] is not None

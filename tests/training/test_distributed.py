@@ -61,6 +61,7 @@ def launch(launcher: Sequence[str], folder: Path, commands: Sequence[Sequence[st
 
 
 def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> list[str]:
+    test = load_recipe(recipes["finetune"], ["run_dir=unused"]).data.test
     common = [
         "audio.mean=-4",
         "audio.std=4",
@@ -72,6 +73,8 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
     ]
     if kind == "finetune":  # the encoder is still frozen half way
         common += ["optimizer.layer_decay=0.7", "data.balance=true", f"task.freeze_steps={STEPS // 2 + 1}"]
+    else:
+        common += [f"evaluation.probe={test[0]}", "evaluation.label=sound"]
     return [kind, str(recipes[kind]), f"run_dir={run}", *common, "data.batch_size=8", *words]
 
 
