@@ -341,11 +341,17 @@ class AugmentationConfig:
     """Largest amplitude of uniform noise on the normalised spectrogram; each clip draws its own."""
     time_shift: int = 0
     """At most so many frames that a spectrogram is rolled, either way."""
+    time_stretch: float = 0.0
+    """At most this share that a spectrogram goes faster or slower, its pitch as it is."""
+    frequency_shift: int = 0
+    """At most so many mel bins that a spectrogram is moved up or down, as by a shorter or longer vocal tract; the bin
+    at the edge fills what is left."""
 
     def problems(self) -> Iterator[str]:
         yield from _within("augmentation.mixup", self.mixup, 0, 1)
         yield from _one_of("augmentation.mixup_from", self.mixup_from, ("batch", "set"))
-        for name in ("frequency_mask", "time_mask", "noise", "time_shift"):
+        yield from _below_one("augmentation.time_stretch", self.time_stretch)
+        for name in ("frequency_mask", "time_mask", "noise", "time_shift", "frequency_shift"):
             yield from _within(f"augmentation.{name}", getattr(self, name), 0, _LARGE)
 
 

@@ -313,14 +313,15 @@ def named(*kinds: Any) -> list[str]:
 
 
 def is_optional(name: str) -> bool:
-    return NoneType in get_args(FIELDS[name]) or name in ("data.validation", "data.test")
+    return NoneType in get_args(FIELDS[name]) or name in ("data.validation", "data.test", "evaluation.probe")
 
 
 def load(folder: Path, typed: dict[str, str], by: str) -> Iterator[tuple[list[str], Recipe | str]]:
     """Recipes of both kinds with what is typed in their fields, in the file or on the command line; or what is said."""
     finetune = [name for name in typed if name in dict(leaves(FinetuneRecipe))]
     for kind, names in (("finetune", finetune), ("pretrain", [name for name in typed if name not in finetune])):
-        sections: dict[str, dict[str, str]] = {"": {"task_type": kind, "run_dir": "run"}, "data": {"train": "a"}}
+        data = {"train": "a"} | ({"validation": "b"} if kind == "pretrain" else {})  # at which probes are scored
+        sections: dict[str, dict[str, str]] = {"": {"task_type": kind, "run_dir": "run"}, "data": data}
         for name in names if by == "file" else ():
             section, _, field = name.rpartition(".")
             sections.setdefault(section, {})[field] = typed[name]
@@ -384,7 +385,8 @@ def test_every_choice_can_be_typed(tmp_path: Path, by: str) -> None:
     for name, line in told.items():
         for choice in line.partition("expected one of ")[2].partition(" for encoder")[0].split(", "):
             if (name, choice) != ("data.short", "pack"):  # of pretraining
-                assert values(tmp_path, {name: choice, "data.validation": "b"}, by)[name] == choice
+                needed = {"data.validation": "b", "evaluation.probe": "c"}
+                assert values(tmp_path, {name: choice, **needed}, by)[name] == choice
 
 
 @both_ways

@@ -22,9 +22,11 @@ from ssamba.training.distributed import gathered
 class Augmentation(nn.Module):
     """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section."""
 
-    def __init__(self, mixup: float, frequency_mask: int, time_mask: int, noise: float, time_shift: int) -> None:
+    def __init__(self, mixup: float, frequency_mask: int, time_mask: int, noise: float, time_shift: int,
+                 time_stretch: float, frequency_shift: int) -> None:  # fmt: skip
         super().__init__()
         self.mixup, self.noise, self.time_shift = mixup, noise, time_shift
+        self.time_stretch, self.frequency_shift = time_stretch, frequency_shift
         masks: list[nn.Module] = []
         if frequency_mask:
             masks.append(torchaudio.transforms.FrequencyMasking(frequency_mask, iid_masks=True))
@@ -44,15 +46,25 @@ class Augmentation(nn.Module):
         return mixed, mixed_lengths, share * targets + (1 - share) * targets[other]
 
     def forward(self, log_mel: Tensor, frames: Tensor) -> Tensor:
-        """Time shift, noise and SpecAugment of normalised spectrograms (B, T, M). Of each clip its own `frames` (B,)
-        are rolled, and the padding after them stays where it is."""
-        batch, length, _ = log_mel.shape
+        """Time shift and stretch, frequency shift, noise and SpecAugment of normalised spectrograms (B, T, M). Of each
+        clip its own `frames` (B,) are rolled and stretched, as a loop; the padding after them stays where it is."""
+        batch, length, bins = log_mel.shape
         device = log_mel.device
+        place, own = torch.arange(length, device=device), frames.clamp(min=1).unsqueeze(1)
         if self.time_shift:
             shift = torch.randint(-self.time_shift, self.time_shift + 1, (batch, 1)).to(device)
-            index, own = torch.arange(length, device=device), frames.clamp(min=1).unsqueeze(1)
-            index = torch.where(index < own, (index - shift) % own, index)
-            log_mel = log_mel.gather(1, index.unsqueeze(2).expand_as(log_mel))
+            log_mel = _taken(log_mel, 1, torch.where(place < own, (place - shift) % own, place))
+        if self.time_stretch:
+            speed = 1 + self.time_stretch * (2 * torch.rand(batch, 1) - 1).to(device)
+            at = place * speed % own
+            first = at.floor().long()
+            before, after = (
+                _taken(log_mel, 1, torch.where(place < own, one % own, place)) for one in (first, first + 1)
+            )
+            log_mel = torch.lerp(before, after, (at - first).unsqueeze(2))
+        if self.frequency_shift:
+            shift = torch.randint(-self.frequency_shift, self.frequency_shift + 1, (batch, 1)).to(device)
+            log_mel = _taken(log_mel, 2, (torch.arange(bins, device=device) - shift).clamp(0, bins - 1))
         if self.noise:
             amplitude = self.noise * torch.rand(batch, 1, 1, device=device)
             log_mel = log_mel + amplitude * torch.rand_like(log_mel)
@@ -60,6 +72,11 @@ class Augmentation(nn.Module):
             # torchaudio masks (B, channel, frequency, time); masked values become 0, the mean.
             log_mel = self.masks(log_mel.transpose(1, 2).unsqueeze(1)).squeeze(1).transpose(1, 2)
         return log_mel
+
+
+def _taken(log_mel: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Of each clip of (B, T, M) the frames (dim 1) or the mel bins (dim 2) of an index (B, ...)."""
+    return log_mel.gather(dim, index.unsqueeze(3 - dim).expand_as(log_mel))
 
 
 class FineTuning(TrainingModule):

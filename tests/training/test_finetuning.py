@@ -51,7 +51,8 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def augmentation(**parts: Any) -> Augmentation:
-    none = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "time_shift": 0}
+    none = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "time_shift": 0, "time_stretch": 0.0,
+            "frequency_shift": 0}  # fmt: skip
     return Augmentation(**{**none, **parts})
 
 
@@ -328,6 +329,35 @@ def test_time_shift_leaves_padding_where_it_is() -> None:
     assert set(found) == set(range(-3, 4))
 
 
+def test_time_stretch_plays_each_clips_own_frames_at_a_speed_of_its_own() -> None:
+    """Of ramps: the value of a frame is its place, which goes on from the start at the end."""
+    frames = torch.arange(200) % 41
+    log_mel = torch.arange(40.0).view(1, 40, 1).repeat(200, 1, 3)
+    speeds = []
+    for after, own in zip(augmentation(time_stretch=0.2)(log_mel, frames), frames.tolist(), strict=True):
+        assert torch.equal(after[own:], log_mel[0, own:]) and torch.equal(after[:, 0], after[:, 2])
+        if own < 10:
+            continue
+        speed = float(after[5, 0]) / 5
+        at = torch.arange(own) * speed % own
+        inside = at < own - 1  # behind it lies the step from the last frame to the first
+        torch.testing.assert_close(after[:own, 0][inside], at[inside], atol=1e-3, rtol=0)
+        speeds.append(speed)
+    assert min(speeds) >= 0.8 and max(speeds) <= 1.2 and min(speeds) < 0.85 and max(speeds) > 1.15
+
+
+def test_frequency_shift_moves_each_clip_by_bins_of_its_own_and_repeats_the_edge() -> None:
+    log_mel = spectrograms(batch=200)
+    found = []
+    for before, after in zip(log_mel, augmentation(frequency_shift=3)(log_mel, whole(log_mel)), strict=True):
+        shift = next(
+            n for n in range(-3, 4)
+            if torch.equal(after, before[:, (torch.arange(16) - n).clamp(0, 15)])
+        )  # fmt: skip
+        found.append(shift)
+    assert set(found) == set(range(-3, 4))
+
+
 def test_noise_is_uniform_and_each_clip_has_its_own_amplitude() -> None:
     log_mel = spectrograms(batch=300, frames=100, bins=20)
     noise = augmentation(noise=0.5)(log_mel, whole(log_mel)) - log_mel
@@ -372,6 +402,8 @@ def test_a_steps_augmentation_depends_on_its_place_alone(recipes: dict[str, Path
         "augmentation.mixup=0.5",
         "augmentation.noise=0.5",
         "augmentation.time_shift=9",
+        "augmentation.time_stretch=0.3",
+        "augmentation.frequency_shift=9",
         "augmentation.time_mask=9",
     ]
     built = build(recipes, "model.encoder=ssast", *words)
