@@ -1,134 +1,385 @@
-"""Spoken digits (FSDD) from recordings to scores: what pretraining is worth, for both encoders, in one table.
+"""What pretraining is worth on spoken digits (FSDD), for every encoder, beside a baseline without a network.
 
-    python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--encoders ssamba ssast] [--patches frame patch]
+    python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--parts tuning labels frozen speakers] [--jobs 2]
 
-RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav (takes 0 to 4 are its test set). For each encoder
-and patch shape (frame: 128 mel bins x 2 frames; patch: 16 x 16): pretraining on the 2,700 training recordings without
-their labels; with frames, digits and speakers with all labels; with patches, digits with 5 % of the labels, pretrained
-and from scratch, for each seed with a subset, an order and a start of its own. Every step is a command of the package,
-printed before it runs; a run that is finished in OUT is not made again, so the work can be cut into several calls.
-Results: OUT/results.md, OUT/results.json and the run folders.
+RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav. Of its official split takes 0 to 4 are the test,
+scored once by what was chosen on takes 5 to 14, held out of the rest (part `tuning`). Each encoder, in frames and in
+patches of 16 mel bins x 160 ms, is pretrained on the 2,700 training recordings without labels, by one thread. Then:
+
+    labels    digits by fine-tuning with 1 % and 5 % of the labels, pretrained and from scratch, five seeds each, of
+              another subset, order and start
+    frozen    digits by linear and nearest-neighbour probes of the pretrained features, 5 % and all labels, by pool
+    speakers  digits of a speaker who is in no labelled recording, each of the six in turn, all labels of the others
+
+Every step is a command of the package, printed before it runs, with one thread; --jobs of them run at a time. One that
+is finished in OUT is not made again, so the work can be cut into several calls. Results: OUT/results.md, with the
+commands in OUT/results.json.
 """
 
 import argparse
-import itertools
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from demo import ROOT, call, prepare
-from ssamba.evaluation.comparison import markdown, read_run, table
+from ssamba.evaluation.intervals import Interval, Scored, paired_differences
+from ssamba.evaluation.scores import read_scores
+from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json, write_text
+from ssamba.protocols.many import MEMBERS_NAME
+from ssamba.protocols.results import RECORD_NAME as PROBE_NAME
 
-ENCODERS = ("ssamba", "ssast")
-PATCHES = {"frame": ["model.fshape=128", "model.tshape=2"], "patch": ["model.fshape=16", "model.tshape=16"]}
-# Steps, learning rate and warm-up. SSAST first learns what the position tells, and stays at that for 700 steps with
-# frames and about 3,000 with patches; at SSAMBA's rate it stays for good.
+ROOT = Path(__file__).resolve().parents[1]
+ENCODERS = ("ssamba", "ssast", "aum")
+STARTS = ("pretrained", "scratch")
+FRACTIONS = {"1 %": 0.01, "5 %": 0.05}
+SEEDS = 5
+# A patch of each shape, how many of a pretraining clip are hidden and in what clusters, and the changes to the
+# recipe of fine-tuning.
+SHAPES = {
+    "96x2": (
+        ["model.fshape=96", "model.tshape=2"],
+        ["objective.masked_patches=28", "objective.smallest_cluster=5", "objective.largest_cluster=5"],
+        [],
+    ),
+    "16x16": (
+        ["model.fshape=16", "model.tshape=16"],
+        ["objective.masked_patches=21", "objective.smallest_cluster=2", "objective.largest_cluster=3"],
+        ["model.time_stride=8"],
+    ),
+}
+# Steps and learning rate of pretraining, for ten minutes of one core at most. SSAST first learns what the position
+# tells, and at SSAMBA's rate it stays at that for good.
 PRETRAINING = {
-    ("ssamba", "frame"): (2000, 2e-3, 200), ("ssamba", "patch"): (12000, 2e-3, 200),
-    ("ssast", "frame"): (8000, 1e-3, 400), ("ssast", "patch"): (8000, 1e-3, 400),
+    ("ssamba", "96x2"): (2500, 3e-3), ("ssamba", "16x16"): (2800, 3e-3),
+    ("ssast", "96x2"): (2500, 1e-3), ("ssast", "16x16"): (2800, 1e-3),
+    ("aum", "96x2"): (2500, 3e-3), ("aum", "16x16"): (2800, 3e-3),
 }  # fmt: skip
-LOW_STEPS = 400  # of fine-tuning with patches that overlap by half in time, much as the papers' fine-tuning has them
-# Learning rate and mixup of each start with 5 % of the labels: the best in results/fsdd_tuning.json, whose trials were
-# scored on takes 5 to 9, held out of the training recordings (seed 100).
-TUNED = {
-    ("ssamba", "pretrained"): (1e-3, 0.0), ("ssamba", "scratch"): (1e-3, 0.0),
-    ("ssast", "pretrained"): (1e-3, 0.0), ("ssast", "scratch"): (2e-3, 0.0),
-}  # fmt: skip
-PARTS = ("pretrain", "digits", "speakers", "low-pretrained", "low-scratch")
+STEPS = 400  # of fine-tuning
+SPEAKER_ENCODERS = ("ssamba",)
+RATES = (1e-3, 2e-3, 4e-3)  # of fine-tuning, among which `tuning` chooses
+TUNED_TAKES = range(5, 15)
+REPORT = "report.html"  # what folds and seeds are finished with
+
+
+class Step(NamedTuple):
+    """A command that makes a folder of OUT, which is finished once a file stands in it."""
+
+    folder: str
+    words: Sequence[str]
+    mark: str
 
 
 class Benchmark:
-    """Commands whose runs lie in `out`; each is timed, and made once."""
+    """Commands whose results lie in `out`; each is timed, and made once."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.shards = out, out / "shards"
+    def __init__(self, out: Path, jobs: int) -> None:
+        self.out, self.jobs = out, jobs
+        self.shards, self.tuning = out / "shards", out / "tuning-shards"
 
-    def run(self, name: str, command: str, recipe: str, *changes: str) -> Path:
-        """A run folder, finished: made now, or in an earlier call. Its wall time lies beside it."""
-        folder = self.out / name
-        clock = self.out / f"{name}.seconds"
-        if not clock.exists():
-            started = time.perf_counter()
-            train = f"data.train={self.shards / 'train'}"
-            call("ssamba", command, ROOT / "recipes" / recipe, f"run_dir={folder}", train, *changes, "--overwrite")
-            if command == "pretrain":
-                call("ssamba", "evaluate", folder)
-            write_text(clock, f"{time.perf_counter() - started:.1f}\n")
-        return folder
+    def prepare(self, recordings: Path) -> None:
+        """Shards of the official split, and of its training part once more, some takes of which are held out."""
+        rate = ["--sampling-rate", "8000"]  # the recordings'
+        if not self.shards.exists():
+            self._call([sys.executable, str(ROOT / "data_prep/fsdd.py"), str(recordings), str(self.shards), *rate])
+        if not self.tuning.exists():
+            lines = ["path,digit,speaker,split"]
+            for path in sorted(recordings.rglob("*.wav")):
+                if (parts := re.fullmatch(r"(\d)_([a-z]+)_(\d+)", path.stem)) and int(parts[3]) >= TUNED_TAKES.start:
+                    split = "test" if int(parts[3]) in TUNED_TAKES else "train"
+                    lines.append(f"{path.absolute()},{parts[1]},{parts[2]},{split}")
+            write_text(self.out / "tuning.csv", "\n".join(lines) + "\n")
+            script = str(ROOT / "data_prep/folder.py")
+            self._call([sys.executable, script, str(self.out / "tuning.csv"), str(self.tuning), *rate])
 
-    def compare(self, encoder: str, patch: str, seeds: Sequence[int]) -> None:
-        """Make all runs of one encoder and patch shape."""
-        held_out = self.shards / "test"
-        common = [f"model.encoder={encoder}", *PATCHES[patch]]
-        stem = f"{encoder}-{patch}"
-        steps, rate, warmup = PRETRAINING[encoder, patch]
-        pretrained = self.run(
-            f"{stem}-pretrain", "pretrain", "pretrain/fsdd.yaml", f"data.validation={held_out}", *common,
-            f"trainer.max_steps={steps}", f"optimizer.learning_rate={rate}", f"optimizer.warmup_steps={warmup}",
-        )  # fmt: skip
-        common.append(f"data.test={held_out}")
-        if patch == "frame":
-            for task in ("digits", "speakers"):
-                self.run(f"{stem}-{task}", "finetune", f"finetune/fsdd_{task}.yaml", f"model.pretrained={pretrained}",
-                         *common)  # fmt: skip
-            return
-        for (start, weights), seed in itertools.product({"pretrained": pretrained, "scratch": "null"}.items(), seeds):
-            rate, mixup = TUNED[encoder, start]
-            self.run(
-                f"{stem}-low-{start}-{seed}", "finetune", "finetune/fsdd_digits.yaml", *common,
-                f"model.pretrained={weights}", "data.label_fraction=0.05", f"trainer.max_steps={LOW_STEPS}",
-                "model.time_stride=8", f"optimizer.learning_rate={rate}", f"optimizer.head_learning_rate={rate}",
-                f"augmentation.mixup={mixup}", f"seed={seed}",
-            )  # fmt: skip
+    def _call(self, words: Sequence[str]) -> None:
+        print(f"$ {shlex.join(words)}", flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            print(done.stdout, file=sys.stderr)
+            raise SystemExit(done.returncode)
 
-    def report(self) -> None:
-        """Of all finished runs: the table, the scores of masked prediction, the wall times with all labels."""
-        order = [f"{encoder}-{patch}-{part}" for encoder in ENCODERS for patch in PATCHES for part in PARTS]
-        clocks = sorted(self.out.glob("*.seconds"), key=lambda clock: (_place(clock.stem, order), clock.stem))
-        runs = [read_run(clock.with_suffix("")) for clock in clocks]
-        times = {clock.stem: float(clock.read_text()) for clock in clocks}
-        masked = {
-            run.folder.name: json.loads((run.folder / "evaluation" / "scores.json").read_text())
-            for run in runs
-            if run.group[0] == "pretraining"
-        }
-        lines = [markdown(table(runs)), "Held-out clips, half of the patches hidden:\n"]
-        for name, scores in masked.items():
-            lines.append(f"- {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-        lines.append("\nWall time of pretraining with its evaluation, digits and speakers with all labels (frames):\n")
-        for encoder in dict.fromkeys(run.recipe.model.encoder for run in runs):
-            parts = [times.get(f"{encoder}-frame-{name}") for name in ("pretrain", "digits", "speakers")]
-            known = [part for part in parts if part is not None]
-            if len(known) == len(parts):
-                added = " + ".join(f"{part:.0f} s" for part in known)
-                lines.append(f"- {encoder}: {added} = {sum(known) / 60:.1f} min")
-        write_text(self.out / "results.md", "\n".join(lines) + "\n")
-        details = {run.folder.name: {**run.record, "score": run.score} for run in runs}
-        write_json(self.out / "results.json", {"runs": details, "masked": masked, "wall_seconds": times})
-        print((self.out / "results.md").read_text())
+    def make(self, steps: Sequence[Step]) -> None:
+        """All steps that are not finished, several at a time."""
+
+        def run(step: Step) -> None:
+            if not (self.out / step.folder / step.mark).is_file():
+                started = time.perf_counter()
+                self._call([str(Path(sys.executable).parent / "ssamba"), *step.words])
+                print(f"{step.folder}: {time.perf_counter() - started:.0f} s", flush=True)
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for _ in pool.map(run, steps):
+                pass
+
+    def pretraining(self) -> list[Step]:
+        return [
+            Step(
+                f"{encoder}-{shape}",
+                ["pretrain", str(ROOT / "recipes/pretrain/fsdd.yaml"), f"run_dir={self.out / f'{encoder}-{shape}'}",
+                 f"data.train={self.shards / 'train'}", f"model.encoder={encoder}", *patch, *masks,
+                 f"trainer.max_steps={PRETRAINING[encoder, shape][0]}",
+                 f"optimizer.learning_rate={PRETRAINING[encoder, shape][1]}", "--resume", "auto"],
+                "run.json",
+            )
+            for encoder in ENCODERS for shape, (patch, masks, _) in SHAPES.items()
+        ]  # fmt: skip
+
+    def finetuning(self, name: str, encoder: str, shape: str, start: str, *changes: str, mark: str) -> Step:
+        patch, _, more = SHAPES[shape]
+        weights = str(self.out / f"{encoder}-{shape}") if start == "pretrained" else "null"
+        words = ["finetune", str(ROOT / "recipes/finetune/fsdd_digits.yaml"), f"run_dir={self.out / name}",
+                 f"model.encoder={encoder}", *patch, *more, f"model.pretrained={weights}", *changes,
+                 "--resume", "auto"]  # fmt: skip
+        return Step(name, words, mark)
+
+    def tuned(self) -> dict[tuple[str, str, str], dict[float, float]]:
+        """(encoder, shape, start) -> what each learning rate was worth on the takes that are held out."""
+        found: dict[tuple[str, str, str], dict[float, float]] = {}
+        for encoder in ENCODERS:
+            for shape in SHAPES:
+                for start in STARTS:
+                    for rate in RATES:
+                        path = self.out / _tuning(encoder, shape, start, rate) / "run.json"
+                        if path.is_file():
+                            score = json.loads(path.read_text())["test"]["accuracy"]
+                            found.setdefault((encoder, shape, start), {})[rate] = score
+        return found
+
+    def rate(self, encoder: str, shape: str, start: str) -> list[str]:
+        scores = self.tuned().get((encoder, shape, start))
+        if not scores or len(scores) < len(RATES):
+            raise SystemExit("the learning rates are not chosen yet: give --parts tuning first")
+        best = max(scores, key=lambda rate: scores[rate])
+        return _rate(best)
 
 
-def _place(name: str, order: Sequence[str]) -> int:
-    return next(place for place, start in enumerate(order) if name.startswith(start))
+def _rate(rate: float) -> list[str]:
+    return [f"optimizer.learning_rate={rate:g}", f"optimizer.head_learning_rate={rate:g}"]
+
+
+def _tuning(encoder: str, shape: str, start: str, rate: float) -> str:
+    return f"tuning/{encoder}-{shape}-{start}-{rate:g}"
+
+
+def frozen_steps(benchmark: Benchmark) -> list[Step]:
+    """Probes of the pretrained models: protocol x labels x pool, the best layer chosen within the training clips."""
+    steps = []
+    for encoder, shape in ((encoder, shape) for encoder in ENCODERS for shape in SHAPES):
+        for protocol, pool, (labels, fraction, seeds) in (
+            (protocol, pool, share) for protocol in PROTOCOLS for pool in POOLS for share in PROBED
+        ):
+            name = _frozen(encoder, shape, protocol, pool, labels)
+            words = [
+                "probe", str(benchmark.out / f"{encoder}-{shape}"), str(benchmark.shards / "train"), "--test",
+                str(benchmark.shards / "test"), "--label", "digit", "--protocol", protocol, "--layer", "all",
+                "--pooling", pool, "--label-fraction", str(fraction), "--seeds", str(seeds),
+                "--out", str(benchmark.out / name),
+            ]  # fmt: skip
+            steps.append(Step(name, words, PROBE_NAME))
+    return steps
+
+
+PROTOCOLS, POOLS = ("linear", "knn"), ("rows", "statistics", "segments")
+PROBED = (("5 %", 0.05, 5), ("100 %", 1.0, 1))  # labels, and seeds, of which all labels have one
+
+
+def _frozen(encoder: str, shape: str, protocol: str, pool: str, labels: str) -> str:
+    return f"frozen/{encoder}-{shape}-{protocol}-{pool}-{labels.replace(' %', '')}"
+
+
+def _low(encoder: str, shape: str, start: str, labels: str) -> str:
+    return f"labels/{encoder}-{shape}-{start}-{labels.replace(' %', '')}"
+
+
+def _speakers(encoder: str, shape: str, start: str) -> str:
+    return f"speakers/{encoder}-{shape}-{start}"
+
+
+def label_steps(benchmark: Benchmark) -> list[Step]:
+    """Fine-tuning with few labels."""
+    test = [f"data.train={benchmark.shards / 'train'}", f"data.test={benchmark.shards / 'test'}"]
+    return [
+        benchmark.finetuning(
+            _low(encoder, shape, start, labels), encoder, shape, start, *test, *benchmark.rate(encoder, shape, start),
+            f"data.label_fraction={fraction}", f"trainer.max_steps={STEPS}", "--seeds", str(SEEDS),
+            mark=REPORT,
+        )
+        for labels, fraction in FRACTIONS.items()
+        for shape in SHAPES for encoder in ENCODERS for start in STARTS
+    ]  # fmt: skip
+
+
+def speaker_steps(benchmark: Benchmark) -> list[Step]:
+    """Fine-tuning with all labels of five speakers, scored on the sixth."""
+    return [
+        benchmark.finetuning(
+            _speakers(encoder, shape, start), encoder, shape, start, f"data.train={benchmark.shards / 'train'}",
+            "data.test=[]", "data.fold_by=speaker", *benchmark.rate(encoder, shape, start),
+            f"trainer.max_steps={STEPS}", "--folds", "all", mark=REPORT,
+        )
+        for shape in SHAPES for encoder in SPEAKER_ENCODERS for start in STARTS
+    ]  # fmt: skip
+
+
+def tuning_steps(benchmark: Benchmark) -> list[Step]:
+    """Learning rates, on the takes that are held out: as `label_steps` with as many labels as 5 % of the training
+    recordings are, one seed."""
+    shards = [f"data.train={benchmark.tuning / 'train'}", f"data.test={benchmark.tuning / 'test'}"]
+    return [
+        benchmark.finetuning(
+            _tuning(encoder, shape, start, rate), encoder, shape, start, *shards, *_rate(rate),
+            "data.label_fraction=0.0643", f"trainer.max_steps={STEPS}", "evaluation.baseline=none", mark="run.json",
+        )
+        for shape in SHAPES for encoder in ENCODERS for start in STARTS for rate in RATES
+    ]  # fmt: skip
+
+
+def _scored(folder: Path, part: str = "test") -> list[Scored]:
+    """What the runs in a folder of folds or seeds said of their test clips."""
+    runs = json.loads((folder / MEMBERS_NAME).read_text())["runs"]
+    return [Scored(read_scores(Path(run["folder"]) / part)[0], run["fold"]) for run in runs]
+
+
+def _interval(scores: dict[str, float], name: str = "accuracy") -> str:
+    return f"{scores[name]:.3f} [{scores[f'{name}_low']:.3f}, {scores[f'{name}_high']:.3f}]"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+Rows = list[tuple[str, ...]]
+
+
+def _compared(out: Path, label: str, named: Callable[[str, str, str], str]) -> Rows:
+    """Of one protocol a row for each encoder and shape whose runs are there."""
+    rows: Rows = []
+    for shape in SHAPES:
+        for encoder in ENCODERS:
+            folders = {start: out / named(encoder, shape, start) for start in STARTS}
+            paths = {start: folder / MEMBERS_NAME for start, folder in folders.items()}
+            told = {start: json.loads(path.read_text()) for start, path in paths.items() if path.is_file()}
+            if any("scores" not in one for one in told.values()) or len(told) < len(STARTS):
+                continue
+            ours, scratch = (_scored(folders[start]) for start in STARTS)
+            baseline = _scored(folders["pretrained"], "test/baseline")
+            rows.append((
+                label, encoder, shape, *(_interval(told[start]["scores"]["model"]) for start in STARTS),
+                _interval(told["pretrained"]["scores"]["log-mel"]),
+                _signed(paired_differences(ours, scratch)["accuracy"]),
+                _signed(paired_differences(ours, baseline)["accuracy"]),
+            ))  # fmt: skip
+    return rows
+
+
+def label_rows(out: Path) -> Rows:
+    rows: Rows = [("labels", "encoder", "patch", *STARTS, "log-mel", "pretrained - scratch", "pretrained - log-mel")]
+    for labels in FRACTIONS:
+        rows += _compared(out, labels, lambda encoder, shape, start, of=labels: _low(encoder, shape, start, of))
+    return rows
+
+
+def speaker_rows(out: Path) -> Rows:
+    head = ("speakers", "encoder", "patch", *STARTS, "log-mel", "pretrained - scratch", "pretrained - log-mel")
+    return [head, *_compared(out, "another", _speakers)]
+
+
+def frozen_rows(out: Path) -> Rows:
+    rows: Rows = [("protocol", "labels", "encoder", "patch", "pool", "layer", "frozen", "log-mel", "difference")]
+    for protocol in PROTOCOLS:
+        for labels, _, _ in PROBED:
+            for encoder in ENCODERS:
+                for shape in SHAPES:
+                    for pool in POOLS:
+                        path = out / _frozen(encoder, shape, protocol, pool, labels) / PROBE_NAME
+                        if not path.is_file():
+                            continue
+                        told = json.loads(path.read_text())
+                        layers = sorted({part["chosen"].removeprefix("layer ") for part in told["parts"]})
+                        kinds = (_interval(told["scores"][kind]) for kind in ("model", "log-mel", "difference"))
+                        rows.append((protocol, labels, encoder, shape, pool, ", ".join(layers), *kinds))
+    return rows
+
+
+def tuning_rows(benchmark: Benchmark) -> Rows:
+    rows: Rows = [("encoder", "patch", "start", *(f"{rate:g}" for rate in RATES))]
+    for (encoder, shape, start), scores in benchmark.tuned().items():
+        rows.append((encoder, shape, start, *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in RATES)))
+    return rows
+
+
+def pretraining_rows(out: Path) -> Rows:
+    rows: Rows = [("encoder", "patch", "parameters", "steps", "seconds of one thread", "train/accuracy")]
+    for encoder in ENCODERS:
+        for shape in SHAPES:
+            path = out / f"{encoder}-{shape}" / "run.json"
+            if path.is_file():
+                told = json.loads(path.read_text())
+                rows.append(
+                    (
+                        encoder,
+                        shape,
+                        f"{told['parameters']:,}",
+                        f"{told['steps']:,}",
+                        f"{told['training_seconds']:.0f}",
+                        f"{told['last_metrics']['train/accuracy']:.2f}",
+                    )
+                )
+    return rows
+
+
+def report(benchmark: Benchmark) -> None:
+    """results.md and results.json of what is finished."""
+    out = benchmark.out
+    tables = {
+        "Pretraining": pretraining_rows(out),
+        "Learning rates of fine-tuning, digits with 5 % of the labels, takes that are held out of training":
+            tuning_rows(benchmark),
+        "Digits with few labels, official test, mean of five seeds": label_rows(out),
+        "Digits by frozen features, official test": frozen_rows(out),
+        "Digits of a speaker without labels, mean of six": speaker_rows(out),
+    }  # fmt: skip
+    tables = {title: rows for title, rows in tables.items() if len(rows) > 1}
+    text = "".join(f"{title}:\n\n{markdown_table(rows)}\n\n" for title, rows in tables.items())
+    write_text(out / "results.md", text)
+    records: dict[str, Any] = {}
+    for mark in ("run.json", MEMBERS_NAME, PROBE_NAME):
+        for path in sorted(out.rglob(mark)):
+            told = json.loads(path.read_text())
+            name = str(path.parent.relative_to(out))
+            kept = ("command", "started", "git_commit", "hardware", "steps", "training_seconds", "test", "scores")
+            records[name] = {key: told[key] for key in kept if key in told}
+    write_json(out / "results.json", {"tables": tables, "records": records})
+    print(text)
+
+
+PARTS: dict[str, Callable[[Benchmark], list[Step]]] = {
+    "tuning": tuning_steps, "labels": label_steps, "frozen": frozen_steps, "speakers": speaker_steps,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
-    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
-    parser.add_argument("--patches", nargs="+", default=list(PATCHES), choices=list(PATCHES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
     given = parser.parse_args()
-    benchmark = Benchmark(given.out)
-    if not benchmark.shards.exists():
-        prepare("fsdd.py", given.recordings, benchmark.shards)
-    for encoder in given.encoders:
-        for patch in given.patches:
-            benchmark.compare(encoder, patch, given.seeds)
-    benchmark.report()
+    benchmark = Benchmark(given.out.absolute(), given.jobs)
+    benchmark.prepare(given.recordings)
+    benchmark.make(benchmark.pretraining())
+    for part in given.parts:
+        benchmark.make(PARTS[part](benchmark))
+    report(benchmark)
 
 
 if __name__ == "__main__":
