@@ -1,6 +1,6 @@
 """What pretraining is worth on spoken digits (FSDD), for every encoder, beside a baseline without a network.
 
-    python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--parts tuning labels frozen speakers] [--jobs 2]
+    python benchmarks/fsdd.py RECORDINGS [--out runs/fsdd] [--parts tuning labels frozen speakers] [--encoders ...]
 
 RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav. Of its official split takes 0 to 4 are the test,
 scored once by what was chosen on takes 5 to 14, held out of the rest (part `tuning`). Each encoder, in frames and in
@@ -63,7 +63,6 @@ PRETRAINING = {
     ("aum", "96x2"): (2500, 3e-3), ("aum", "16x16"): (2800, 3e-3),
 }  # fmt: skip
 STEPS = 400  # of fine-tuning
-SPEAKER_ENCODERS = ("ssamba",)
 RATES = (1e-3, 2e-3, 4e-3)  # of fine-tuning, among which `tuning` chooses
 TUNED_TAKES = range(5, 15)
 REPORT = "report.html"  # what folds and seeds are finished with
@@ -80,8 +79,8 @@ class Step(NamedTuple):
 class Benchmark:
     """Commands whose results lie in `out`; each is timed, and made once."""
 
-    def __init__(self, out: Path, jobs: int) -> None:
-        self.out, self.jobs = out, jobs
+    def __init__(self, out: Path, jobs: int, encoders: Sequence[str]) -> None:
+        self.out, self.jobs, self.encoders = out, jobs, encoders
         self.shards, self.tuning = out / "shards", out / "tuning-shards"
 
     def prepare(self, recordings: Path) -> None:
@@ -130,7 +129,7 @@ class Benchmark:
                  f"optimizer.learning_rate={PRETRAINING[encoder, shape][1]}", "--resume", "auto"],
                 "run.json",
             )
-            for encoder in ENCODERS for shape, (patch, masks, _) in SHAPES.items()
+            for encoder in self.encoders for shape, (patch, masks, _) in SHAPES.items()
         ]  # fmt: skip
 
     def finetuning(self, name: str, encoder: str, shape: str, start: str, *changes: str, mark: str) -> Step:
@@ -173,7 +172,7 @@ def _tuning(encoder: str, shape: str, start: str, rate: float) -> str:
 def frozen_steps(benchmark: Benchmark) -> list[Step]:
     """Probes of the pretrained models: protocol x labels x pool, the best layer chosen within the training clips."""
     steps = []
-    for encoder, shape in ((encoder, shape) for encoder in ENCODERS for shape in SHAPES):
+    for encoder, shape in ((encoder, shape) for encoder in benchmark.encoders for shape in SHAPES):
         for protocol, pool, (labels, fraction, seeds) in (
             (protocol, pool, share) for protocol in PROTOCOLS for pool in POOLS for share in PROBED
         ):
@@ -214,7 +213,7 @@ def label_steps(benchmark: Benchmark) -> list[Step]:
             mark=REPORT,
         )
         for labels, fraction in FRACTIONS.items()
-        for shape in SHAPES for encoder in ENCODERS for start in STARTS
+        for shape in SHAPES for encoder in benchmark.encoders for start in STARTS
     ]  # fmt: skip
 
 
@@ -226,7 +225,7 @@ def speaker_steps(benchmark: Benchmark) -> list[Step]:
             "data.test=[]", "data.fold_by=speaker", *benchmark.rate(encoder, shape, start),
             f"trainer.max_steps={STEPS}", "--folds", "all", mark=REPORT,
         )
-        for shape in SHAPES for encoder in SPEAKER_ENCODERS for start in STARTS
+        for shape in SHAPES for encoder in benchmark.encoders for start in STARTS
     ]  # fmt: skip
 
 
@@ -239,7 +238,7 @@ def tuning_steps(benchmark: Benchmark) -> list[Step]:
             _tuning(encoder, shape, start, rate), encoder, shape, start, *shards, *_rate(rate),
             "data.label_fraction=0.0643", f"trainer.max_steps={STEPS}", "evaluation.baseline=none", mark="run.json",
         )
-        for shape in SHAPES for encoder in ENCODERS for start in STARTS for rate in RATES
+        for shape in SHAPES for encoder in benchmark.encoders for start in STARTS for rate in RATES
     ]  # fmt: skip
 
 
@@ -372,9 +371,10 @@ def main() -> None:
     parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
     given = parser.parse_args()
-    benchmark = Benchmark(given.out.absolute(), given.jobs)
+    benchmark = Benchmark(given.out.absolute(), given.jobs, given.encoders)
     benchmark.prepare(given.recordings)
     benchmark.make(benchmark.pretraining())
     for part in given.parts:
