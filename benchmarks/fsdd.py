@@ -89,14 +89,15 @@ class Benchmark:
         if not self.shards.exists():
             self._call([sys.executable, str(ROOT / "data_prep/fsdd.py"), str(recordings), str(self.shards), *rate])
         if not self.tuning.exists():
-            lines = ["path,digit,speaker,split"]
+            lists = {split: ["path,digit,speaker"] for split in ("train", "test")}
             for path in sorted(recordings.rglob("*.wav")):
                 if (parts := re.fullmatch(r"(\d)_([a-z]+)_(\d+)", path.stem)) and int(parts[3]) >= TUNED_TAKES.start:
                     split = "test" if int(parts[3]) in TUNED_TAKES else "train"
-                    lines.append(f"{path.absolute()},{parts[1]},{parts[2]},{split}")
-            write_text(self.out / "tuning.csv", "\n".join(lines) + "\n")
-            script = str(ROOT / "data_prep/folder.py")
-            self._call([sys.executable, script, str(self.out / "tuning.csv"), str(self.tuning), *rate])
+                    lists[split].append(f"{path.absolute()},{parts[1]},{parts[2]}")
+            for split, lines in lists.items():
+                write_text(self.out / f"{split}.csv", "\n".join(lines) + "\n")
+            names = ["--train", "train.csv", "--test", "test.csv", *rate]
+            self._call([sys.executable, str(ROOT / "data_prep/listed.py"), str(self.out), str(self.tuning), *names])
 
     def _call(self, words: Sequence[str]) -> None:
         print(f"$ {shlex.join(words)}", flush=True)
