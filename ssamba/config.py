@@ -248,7 +248,7 @@ class TaskConfig:
     """Which label of the shards: digit, speaker, word, ..."""
     loss: str = "cross_entropy"
     """cross_entropy (one label a clip) | bce (several)."""
-    pooling: str = "rows"
+    pooling: str = "statistics"
     """mean of all patch tokens | class token | rows: mean over time of each row of patches | statistics: mean and
     standard deviation of each row | segments: each row's means over equal stretches of time | attentive: mean and
     standard deviation of each row, weighted by learned attention over time."""

@@ -13,22 +13,23 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
-from ssamba.hub import POOLING, SsambaModel
+from ssamba.hub import SsambaModel
 from ssamba.models.encoder import Encoded
+from ssamba.models.pools import DEFAULT_POOLING
 from ssamba.timeline import Timeline
 
 
 class HearModel(Timeline):
     """What HEAR asks of a model: sample_rate in Hz, timestamp_embedding_size (F * D) and scene_embedding_size.
 
-    A scene is the model's own pool of its columns, as `SsambaModel.pool` has it: a classifier's, else `hub.POOLING`. A
-    timeline has no class token, so that of a classifier that reads one is `hub.POOLING` too.
+    A scene is the model's own pool of its columns, as `SsambaModel.pool` has it: a classifier's, else
+    `pools.DEFAULT_POOLING`. A timeline has no class token, so that of a classifier that reads one is this, too.
     """
 
     def __init__(self, model: SsambaModel) -> None:
         super().__init__(model)  # 50 ms between timestamps are the most that HEAR advises
         pool = model.pool()
-        self.pool = model.pool(POOLING) if pool.name == "class" else pool
+        self.pool = model.pool(DEFAULT_POOLING) if pool.name == "class" else pool
         self.sample_rate = self.sampling_rate
         self.timestamp_embedding_size, self.scene_embedding_size = self.size, self.pool.size
 

@@ -19,14 +19,12 @@ from ssamba.features import FeatureExtractor
 from ssamba.files import write_json
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_model, model_folder, save_model
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
-from ssamba.models.pools import Pool
+from ssamba.models.pools import DEFAULT_POOLING, Pool
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.printable import markdown_code, markdown_text
 
 log = logging.getLogger(__name__)
 
-POOLING = "rows"
-"""The pool of a pretrained model's vectors, where none is named."""
 _FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "run.json"]
 
 
@@ -79,7 +77,7 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
 
         Args:
             name: one of `POOLINGS`; None, or the name of a classifier's own: that one. A pretrained model has none, and
-                None is `POOLING`.
+                None is `pools.DEFAULT_POOLING`.
             segments: of "segments" alone; None: the classifier's own, else 4.
 
         Raises:
@@ -98,7 +96,7 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
             )
         encoder, count = self.network.encoder, ClassifierSettings.segments if segments is None else segments
         try:
-            return Pool(name or POOLING, encoder.grid[0], encoder.hidden_size, count)
+            return Pool(name or DEFAULT_POOLING, encoder.grid[0], encoder.hidden_size, count)
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -27,6 +27,7 @@ from ssamba.config import (
     PretrainRecipe,
     Recipe,
     SourceText,
+    TaskConfig,
     differences,
     load_recipe,
     save_recipe,
@@ -275,7 +276,7 @@ def test_the_schema_names_the_encoders_sizes_and_layouts() -> None:
 def test_the_schema_names_the_pools() -> None:
     from ssamba.models import pools
 
-    assert POOLINGS == pools.POOLINGS
+    assert POOLINGS == pools.POOLINGS and TaskConfig().pooling == pools.DEFAULT_POOLING
 
 
 @pytest.mark.parametrize(("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base")])

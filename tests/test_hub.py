@@ -82,8 +82,9 @@ def test_each_clip_is_encoded_as_it_would_be_alone(run: Path) -> None:
             if together.logits is not None:
                 logits = model.network(features.input_values, features.own)
                 torch.testing.assert_close(together.logits[number], logits[0], rtol=1e-4, atol=1e-5)
-    rows = together.hidden_states[1][0][:, : together.columns[0]].mean(1)
-    torch.testing.assert_close(together.pooled[1][0], rows.flatten(), rtol=1e-4, atol=1e-5)
+    own = together.hidden_states[1][0][:, : together.columns[0]]
+    statistics = torch.cat([own.mean(1).flatten(), own.std(1, correction=0).flatten()])
+    torch.testing.assert_close(together.pooled[1][0], statistics, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["pretrained"])

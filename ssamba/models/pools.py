@@ -13,6 +13,8 @@ from ssamba.models.encoder import Encoded
 Pooling = Literal["mean", "class", "rows", "statistics", "segments", "attentive"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 MOST_SEGMENTS = 1000
+DEFAULT_POOLING: Pooling = "statistics"
+"""Of new classifiers, and of a pretrained model's vectors where no pool is named."""
 _BOTTLENECK = 128  # of the attention, as in ECAPA-TDNN
 _LEAST_VARIANCE = 1e-5  # below it a deviation has no gradient, which would be infinite at 0
 

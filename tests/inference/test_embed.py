@@ -41,7 +41,7 @@ def test_a_vector_for_each_recording(layer: int, encoder: Path, make_sound: Make
     paths = [make_sound("a.wav", 1, 8000), make_sound("b.flac", 5, 44100, 2), make_sound("c.ogg", 10, 22050)]
     out = tmp_path / "x.npz"
     embed(encoder, *paths, "--out", out, "--layer", layer, "--batch-size", 2)
-    assert capsys.readouterr().out == f"written to {out}: 3 recordings, 3 rows of 256\n"
+    assert capsys.readouterr().out == f"written to {out}: 3 recordings, 3 rows of 512\n"
     found = arrays(out)
     assert found.keys() == {"names", "recording", "start", "end", "embeddings"}
     assert found["names"].tolist() == list(map(str, paths)) and found["recording"].tolist() == [0, 1, 2]
@@ -80,7 +80,7 @@ def test_a_vector_of_each_pool(kind: str, make_model: MakeModel, make_sound: Mak
             found = arrays(out)["embeddings"] if out.suffix == ".npz" else vectors_of(parquet.read_table(out))
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     embed(folder, *paths, "--out", tmp_path / "x.npz")
-    own = arrays(tmp_path / "rows.npz" if kind == "pretrained" else tmp_path / "attentive.npz")["embeddings"]
+    own = arrays(tmp_path / "statistics.npz" if kind == "pretrained" else tmp_path / "attentive.npz")["embeddings"]
     np.testing.assert_array_equal(arrays(tmp_path / "x.npz")["embeddings"], own)
 
 

@@ -126,12 +126,12 @@ def test_every_option_does_something(
     test = ["--test", str(corpus / "test")]
     plain = run(quick, tmp_path / "plain", *test)
     (row,) = plain["parts"][0]["rows"]
-    assert plain["pooling"] == "rows" and (row["name"], row["setting"]) == ("layer 2", 3)
+    assert plain["pooling"] == "statistics" and (row["name"], row["setting"]) == ("layer 2", 3)
     assert set(plain["scores"]) == {"model"} and not (tmp_path / "plain" / "baseline").exists()
     run([*words, "--protocol", "knn"], tmp_path / "knn", *test)
     assert (tmp_path / "knn" / "baseline").exists()
     logits = read_scores(tmp_path / "plain")[0].logits
-    for option in (["--temperature", "10"], ["--layer", "0"], ["--pooling", "statistics"]):
+    for option in (["--temperature", "10"], ["--layer", "0"], ["--pooling", "rows"]):
         run(quick, tmp_path / option[0].strip("-"), *test, *option)
         assert not torch.allclose(read_scores(tmp_path / option[0].strip("-"))[0].logits, logits)
     more = ["--protocol", "weighted", "--pooling", "segments", "--segments", "2", "--baseline", "none"]
