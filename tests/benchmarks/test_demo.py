@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,10 @@ def test_goes_the_whole_road_on_a_folder_of_recordings(
             assert record["steps"] == (3 if run == "pretrain" else 1)
         score = json.loads((out / "runs" / f"{encoder}-labels-scratch" / "test" / "scores.json").read_text())
         assert f"<td>{score['accuracy']:.3f}</td>" in page
-        assert f"| label       | {encoder} nano 16x16" in said
+        assert re.search(rf"\| label +\| {encoder} nano 128x2", said)
+    baseline = json.loads((out / "runs" / "ssamba-labels-pretrained" / "run.json").read_text())["baseline"]["scores"]
+    assert re.search(rf"\| label +\| log-mel statistics, linear +\| no network .*{baseline['accuracy']:.3f}", said)
+    assert re.search(r"\| pretraining +\| ssast nano 128x2 .*\| 3 of some [0-9,]+ needed", said)
     for picture in out.glob("**/*.png"):
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(list(out.glob("**/test/confusion.png"))) == 4
