@@ -26,7 +26,7 @@ from ssamba.errors import Stopped, UserError
 from ssamba.files import check_place
 from ssamba.launch import check_launch, rank
 from ssamba.printable import log_to_stderr, printable
-from ssamba.protocols.command import add_probe
+from ssamba.protocols.command import add_probe, add_verify
 from ssamba.shell import ENOUGH, is_of_stdout, name_stdout, said_of
 from ssamba.values import (
     add_argument,
@@ -449,6 +449,7 @@ def _parser() -> argparse.ArgumentParser:
             add_argument(sub, "--cluster", plain_text, metavar="ADDRESS", help=address)
         sub.set_defaults(call=command)
     add_probe(commands)
+    add_verify(commands)
     _add_inference(commands)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
     either = "folders of splits or patterns of shards; or a recipe or run (and key=value), for its data.train"
@@ -598,7 +599,7 @@ def _add_inference(commands: Any) -> None:
             add_argument(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
             layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
             add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
-            vector = "what makes a window's vector of its patches'; default: a classifier's own, else rows"
+            vector = "what makes a window's vector of its patches'; default: a classifier's own, else statistics"
             sub.add_argument("--pooling", choices=POOLINGS, help=vector)
             stretches = "of --pooling segments; default: a classifier's own, else 4"
             add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)

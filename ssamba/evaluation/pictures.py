@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ssamba.evaluation.verification import Rates
 from ssamba.files import made_folder, written_beside
 from ssamba.models.patches import PatchShape
 from ssamba.printable import printable
@@ -145,6 +146,26 @@ def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str
     axis.set_xticks(range(len(values)), [_shown(group) for group in values])
     axis.set(ylabel=ylabel, title=_shown(title, 100))
     axis.margins(y=0.15)
+    axis.legend()
+    _save(figure, path)
+
+
+def draw_error_rates(path: Path, kinds: Mapping[str, Rates], title: str) -> None:
+    """Misses by false alarms of each kind of scores, both on the scale of a normal deviate, where they would be
+    straight lines if scores were normal (the DET curve)."""
+    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+    axis = figure.subplots()
+    shares = [0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95]
+    ticks = torch.special.ndtri(torch.tensor(shares, dtype=torch.float64)).tolist()
+    for kind, rates in kinds.items():
+        x, y = (torch.special.ndtri(one.clamp(5e-4, 1 - 5e-4)).tolist() for one in (rates.false_alarms, rates.misses))
+        axis.plot(x, y, label=_shown(kind))
+    axis.plot(ticks, ticks, color="grey", linewidth=0.8, linestyle=":")
+    for ends, set_ticks in ((axis.set_xlim, axis.set_xticks), (axis.set_ylim, axis.set_yticks)):
+        set_ticks(ticks, [f"{share:.1%}" for share in shares])
+        ends(ticks[0] - 0.2, ticks[-1])
+    axis.set(xlabel="false alarms", ylabel="misses", title=_shown(title, 100))
+    axis.grid(alpha=0.3)
     axis.legend()
     _save(figure, path)
 

@@ -1,4 +1,4 @@
-"""The arguments of `ssamba probe`, and its call. Imports no torch until it is called."""
+"""The arguments of `ssamba probe` and `ssamba verify`, and their calls. Imports no torch until they are called."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from ssamba.config import MOST_SEGMENTS, POOLINGS
 from ssamba.errors import UserError
 from ssamba.files import check_place
 from ssamba.printable import printable
-from ssamba.values import add_argument, new_path, number, path_text, plain_text, source_text, whole_number
+from ssamba.values import add_argument, new_path, number, path, path_text, plain_text, source_text, whole_number
 
 _MANY = 10**9
 _ALL_LAYERS = "all"
@@ -59,7 +59,7 @@ def add_probe(commands: Any) -> None:
     add_argument(sub, "--folds", plain_text, nargs="+", default=["all"], metavar="NAME", help=some)
     layer = "0: the patches, 1: after the first layer, ..., or all: the best one; default: -1, the output"
     add_argument(sub, "--layer", layer_or_all, default=-1, metavar="N|all", help=layer)
-    sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else rows")
+    sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else statistics")
     stretches = "of --pooling segments; default: a classifier's own, else 4"
     add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
     add_argument(sub, "--k", whole_number, 1, _MANY, metavar="N", help="neighbours of knn; default: chosen")
@@ -110,14 +110,79 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.protocol == "weighted" and arguments.layer not in (-1, None):
         raise UserError("--layer is one of many, and --protocol weighted takes all of them")
     if arguments.out:
-        check_folder(arguments.out, arguments.overwrite)
+        check_folder(arguments.out, arguments.overwrite, "probe.json")
 
 
-def check_folder(out: Path, overwrite: bool) -> None:
-    """UserError if there is something already that is no probe's, or is not to be replaced."""
+def check_folder(out: Path, overwrite: bool, record: str) -> None:
+    """UserError if there is something already that the command did not write, or is not to be replaced."""
     check_place(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (out / "probe.json").is_file():
-            raise UserError(f"{out} exists and is no folder of a probe; expected a new one")
+        if not (out / record).is_file():
+            raise UserError(f"{out} exists and has no {record}, so it is not this command's; expected a new folder")
         if not overwrite:
             raise UserError(f"{out} exists; --overwrite replaces the scores in it")
+
+
+VERIFY_EPILOG = """
+TRIALS has a pair of recordings a line: `1 id10270/a/1.wav id10270/b/2.wav` as VoxCeleb's lists (1: of one speaker,
+0: of two), or `enroll.wav test.wav target` (nontarget) as NIST's.
+
+files of --out:
+  report.html, report.md, verify.json, trials.csv (the score of each trial), error_rates.png."""
+
+
+def add_verify(commands: Any) -> None:
+    """Add the command to a parser's."""
+    sub = commands.add_parser("verify", help=verify.__doc__, description=verify.__doc__, epilog=VERIFY_EPILOG,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add_argument(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
+    add_argument(sub, "trials", path, metavar="TRIALS", help="see below")
+    folder = "what the names of TRIALS are relative to; default: its own folder"
+    add_argument(sub, "--recordings", path, metavar="FOLDER", help=folder)
+    layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
+    add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
+    sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else statistics")
+    stretches = "of --pooling segments; default: a classifier's own, else 4"
+    add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
+    raw = "compare the vectors as they are, not brought to mean 0 and deviation 1 over the recordings"
+    sub.add_argument("--raw", action="store_true", help=raw)
+    sub.add_argument("--baseline", choices=("log-mel", "none"), default="log-mel", help="default: %(default)s")
+    cut = "into windows of so many seconds, whose mean vector is the recording's; default: the model's clip"
+    add_argument(sub, "--window", number, 1e-3, 1e6, metavar="SECONDS", help=cut)
+    add_argument(sub, "--hop", number, 1e-3, 1e6, metavar="SECONDS", help="at most the window, which is the default")
+    add_argument(sub, "--out", new_path, metavar="FOLDER", help="a new folder for scores and report")
+    sub.add_argument("--overwrite", action="store_true", help="replace what a verification wrote there")
+    add_argument(sub, "--batch-size", whole_number, 1, 2**16, default=16, metavar="N", help="default: %(default)s")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
+    sub.set_defaults(call=verify)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Tell pairs of recordings of one speaker from others, by the cosine of a model's vectors: EER and minDCF."""
+    if arguments.overwrite and not arguments.out:
+        raise UserError("--overwrite is for --out FOLDER, which is not given")
+    if arguments.out:
+        check_folder(arguments.out, arguments.overwrite, "verify.json")
+    from ssamba.evaluation.tables import markdown_table
+    from ssamba.protocols.verify import (
+        VerifySettings,
+        report_failures,
+        run_verification,
+        score_table,
+        write_verification,
+    )
+    from ssamba.training.runs import command_record, peak_memory_bytes
+
+    recordings = arguments.recordings or arguments.trials.parent
+    settings = VerifySettings(
+        arguments.model, str(arguments.trials), str(recordings), arguments.layer, arguments.pooling, arguments.segments,
+        not arguments.raw, arguments.baseline != "none", arguments.window, arguments.hop, arguments.batch_size,
+        arguments.device,
+    )  # fmt: skip
+    started = command_record()
+    result = run_verification(settings)
+    print(markdown_table(score_table(result)))
+    if arguments.out:
+        write_verification(arguments.out, result, {**started, "peak_memory_bytes": peak_memory_bytes()})
+        print(f"written to {printable(str(arguments.out))}")
+    return report_failures(result)
