@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.evaluation.baseline import BASELINES
+from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.intervals import LEVEL
+from ssamba.evaluation.metrics import ClassScores, class_scores
 from ssamba.evaluation.pages import Block, Listing, Picture, Section, Table, Text, write_report
-from ssamba.evaluation.scores import MISTAKES, SCORES_NAME, mistakes, read_scores
+from ssamba.evaluation.scores import CLASSES_NAME, MISTAKES, SCORES_NAME, mistakes, probabilities, read_scores
 
 _LONGEST_RECIPE = 1 << 20  # letters
+_CLASSES = 60  # of a table; more are not read
 
 Rows = list[Sequence[str]]
 
@@ -118,11 +121,25 @@ def class_sections(folder: Path, scores: Sequence[Sequence[str]], told: str) -> 
     if (folder / "confusion.png").is_file():
         picture = Picture(folder / "confusion.png", "clips of each true class (rows) by what was said of them")
         sections.append(Section("Confusion", [picture]))
+    sections.append(Section("Classes", _class_blocks(predictions, names)))
     found = mistakes(predictions, names)
     rows = [("clip", "true", "mistake", "probability"), *((*one[:3], f"{one.probability:.3f}") for one in found)]
     blocks: list[Block] = [Table(rows)] if found else [Text("None.")]
     sections.append(Section(f"The most confident mistakes (at most {MISTAKES})", blocks))
     return sections
+
+
+def _class_blocks(predictions: Predictions, names: Sequence[str]) -> list[Block]:
+    found = list(zip(names, class_scores(probabilities(predictions), predictions.labels), strict=True))
+    told = [Text(f"The {_CLASSES} of {len(found)} classes with the lowest average precision; {CLASSES_NAME} has all.")]
+    if len(found) <= _CLASSES:
+        told = []
+    else:
+        found.sort(key=lambda one: (math.isnan(one[1].average_precision), one[1].average_precision))
+    rows: Rows = [("class", *(name.replace("_", " ") for name in ClassScores._fields))]
+    for name, (clips, *scores) in found[:_CLASSES]:
+        rows.append((name, str(clips), *("-" if math.isnan(one) else f"{one:.3f}" for one in scores)))
+    return [*told, Table(rows)]
 
 
 def fact_rows(record: Mapping[str, Any]) -> Rows:

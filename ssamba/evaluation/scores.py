@@ -5,6 +5,7 @@ Shapes: N clips, C classes.
 
 import csv
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ssamba.errors import UserError
 from ssamba.evaluation.classification import Predictions, predict
 from ssamba.evaluation.intervals import Interval, score_intervals
 from ssamba.evaluation.masked import MaskedEvaluation, score_masked
-from ssamba.evaluation.metrics import confusion_matrix
+from ssamba.evaluation.metrics import ClassScores, class_scores, confusion_matrix, summary_metrics
 from ssamba.evaluation.pictures import draw_confusion
 from ssamba.files import parse_json, whole_folder, write_json
 from ssamba.models.heads import AudioClassifier
@@ -29,6 +30,8 @@ from ssamba.printable import csv_cell
 SCORES_NAME = "scores.npz"
 """The file with what each clip got: `keys` and `names` (of the classes), each a JSON list in UTF-8 as uint8;
 `probabilities` float32 (N, C); `labels` int64 (N,), or bool (N, C) where a clip has several."""
+CLASSES_NAME = "classes.csv"
+"""The file with the scores of each class."""
 MISTAKES = 20
 _MOST_BYTES = 1 << 32  # of the arrays in a file that is read
 _LEAST = 1e-12  # a probability, of which there is a logit
@@ -92,18 +95,25 @@ def _true(label: Tensor, names: Sequence[str]) -> str:
 
 def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], title: str,
                 groups: Sequence[str] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Write into a folder that is being made: scores.json, `SCORES_NAME`, predictions.csv, mistakes.csv; for one label
-    a clip, confusion.png.
+    """Write into a folder that is being made: scores.json, `SCORES_NAME`, classes.csv, predictions.csv, mistakes.csv;
+    for one label a clip, confusion.png.
 
     Args:
         groups: of each clip, such as its speaker, if intervals are to be those of groups.
 
     Returns:
-        What scores.json has: each score with the ends of its interval (`flat_scores`), and the number of clips.
+        What scores.json has: each score of `clip_metrics` with the ends of its interval (`flat_scores`), those of
+        `summary_metrics`, and the number of clips.
     """
-    scores: dict[str, Any] = {**flat_scores(score_intervals(predictions, groups)), "clips": len(predictions.keys)}
+    chances = probabilities(predictions)
+    classes = class_scores(chances, predictions.labels)
+    scores: dict[str, Any] = {
+        **flat_scores(score_intervals(predictions, groups)),
+        **summary_metrics(classes, chances, predictions.labels), "clips": len(predictions.keys),
+    }  # fmt: skip
     write_json(folder / "scores.json", scores)
     _write_arrays(folder / SCORES_NAME, predictions, names)
+    _write_classes(folder / CLASSES_NAME, classes, names)
     _write_predictions(folder / "predictions.csv", predictions, names)
     _write_mistakes(folder / "mistakes.csv", mistakes(predictions, names))
     if predictions.labels.ndim == 1:
@@ -170,6 +180,14 @@ def _write_arrays(path: Path, predictions: Predictions, names: Sequence[str]) ->
     np.savez_compressed(
         path, keys=keys, names=classes, probabilities=probabilities(predictions).float().numpy(), labels=labels.numpy()
     )
+
+
+def _write_classes(path: Path, classes: Sequence[ClassScores], names: Sequence[str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *ClassScores._fields])
+        for name, (clips, *scores) in zip(names, classes, strict=True):
+            writer.writerow([csv_cell(name), clips, *("" if math.isnan(one) else f"{one:.4f}" for one in scores)])
 
 
 def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_run_says_what_it_scored_and_where_it_is_wrong(run: Path) -> None:
     assert page.addresses and all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert page.tags.count("img") == 2  # curves, confusion
     shown = r"<script>alert(1)</script>|`*[x](http://a.b)\x1b[2J\u202e"
-    assert page.texts.count(shown) == 2 and "said cat" in page.texts  # the clip and its class
+    assert page.texts.count(shown) == 3 and "said cat" in page.texts  # the clip, its class, and that in the table
     for text in ("\x1b", "\u202e", "<script", "[x](http"):
         assert text not in markdown
     ends = f"{scores['accuracy']:.4f} [{scores['accuracy_low']:.4f}, {scores['accuracy_high']:.4f}]"

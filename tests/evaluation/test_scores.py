@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from ssamba.errors import UserError
 from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.intervals import Scored, paired_differences, score_intervals
-from ssamba.evaluation.metrics import clip_metrics
+from ssamba.evaluation.metrics import class_scores, clip_metrics, summary_metrics
 from ssamba.evaluation.scores import SCORES_NAME, fill_scores, mistakes, probabilities, read_scores
 
 NAMES = ["cat", "=dog", "owl"]
@@ -55,6 +56,14 @@ def test_scores_are_read_back(scored: Predictions, tmp_path: Path) -> None:
     with np.load(tmp_path / SCORES_NAME) as arrays:
         assert json.loads(arrays["keys"].tobytes()) == scored.keys
         assert arrays["probabilities"].dtype == np.float32
+    classes = class_scores(probabilities(scored), scored.labels)
+    assert scores["AUC"] == summary_metrics(classes, probabilities(scored), scored.labels)["AUC"]
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["cat", "'=dog", "owl"]
+    for row, one in zip(rows, classes, strict=True):
+        assert int(row["clips"]) == one.clips and float(row["f1"]) == pytest.approx(one.f1, abs=1e-4)
+        assert (row["auc"] == "") == math.isnan(one.auc)
     with (tmp_path / "mistakes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == [one.key for one in mistakes(scored, NAMES)]
