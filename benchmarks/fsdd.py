@@ -39,7 +39,7 @@ from ssamba.protocols.results import RECORD_NAME as PROBE_NAME
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("ssamba", "ssast", "aum")
 STARTS = ("pretrained", "scratch")
-FRACTIONS = {"1 %": 0.01, "5 %": 0.05}
+FRACTIONS = {"5 %": 0.05, "1 %": 0.01}
 SEEDS = 5
 # A patch of each shape, how many of a pretraining clip are hidden and in what clusters, and the changes to the
 # recipe of fine-tuning.
