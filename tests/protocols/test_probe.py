@@ -225,7 +225,7 @@ def test_mistakes(
     )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
-    assert "is no folder of a probe" in refused(*words, *test, "--out", tmp_path / "other", "--overwrite")
+    assert "so it is not this command" in refused(*words, *test, "--out", tmp_path / "other", "--overwrite")
 
 
 def test_a_folder_with_scores_is_not_replaced_unasked(
