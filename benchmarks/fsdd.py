@@ -359,6 +359,8 @@ def report(benchmark: Benchmark) -> None:
             name = str(path.parent.relative_to(out))
             kept = ("command", "started", "git_commit", "hardware", "steps", "training_seconds", "test", "scores")
             records[name] = {key: told[key] for key in kept if key in told}
+            words = told["command"]
+            records[name]["command"] = [word.replace(str(out), "OUT").replace(f"{ROOT}/", "") for word in words]
     write_json(out / "results.json", {"tables": tables, "records": records})
     print(text)
 
