@@ -222,6 +222,7 @@ ALONE = {
 CALLED_WITHIN = {
     "ssamba/data/writer.py:_write_shard", "ssamba/evaluation/scores.py:_write_predictions",
     "ssamba/evaluation/scores.py:_write_arrays", "ssamba/evaluation/scores.py:_write_mistakes",
+    "ssamba/evaluation/scores.py:_write_classes",
     "ssamba/inference/embed.py:_write_npz", "ssamba/inference/embed.py:_write_parquet",
     "data_prep/synthesize.py:synthesize",
 }  # fmt: skip

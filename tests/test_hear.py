@@ -55,7 +55,7 @@ def test_the_model_and_its_embeddings_are_what_the_api_says(folder: Path, patch:
     assert isinstance(model, torch.nn.Module) and model.sample_rate == RATE
     size = (128 // patch[0]) * 96
     assert type(model.scene_embedding_size) is int and type(model.timestamp_embedding_size) is int
-    assert model.scene_embedding_size == model.timestamp_embedding_size == size
+    assert (model.scene_embedding_size, model.timestamp_embedding_size) == (2 * size, size)
     for seconds in SECONDS:
         audio = sounds(2, int(seconds * RATE))
         embeddings, timestamps = hear.get_timestamp_embeddings(audio, model)
@@ -67,7 +67,7 @@ def test_the_model_and_its_embeddings_are_what_the_api_says(folder: Path, patch:
         assert timestamps.min() <= steps.mean()
         assert 1000 * seconds - steps.mean() <= timestamps.max() <= 1000 * seconds
         scenes = hear.get_scene_embeddings(audio, model)
-        assert scenes.shape == (2, size) and scenes.dtype == torch.float32
+        assert scenes.shape == (2, 2 * size) and scenes.dtype == torch.float32
         assert embeddings.isfinite().all() and scenes.isfinite().all()
         assert (embeddings[0] - embeddings[1]).abs().max() > 1e-3 and (scenes[0] - scenes[1]).abs().max() > 1e-3
 
@@ -82,7 +82,9 @@ def test_embeddings_are_those_of_the_timeline(run: Path) -> None:
     with torch.inference_mode():
         expected = timeline(list(audio))[0]
     assert torch.equal(embeddings, expected) and torch.equal(timestamps[2], timeline.middles_ms(19))
-    torch.testing.assert_close(hear.get_scene_embeddings(audio, model), expected.mean(1), rtol=1e-4, atol=1e-5)
+    # Of each row its mean and its deviation over time.
+    statistics = torch.cat([expected.mean(1), expected.std(1, correction=0)], 1)
+    torch.testing.assert_close(hear.get_scene_embeddings(audio, model), statistics, rtol=1e-4, atol=1e-4)
     # Deterministic, each sound by itself, and nothing to differentiate.
     again, _ = hear.get_timestamp_embeddings(audio[1:2], hear.load_model(run))
     torch.testing.assert_close(again[0], embeddings[1], rtol=1e-4, atol=1e-5)

@@ -119,7 +119,8 @@ def test_what_a_fine_tuning_run_leaves(encoder: str, finetuned: Runs, corpus: Pa
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
         "recipe.yaml", "metrics.csv", "run.json", "report.html", "report.md", *CHECKPOINTS,
         "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
-        "test/scores.json", "test/scores.npz", "test/predictions.csv", "test/mistakes.csv", "test/confusion.png",
+        "test/scores.json", "test/scores.npz", "test/classes.csv", "test/predictions.csv", "test/mistakes.csv",
+        "test/confusion.png",
     }  # fmt: skip
     train = ["train/loss", "train/accuracy", "gradient_norm", "learning_rate", "samples_per_second"]
     validation = ["val/loss", "val/accuracy", "val/balanced_accuracy"]
@@ -135,6 +136,7 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
     assert set(record) == {
         "command", "started", "seed", "git_commit", "python", "versions", "hardware", "parameters", "data", "steps",
         "training_seconds", "peak_memory_bytes", "last_metrics", "test", "skipped_samples", "resumed", "stopped_early",
+        "exported",
     }  # fmt: skip
     assert record["peak_memory_bytes"]["process"] > 10**8  # torch alone
     assert (record["steps"], record["seed"], record["skipped_samples"], record["resumed"]) == (4, 0, [], [])
