@@ -250,8 +250,8 @@ def _scored(folder: Path, part: str = "test") -> list[Scored]:
     return [Scored(read_scores(Path(run["folder"]) / part)[0], run["fold"]) for run in runs]
 
 
-def _interval(scores: dict[str, float], name: str = "accuracy") -> str:
-    return f"{scores[name]:.3f} [{scores[f'{name}_low']:.3f}, {scores[f'{name}_high']:.3f}]"
+def _interval(scores: dict[str, float]) -> str:
+    return str(Interval(*(scores[f"accuracy{end}"] for end in ("", "_low", "_high"))))
 
 
 def _signed(interval: Interval) -> str:

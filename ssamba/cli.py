@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 from ssamba.config import (
     AUDIO_RANGES,
     ENCODERS,
-    MOST_SEGMENTS,
-    POOLINGS,
     AudioConfig,
     DataConfig,
     FinetuneRecipe,
@@ -26,7 +24,7 @@ from ssamba.errors import Stopped, UserError
 from ssamba.files import check_place
 from ssamba.launch import check_launch, rank
 from ssamba.printable import log_to_stderr, printable
-from ssamba.protocols.command import add_probe, add_verify
+from ssamba.protocols.command import add_layer, add_pool, add_probe, add_verify
 from ssamba.shell import ENOUGH, is_of_stdout, name_stdout, said_of
 from ssamba.values import (
     add_argument,
@@ -597,12 +595,8 @@ def _add_inference(commands: Any) -> None:
         sub.set_defaults(call=command)
         if command is embed:
             add_argument(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
-            layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
-            add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
-            vector = "what makes a window's vector of its patches'; default: a classifier's own, else statistics"
-            sub.add_argument("--pooling", choices=POOLINGS, help=vector)
-            stretches = "of --pooling segments; default: a classifier's own, else 4"
-            add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
+            add_layer(sub)
+            add_pool(sub)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
             continue
         sub.add_argument("--format", default="table", choices=("table", "jsonl"), help="default: %(default)s")

@@ -64,7 +64,7 @@ def mean_intervals(runs: Sequence[Scored], groups: dict[str, str] | None = None,
     if _is_one_group(runs, groups):
         return {name: Interval(float(value), math.nan, math.nan) for name, value in values.items()}
     replicates = _replicates(runs, groups, seed)
-    return {name: _interval(float(values[name]), draws) for name, draws in replicates.items()}
+    return {name: interval(float(values[name]), draws) for name, draws in replicates.items()}
 
 
 def paired_differences(first: Sequence[Scored], second: Sequence[Scored], groups: dict[str, str] | None = None,
@@ -86,7 +86,7 @@ def paired_differences(first: Sequence[Scored], second: Sequence[Scored], groups
     if _is_one_group(first, groups):
         return {name: Interval(float(one[name] - other[name]), math.nan, math.nan) for name in one}
     draws = [_replicates(runs, groups, seed) for runs in (first, second)]
-    return {name: _interval(float(one[name] - other[name]), draws[0][name] - draws[1][name]) for name in one}
+    return {name: interval(float(one[name] - other[name]), draws[0][name] - draws[1][name]) for name in one}
 
 
 def _is_one_group(runs: Sequence[Scored], groups: dict[str, str] | None) -> bool:
@@ -99,7 +99,8 @@ def _labelled(predictions: Predictions) -> Iterator[tuple[str, tuple[float, ...]
     return ((key, tuple(row)) for key, row in zip(predictions.keys, rows, strict=True))
 
 
-def _interval(value: float, replicates: Tensor) -> Interval:
+def interval(value: float, replicates: Tensor) -> Interval:
+    """A score, and the quantiles at `LEVEL` of what it is in each of the draws, (R,)."""
     tail = (1 - LEVEL) / 2
     low, high = replicates.quantile(torch.tensor([tail, 1 - tail], dtype=replicates.dtype)).tolist()
     return Interval(value, low, high)

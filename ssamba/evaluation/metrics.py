@@ -51,11 +51,12 @@ class ClassScores(NamedTuple):
 
 def class_scores(probabilities: Tensor, labels: Tensor) -> list[ClassScores]:
     """Of each class, from probabilities (B, C) and labels int64 (B,) or multi-hot (B, C)."""
-    several = labels.ndim == 2
-    hot = labels.bool() if several else torch.nn.functional.one_hot(labels, probabilities.shape[1]).bool()
-    one_hot = torch.nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
-    said = probabilities > 0.5 if several else one_hot
-    hits, counts, claims = ((hot & said).sum(0), hot.sum(0), said.sum(0))
+    if labels.ndim == 2:
+        hot, said = labels.bool(), probabilities > 0.5
+    else:
+        number = probabilities.shape[1]
+        hot, said = (torch.nn.functional.one_hot(one, number).bool() for one in (labels, probabilities.argmax(1)))
+    hits, counts, claims = (hot & said).sum(0), hot.sum(0), said.sum(0)
     found = []
     for place, (hit, count, claim) in enumerate(zip(hits.tolist(), counts.tolist(), claims.tolist(), strict=True)):
         score, truth = probabilities[:, place].double(), hot[:, place].long()

@@ -131,10 +131,10 @@ def class_sections(folder: Path, scores: Sequence[Sequence[str]], told: str) -> 
 
 def _class_blocks(predictions: Predictions, names: Sequence[str]) -> list[Block]:
     found = list(zip(names, class_scores(probabilities(predictions), predictions.labels), strict=True))
-    told = [Text(f"The {_CLASSES} of {len(found)} classes with the lowest average precision; {CLASSES_NAME} has all.")]
-    if len(found) <= _CLASSES:
-        told = []
-    else:
+    told: list[Block] = []
+    if len(found) > _CLASSES:
+        text = f"The {_CLASSES} of {len(found)} classes with the lowest average precision; {CLASSES_NAME} has all."
+        told.append(Text(text))
         found.sort(key=lambda one: (math.isnan(one[1].average_precision), one[1].average_precision))
     rows: Rows = [("class", *(name.replace("_", " ") for name in ClassScores._fields))]
     for name, (clips, *scores) in found[:_CLASSES]:

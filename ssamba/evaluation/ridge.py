@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssamba.evaluation.linear import Scaling
 from ssamba.evaluation.metrics import clip_metrics
+from ssamba.evaluation.probes import main_metric
 
 _PENALTIES = (10.0, 1.0, 0.1, 0.01, 1e-3)  # relative to the mean square of a clip's features along all axes
 
@@ -45,6 +46,6 @@ def leave_one_out(x: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
 
 def ridge_score(x: Tensor, labels: Tensor, classes: int) -> tuple[str, float]:
     """Name and value of the score, accuracy or mAP, of `leave_one_out` with the penalty that is best for it."""
-    name = "accuracy" if labels.ndim == 1 else "mAP"
+    name = main_metric(labels)
     # Of a sum that is no probability, mAP reads the order alone, which the sigmoid it takes does not change.
     return name, max(clip_metrics(said, labels)[name] for said in leave_one_out(x, labels, classes).values())

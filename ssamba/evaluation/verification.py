@@ -10,14 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssamba.evaluation.intervals import LEVEL, Interval
+from ssamba.evaluation.intervals import Interval, interval
 
 TARGET_PRIORS = (0.01, 0.05)
 """Of the detection cost: NIST's SRE 2010 and VoxCeleb's papers, and VoxSRC."""
 _RESAMPLES, _FEWEST = 500, 100
 _MOST_WORK = 5e7  # trials x resamples
 _USABLE = 0.9  # of the draws
-_LEAST_DEVIATION = 1e-6  # of a number of the vectors, relative to the largest: below it, it says nothing
 
 
 class Trials(NamedTuple):
@@ -36,15 +35,6 @@ class Rates(NamedTuple):
 
     misses: Tensor
     false_alarms: Tensor
-
-
-def standardised(vectors: Tensor) -> Tensor:
-    """(R, V) with mean 0 and deviation 1 of each number over the recordings, float64; a number that is always the same
-    becomes 0."""
-    x = vectors.double()
-    deviation = x.std(0, correction=0)
-    dead = deviation <= _LEAST_DEVIATION * deviation.max()
-    return (x - x.mean(0)) / deviation.masked_fill(dead, math.inf)
 
 
 def cosines(vectors: Tensor, trials: Trials) -> Tensor:
@@ -133,12 +123,9 @@ def _draws(kinds: Sequence[Tensor], trials: Trials, seed: int) -> list[list[dict
 
 
 def _intervals(values: dict[str, float], draws: Sequence[dict[str, float]]) -> dict[str, Interval]:
-    tail = (1 - LEVEL) / 2
     if not draws:
         return {name: Interval(value, math.nan, math.nan) for name, value in values.items()}
-    found = {}
-    for name, value in values.items():
-        drawn = torch.tensor([one[name] for one in draws], dtype=torch.float64)
-        low, high = drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-        found[name] = Interval(value, low, high)
-    return found
+    return {
+        name: interval(value, torch.tensor([one[name] for one in draws], dtype=torch.float64))
+        for name, value in values.items()
+    }

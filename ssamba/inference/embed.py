@@ -20,7 +20,7 @@ from torch import Tensor
 from ssamba.errors import UserError
 from ssamba.files import check_out, writing_to, written_beside
 from ssamba.inference.sources import find_recordings
-from ssamba.inference.windows import Job, Window, load, watched
+from ssamba.inference.windows import Job, TimeMean, Window, load, watched
 
 _BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out
 
@@ -53,7 +53,7 @@ def embed_recordings(
     job = Job.of(load(model, device), window_seconds, hop_seconds, layer, batch_size, pooling, segments)
     whole = not tokens and window_seconds is None and hop_seconds is None
     failed, number = 0, 0
-    total, weight = torch.zeros(()), 0.0
+    mean = TimeMean()
     # Closed here, so that its bar stands above the message of whatever ends this.
     with (
         writing_to(out),
@@ -67,16 +67,16 @@ def embed_recordings(
                 if tokens:
                     rows.add(number, one.column_seconds, one.tokens)
                 elif whole:
-                    total, weight = total + one.step * one.pooled.double(), weight + one.step
+                    mean.add(one, one.pooled)
                 else:
                     rows.add(number, torch.tensor([[one.start, one.end]], dtype=torch.float64), one.pooled[None])
                 number += 1
             else:
                 if whole and one.error is None:
-                    rows.add(0, torch.tensor([[0.0, one.seconds]], dtype=torch.float64), (total / weight).float()[None])
+                    rows.add(0, torch.tensor([[0.0, one.seconds]], dtype=torch.float64), mean.value().float()[None])
                 rows.end(one.path, keep=one.error is None)
                 failed, number = failed + (one.error is not None), 0
-                total, weight = torch.zeros(()), 0.0
+                mean = TimeMean()
         if not rows.names:
             return failed, "nothing written"
         if whole:

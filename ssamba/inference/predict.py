@@ -10,14 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-import torch
 from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.files import check_out, written_beside
 from ssamba.inference.sources import find_recordings
 from ssamba.inference.timelines import Timelines
-from ssamba.inference.windows import Ended, Job, Window, load, watched
+from ssamba.inference.windows import Ended, Job, TimeMean, Window, load, watched
 from ssamba.printable import printable
 from ssamba.progress import print_above
 
@@ -88,16 +87,16 @@ def _output(out: Path | None) -> Iterator[TextIO]:
 
 def predictions(found: Iterable[Window | Ended]) -> Iterator[Prediction]:
     """Windows, recording by recording -> one prediction a recording."""
-    total, weight, windows = torch.zeros(0), 0.0, 0
+    mean, windows = TimeMean(), 0
     for one in found:
         if isinstance(one, Window):
             assert one.probabilities is not None
-            share = one.step * one.probabilities.double()
-            total, weight, windows = (total + share if windows else share), weight + one.step, windows + 1
+            mean.add(one, one.probabilities)
+            windows += 1
         else:
-            chances = total / weight if one.error is None else None
+            chances = mean.value() if one.error is None else None
             yield Prediction(one.path, one.seconds, windows, chances, one.error)
-            weight, windows = 0.0, 0
+            mean, windows = TimeMean(), 0
 
 
 def best(one: Prediction, labels: Sequence[str], top: int) -> list[tuple[str, float]]:

@@ -45,6 +45,22 @@ class Window(NamedTuple):
     column_seconds: Tensor
 
 
+class TimeMean:
+    """The mean of something that a recording's windows have, each counting for the time that it stands for."""
+
+    def __init__(self) -> None:
+        self._total, self._seconds = torch.zeros(()), 0.0
+
+    def add(self, window: Window, value: Tensor) -> None:
+        """What a window has, any shape."""
+        self._total = self._total + window.step * value.double()
+        self._seconds += window.step
+
+    def value(self) -> Tensor:
+        """float64, of the windows that were added, at least one."""
+        return self._total / self._seconds
+
+
 class Ended(NamedTuple):
     """A recording's windows have all been given; with an error it is of no use, whatever was given before."""
 

@@ -38,6 +38,29 @@ def layer_or_all(text: str) -> int | None:
     return None if text == _ALL_LAYERS else whole_number(text)
 
 
+def add_layer(sub: argparse.ArgumentParser) -> None:
+    """Which layer's hidden state is meant."""
+    layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
+    add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
+
+
+def add_pool(sub: argparse.ArgumentParser) -> None:
+    """What makes one vector of a hidden state."""
+    pool = "what makes one vector of the patches'; default: a classifier's own, else statistics"
+    sub.add_argument("--pooling", choices=POOLINGS, help=pool)
+    stretches = "of --pooling segments; default: a classifier's own, else 4"
+    add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
+
+
+def _add_rest(sub: argparse.ArgumentParser, out: str) -> None:
+    """What both commands have: the baseline beside, where the results go, and where and how it is computed."""
+    sub.add_argument("--baseline", choices=("log-mel", "none"), default="log-mel", help="default: %(default)s")
+    add_argument(sub, "--out", new_path, metavar="FOLDER", help=out)
+    sub.add_argument("--overwrite", action="store_true", help="replace what this command wrote there")
+    add_argument(sub, "--batch-size", whole_number, 1, 2**16, default=16, metavar="N", help="default: %(default)s")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
+
+
 def add_probe(commands: Any) -> None:
     """Add the command to a parser's."""
     sub = commands.add_parser("probe", help=probe.__doc__, description=probe.__doc__, epilog=EPILOG,
@@ -59,21 +82,15 @@ def add_probe(commands: Any) -> None:
     add_argument(sub, "--folds", plain_text, nargs="+", default=["all"], metavar="NAME", help=some)
     layer = "0: the patches, 1: after the first layer, ..., or all: the best one; default: -1, the output"
     add_argument(sub, "--layer", layer_or_all, default=-1, metavar="N|all", help=layer)
-    sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else statistics")
-    stretches = "of --pooling segments; default: a classifier's own, else 4"
-    add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
+    add_pool(sub)
     add_argument(sub, "--k", whole_number, 1, _MANY, metavar="N", help="neighbours of knn; default: chosen")
     warmth = "a neighbour's vote counts exp(cosine / X); default: %(default)s"
     add_argument(sub, "--temperature", number, 1e-3, 1e3, default=0.07, metavar="X", help=warmth)
-    sub.add_argument("--baseline", choices=("log-mel", "none"), default="log-mel", help="default: %(default)s")
     drawn = "whole groups are drawn for the intervals, such as the clips of a speaker"
     add_argument(sub, "--group-by", plain_text, metavar="KEY", help=drawn)
     most = "take no more clips of SHARDS, nor of --test, than this, stratified by label"
     add_argument(sub, "--limit", whole_number, 2, _MANY, metavar="N", help=most)
-    add_argument(sub, "--out", new_path, metavar="FOLDER", help="a new folder for what each clip got")
-    sub.add_argument("--overwrite", action="store_true", help="replace what a probe wrote there")
-    add_argument(sub, "--batch-size", whole_number, 1, 2**16, default=16, metavar="N", help="default: %(default)s")
-    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
+    _add_rest(sub, "a new folder for what each clip got")
     sub.set_defaults(call=probe)
 
 
@@ -139,21 +156,14 @@ def add_verify(commands: Any) -> None:
     add_argument(sub, "trials", path, metavar="TRIALS", help="see below")
     folder = "what the names of TRIALS are relative to; default: its own folder"
     add_argument(sub, "--recordings", path, metavar="FOLDER", help=folder)
-    layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
-    add_argument(sub, "--layer", whole_number, -1000, 1000, default=-1, metavar="N", help=layer)
-    sub.add_argument("--pooling", choices=POOLINGS, help="default: a classifier's own, else statistics")
-    stretches = "of --pooling segments; default: a classifier's own, else 4"
-    add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
+    add_layer(sub)
+    add_pool(sub)
     raw = "compare the vectors as they are, not brought to mean 0 and deviation 1 over the recordings"
     sub.add_argument("--raw", action="store_true", help=raw)
-    sub.add_argument("--baseline", choices=("log-mel", "none"), default="log-mel", help="default: %(default)s")
     cut = "into windows of so many seconds, whose mean vector is the recording's; default: the model's clip"
     add_argument(sub, "--window", number, 1e-3, 1e6, metavar="SECONDS", help=cut)
     add_argument(sub, "--hop", number, 1e-3, 1e6, metavar="SECONDS", help="at most the window, which is the default")
-    add_argument(sub, "--out", new_path, metavar="FOLDER", help="a new folder for scores and report")
-    sub.add_argument("--overwrite", action="store_true", help="replace what a verification wrote there")
-    add_argument(sub, "--batch-size", whole_number, 1, 2**16, default=16, metavar="N", help="default: %(default)s")
-    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
+    _add_rest(sub, "a new folder for scores and report")
     sub.set_defaults(call=verify)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ssamba.data.trials import find_trial_recordings, read_trials
 from ssamba.errors import UserError
 from ssamba.evaluation.intervals import Interval
+from ssamba.evaluation.linear import Scaling
 from ssamba.evaluation.pages import Picture, Section, Table, Text, write_report
 from ssamba.evaluation.pictures import draw_error_rates
 from ssamba.evaluation.report import fact_rows
@@ -27,11 +28,10 @@ from ssamba.evaluation.verification import (
     compare,
     cosines,
     error_rates,
-    standardised,
     verification_intervals,
 )
 from ssamba.files import whole_folder, write_json
-from ssamba.inference.windows import Job, Window, load, watched
+from ssamba.inference.windows import Job, TimeMean, Window, load, watched
 from ssamba.protocols.summary import Rows
 
 RECORD_NAME = "verify.json"
@@ -98,7 +98,7 @@ def run_verification(settings: VerifySettings) -> Verification:
 
     def scored(found: Mapping[str, Tensor]) -> Tensor:
         x = torch.stack([found[paths[name]] for name in names])
-        return cosines(standardised(x) if settings.standardise else x, trials)
+        return cosines(Scaling.of(x)(x) if settings.standardise else x, trials)
 
     ours, theirs = scored(vectors), scored(statistics) if settings.baseline else None
     if theirs is None:
@@ -115,20 +115,20 @@ def _vectors(paths: Sequence[str], job: Job) -> tuple[dict[str, Tensor], dict[st
     bin (2 * M,), float64; those that cannot be used are named on stderr and left out."""
     vectors: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
-    total, moments, weight = torch.zeros(()), torch.zeros(()), 0.0
+    vector, moments = TimeMean(), TimeMean()
     with closing(watched(paths, job, "verify")) as found:
         for one in found:
             if isinstance(one, Window):
                 assert one.pooled is not None
-                total, weight = total + one.step * one.pooled.double(), weight + one.step
                 x = one.spectrogram.double()
-                moments = moments + one.step * torch.stack([x.mean(0), x.square().mean(0)])
+                vector.add(one, one.pooled)
+                moments.add(one, torch.stack([x.mean(0), x.square().mean(0)]))
                 continue
             if one.error is None:
-                vectors[one.path] = total / weight
-                mean, square = moments / weight
+                vectors[one.path] = vector.value()
+                mean, square = moments.value()
                 statistics[one.path] = torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()])
-            total, moments, weight = torch.zeros(()), torch.zeros(()), 0.0
+            vector, moments = TimeMean(), TimeMean()
     return vectors, statistics
 
 

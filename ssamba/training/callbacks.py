@@ -134,7 +134,7 @@ class SkippedSamples(Callback):
 
 
 class OnlineProbe(Callback):
-    """At every `every`-th validation, that is each `every_steps` steps: what a ridge classifier on the encoder's
+    """At the validation after each `every_steps` steps: what a ridge classifier on the encoder's
     features says of labelled clips (`ridge_score`), logged as probe/accuracy or probe/mAP."""
 
     def __init__(self, every_steps: int) -> None:

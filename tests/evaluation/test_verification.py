@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_eer
 
+from ssamba.evaluation.linear import Scaling
 from ssamba.evaluation.verification import (
     Trials,
     compare,
@@ -14,7 +15,6 @@ from ssamba.evaluation.verification import (
     detection_cost,
     equal_error_rate,
     error_rates,
-    standardised,
     verification_intervals,
     verification_scores,
 )
@@ -89,7 +89,7 @@ def vectors(recordings: int, noise: float) -> Tensor:
 
 def test_cosines_are_those_of_standardised_vectors() -> None:
     x, trials = vectors(12, 0.5) * torch.tensor([1.0, 100, 1, 1, 0, 1]) + 7, trials_of(12)
-    scaled = standardised(x)
+    scaled = Scaling.of(x)(x)
     assert not scaled[:, 4].any()  # a number that never changes says nothing
     alive = torch.tensor([0, 1, 2, 3, 5])
     expected = (x.double() - x.double().mean(0))[:, alive] / x.double().std(0, correction=0)[alive]

@@ -16,7 +16,8 @@ import torch
 from ssamba.audio import LogMel
 from ssamba.cli import main
 from ssamba.data.writer import Recording
-from ssamba.evaluation.verification import Trials, cosines, standardised, verification_scores
+from ssamba.evaluation.linear import Scaling
+from ssamba.evaluation.verification import Trials, cosines, verification_scores
 from ssamba.hub import SsambaModel
 
 Runs = Callable[[str], Path]
@@ -83,7 +84,7 @@ def test_trials_are_scored_by_cosines_of_vectors(
     scores = read(out)["scores"]
     for kind, column, of in (("model", "model", vectors), ("log-mel", "log-mel", statistics)):
         x = torch.stack(of)
-        expected = cosines(x if "--raw" in words else standardised(x), listed)
+        expected = cosines(x if "--raw" in words else Scaling.of(x)(x), listed)
         found = torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         for name, value in verification_scores(found, listed.target).items():
