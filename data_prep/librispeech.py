@@ -1,15 +1,18 @@
-"""Shards of LibriSpeech for pretraining, its recordings cut into pieces.
+"""Shards of LibriSpeech, its recordings cut into pieces for pretraining, or whole and with what is said in them.
 
 SOURCE is the folder LibriSpeech, with PART/SPEAKER/CHAPTER/*.flac, or the one that holds it. The parts train-clean-100,
-train-clean-360 and train-other-500 make the split train, dev-clean and dev-other the split validation, as far as they
-are there. --parts takes some of them alone, and --fetch gets them: 6, 23 and 31 GB, and 0.3 GB each, for a while twice
-as much. Label: speaker.
+train-clean-360 and train-other-500 make the split train, dev-clean and dev-other the split validation, test-clean and
+test-other, whose scores are published one by one, the split test, as far as they are there. --parts takes some of them
+alone, and --fetch gets them: 6, 23 and 31 GB, and 0.3 GB each, for a while twice as much. Label: speaker.
+
+Without --transcripts, the parts for testing are left out. With it, label text: what is said, in capitals, as the
+SPEAKER-CHAPTER.trans.txt beside the recordings have it.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ssamba.data.fetch import Archive
@@ -23,6 +26,7 @@ from ssamba.values import add_argument, number, plain_text
 SPLITS = {
     "train": ("train-clean-100", "train-clean-360", "train-other-500"),
     "validation": ("dev-clean", "dev-other"),
+    "test": ("test-clean", "test-other"),
 }
 ARCHIVES = {
     part: Archive(f"https://www.openslr.org/resources/12/{part}.tar.gz", f"LibriSpeech/{part}", f"md5:{md5}", size)
@@ -32,6 +36,8 @@ ARCHIVES = {
         ("train-other-500", "d1a0fd59409feb2c614ce4d30c387708", 30593501606),
         ("dev-clean", "42e2234ba48799c1f50f24a7926300a1", 337926286),
         ("dev-other", "c8d0bcc9cca99d4f8b62fcc847357931", 314305928),
+        ("test-clean", "32fa31d27d2e1cad72775fee3f4849a9", 346663984),
+        ("test-other", "fb5a50374b501bb3bac4815ee91d3135", 328757843),
     )
 }
 SHORTEST = 1.0  # seconds of what is left after the last whole piece: less of it is left out
@@ -53,11 +59,42 @@ def pieces(path: Path, seconds: float) -> Iterator[Recording]:
             yield Recording(f"{path.stem}_{piece}", path, labels, start, stop if stop <= duration else None)
 
 
+def spoken(path: Path, transcripts: Mapping[str, str]) -> Recording:
+    """A recording, whole, with what is said in it."""
+    return Recording(path.stem, path, {"speaker": path.parts[-3], "text": transcripts[path.stem]})
+
+
+def read_transcripts(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
+    """What is said in the recordings of a part, by their names.
+
+    Raises:
+        UserError: some have no line in the .trans.txt of their chapter, or it cannot be read.
+    """
+    found: dict[str, str] = {}
+    for chapter in dict.fromkeys(path.parent for path in paths):
+        file = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{file} cannot be read ({error}); expected what is said in the recordings beside it, a line each"
+            ) from error
+        for name, _, text in (line.partition(" ") for line in lines):
+            found[name] = " ".join(text.split())
+    if missing := [path.stem for path in paths if not found.get(path.stem)]:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} recordings of {folder} have no line in the .trans.txt of their chapter: "
+            f"{', '.join(missing[:4])}; expected the archive unpacked as it is"
+        )
+    return found
+
+
 def parts_of(given: argparse.Namespace) -> list[str]:
-    """Those of the option --parts, or all."""
-    parts = given.parts.split(",") if given.parts else list(ARCHIVES)
-    if unknown := [part for part in parts if part not in ARCHIVES]:
-        raise UserError(f"--parts has {', '.join(unknown)}; expected some of {', '.join(ARCHIVES)}")
+    """Those of the option --parts, or all; without transcripts no test is to be learned from."""
+    known = [part for split, parts in SPLITS.items() for part in parts if given.transcripts or split != "test"]
+    parts = given.parts.split(",") if given.parts else known
+    if unknown := [part for part in parts if part not in known]:
+        raise UserError(f"--parts has {', '.join(unknown)}; expected some of {', '.join(known)}")
     return parts
 
 
@@ -72,7 +109,12 @@ def find(given: argparse.Namespace) -> DataSet:
             paths = seen(folder.glob("*/*/*.flac"), passed_over)
             if not paths:
                 raise UserError(f"{folder} has no SPEAKER/CHAPTER/*.flac; expected the archive unpacked as it is")
-            splits.setdefault(split, []).extend(piece for path in paths for piece in pieces(path, given.seconds))
+            mine = splits.setdefault(split, [])
+            if given.transcripts:
+                said = read_transcripts(folder, paths)
+                mine.extend(spoken(path, said) for path in paths)
+            else:
+                mine.extend(piece for path in paths for piece in pieces(path, given.seconds))
     if not splits:
         raise UserError(f"{source} has none of the folders {', '.join(parts)}; expected the folder LibriSpeech")
     return DataSet("librispeech", splits, passed_over=passed_over)
@@ -83,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds, parts = "of a piece, at most (default: %(default)s)", "those to take (default: all that are there)"
     add_argument(parser, "--seconds", number, MIN_SECONDS, MOST_SECONDS, default=10.0, metavar="SECONDS", help=seconds)
     add_argument(parser, "--parts", plain_text, metavar="PART,...", help=parts)
+    parser.add_argument("--transcripts", action="store_true", help="whole recordings, label text: what is said in them")
     return run_script(parser, find, arguments, lambda given: [ARCHIVES[part] for part in parts_of(given)])
 
 

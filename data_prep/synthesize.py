@@ -2,12 +2,14 @@
 
     python data_prep/synthesize.py OUT
 
-writes OUT/words/{word}_{voice}_{take}.wav and OUT/sentences/{voice}_{number}.wav at eSpeak NG's own 22,050 Hz. The
-engine comes as a library with the package espeakng-loader (pip install 'ssamba[demo]'). The seed decides what is said,
-how fast, how high and how loud; the engine itself varies a little from one call to the next.
+writes OUT/words/{word}_{voice}_{take}.wav and OUT/sentences/{voice}_{number}.wav at eSpeak NG's own 22,050 Hz, and
+OUT/sentences.csv, a list of the latter for folder.py or listed.py: path, text (what is said) and voice. The engine
+comes as a library with the package espeakng-loader (pip install 'ssamba[demo]'). The seed decides what is said, how
+fast, how high and how loud; the engine itself varies a little from one call to the next.
 """
 
 import argparse
+import csv
 import ctypes
 import os
 import random
@@ -128,9 +130,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def synthesize(out: Path, synthesizer: Synthesizer, seed: int) -> None:
     """Write the corpus into a folder that is there."""
     rng = random.Random(seed)
+    said = list(utterances(rng))
     for folder in ("words", "sentences"):
         (out / folder).mkdir()
-    for file, voice, text in tqdm(list(utterances(rng)), unit="utterance", desc="synthesis"):
+    with (out / "sentences.csv").open("w", newline="", encoding="utf-8") as listed:
+        writer = csv.writer(listed)
+        writer.writerow(["path", "text", "voice"])
+        for file, voice, text in said:
+            if file.startswith("sentences/"):
+                writer.writerow([file, text.lower(), voice])
+    for file, voice, text in tqdm(said, unit="utterance", desc="synthesis"):
         speech = synthesizer.speak(
             text,
             voice,

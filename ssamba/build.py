@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
-from ssamba.audio import LogMel, samples_for
+from ssamba.audio import LogMel, frames_in, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, ProbeShards, TrainingShards
 from ssamba.data.index import ShardSet, find_shards
 from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, count_labels, in_fold, one_name_each
 from ssamba.data.order import ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
+from ssamba.data.sequences import HopLabels, Transcripts, least_hops, read_texts, vocabulary
 from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream, Labels, read_asked_labels, read_labels, stratified_rows
 from ssamba.errors import UserError
@@ -55,6 +57,7 @@ from ssamba.training.finetuning import Augmentation, FineTuning
 from ssamba.training.interruptions import Interruptions
 from ssamba.training.pretraining import Pretraining
 from ssamba.training.runs import RunLock, check_run, make_trainer, open_run, provenance
+from ssamba.training.sequences import CtcFineTuning, HopFineTuning
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +317,7 @@ def build_masking(recipe: PretrainRecipe) -> Masking:
 
 
 def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
-    """The label list of the recipe's task, the same for all its splits."""
+    """The label list of the recipe's task, the same for all its splits; of texts, the training characters."""
     key = recipe.task.label
     lists = {}
     for name, held in shards.given().items():
@@ -323,10 +326,25 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
                 f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(held.labels) or 'no labels'}"
             )
         lists[name] = tuple(held.labels[key])
+    if recipe.task.loss == "ctc":
+        cache = ShardCache(recipe.data.cache_bytes)
+        texts = {name: read_texts(held, key, f"data.{name}", cache) for name, held in shards.given().items()}
+        return Transcripts(key, vocabulary(texts))
     for name, names in lists.items():
         if unknown := [label for label in names if label not in lists["train"]]:
             raise UserError(f"data.{name} has {key} {', '.join(unknown[:8])}, which the training label list lacks")
-    return Labels(key, lists["train"], recipe.task.loss == "bce")
+    return _labels_of(key, lists["train"], recipe, recipe.task.loss)
+
+
+def _labels_of(key: str, names: Sequence[str], recipe: FinetuneRecipe, loss: str) -> Labels:
+    """What reads a label of a recipe's samples, by the names of its classes."""
+    if loss == "ctc":
+        return Transcripts(key, names)
+    if (frames := recipe.hop_frames) is not None:
+        rate = recipe.audio.sampling_rate
+        hop = samples_for(frames + 1, rate) - samples_for(1, rate)
+        return HopLabels(key, names, hop_samples=hop, listed_samples=frames * rate / 100)
+    return Labels(key, names, loss == "bce")
 
 
 def check_labels(
@@ -345,10 +363,19 @@ def check_labels(
             class that is never heard in training (several labels a clip: a warning).
     """
     key, names, loss = labels.key, labels.names, recipe.task.loss
+    for split, held in shards.given().items():
+        if split != "train":
+            check_whole(recipe, held, f"data.{split}")
+    if loss == "ctc":
+        return None  # `build_labels` and `build_rows` have read every text
+    several = labels.several or recipe.task.is_sequence
     nothing = f"there is nothing to tell apart in the {key} of the training recordings"
     if len(names) == 1 and loss == "cross_entropy":
         raise UserError(f"{nothing}: {names[0]} is all; expected two or more, or task.loss=bce with some that lack it")
     cache = ShardCache(recipe.data.cache_bytes)
+    if isinstance(labels, HopLabels):
+        for split, held in shards.given().items():
+            labels.check(held, f"data.{split}", cache)
     heard: LabelCounts | None = None
     for split, held in shards.given().items():
         needed = split == "train" and (recipe.task.class_weights != "none" or recipe.data.balance)
@@ -359,15 +386,15 @@ def check_labels(
         if counts.unknown:
             raise UserError(
                 f"{counts.unknown} recordings of data.{split} have no {key} that is in the label list: "
-                f"{', '.join(counts.unknown_examples)}; expected {'some' if labels.several else 'one'} of the "
+                f"{', '.join(counts.unknown_examples)}; expected {'some' if several else 'one'} of the "
                 f"{len(names)} of the label list"
             )
-        if not labels.several and counts.by_number[1] < counts.samples:
-            several = counts.several_examples or ["with none"]
+        if not several and counts.by_number[1] < counts.samples:
+            examples = counts.several_examples or ["with none"]
             raise UserError(
                 f"{counts.samples - counts.by_number[1]} recordings of data.{split} have several {key}, or none: "
-                f"{', '.join(several)}; expected one of the {len(names)} of the label list, or task.loss=bce, which is "
-                "for several"
+                f"{', '.join(examples)}; expected one of the {len(names)} of the label list, or task.loss=bce, "
+                "which is for several"
             )
         if split != "train":
             if heard is not None:
@@ -376,7 +403,7 @@ def check_labels(
         heard = counts
         if not counts.samples:
             continue
-        if all(counts.by_name[name] in (0, counts.samples) for name in names):
+        if all(counts.by_name[name] in (0, counts.samples) for name in names) and not recipe.task.is_sequence:
             alike = ", ".join(name for name in names if counts.by_name[name]) or "none"
             raise UserError(f"{nothing}: all {counts.samples} have {alike}; expected some that differ")
         if missing := [name for name in names if not counts.by_name[name]]:
@@ -415,8 +442,9 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
     classifier = ClassifierSettings(
-        tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm, task.segments
-    )
+        tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm, task.segments,
+        hop_columns=recipe.hop_columns,
+    )  # fmt: skip
     model = build_classifier(build_encoder(recipe), classifier)
     weights = balance = None
     if task.class_weights == "balanced":
@@ -429,7 +457,10 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     mixup = augmentation["mixup"] if augmentation.pop("mixup_from") == "set" else 0.0
     if mixup:
         augmentation["mixup"] = 0.0  # those who read the clips mix them
-    module = FineTuning(
+    kind: Any = FineTuning
+    if task.is_sequence:
+        kind = partial(CtcFineTuning, names=labels.names) if task.loss == "ctc" else HopFineTuning
+    module = kind(
         model, _log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
         label_smoothing=task.label_smoothing, class_weights=weights,
         augmentation=Augmentation(**augmentation), freeze_encoder=task.freeze_encoder,
@@ -476,7 +507,52 @@ def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
         if not chosen:
             raise UserError(f"data.label_fraction {data.label_fraction} leaves none of the training recordings")
         rows["train"] = np.array(chosen, np.int64)
+    if recipe.task.loss == "ctc":
+        rows |= build_spoken_rows(recipe, shards, rows)
     return rows
+
+
+def check_whole(recipe: FinetuneRecipe, shards: ShardSet, option: str) -> None:
+    """Whether held-out recordings are heard to their end, where their hops have answers; UserError if not."""
+    if not recipe.task.is_sequence:
+        return
+    audio, lengths = recipe.audio, shards.table["length"]
+    if longer := int((lengths > samples_for(audio.max_length, audio.sampling_rate)).sum()):
+        frames = frames_in(int(lengths.max()) - 1, audio.sampling_rate) + 1
+        raise UserError(
+            f"{option} has {longer} recordings of more than audio.max_length, {audio.max_length} frames; expected at "
+            f"least {frames}, so that they are scored to their end, or shorter recordings"
+        )
+
+
+def build_spoken_rows(recipe: FinetuneRecipe, shards: Shards, rows: Mapping[str, Numbers]) -> dict[str, Numbers]:
+    """Of the training recordings, or of their `rows`, those that a model can learn to write down: no longer than the
+    clip, with no more characters than there are answers. The others are counted and told.
+
+    Raises:
+        UserError: there is none.
+    """
+    audio, patch, cache = recipe.audio, recipe.model, ShardCache(recipe.data.cache_bytes)
+    longest, stride = samples_for(audio.max_length, audio.sampling_rate), patch.time_stride or patch.tshape
+    texts = read_texts(shards.train, recipe.task.label, "data.train", cache)
+    some = rows["train"].tolist() if "train" in rows else range(shards.train.samples)
+    lengths, kept = shards.train.table["length"], []
+    for row in some:
+        columns = max(0, frames_in(int(lengths[row]), audio.sampling_rate) - patch.tshape) // stride + 1
+        if lengths[row] <= longest and least_hops(texts[row]) <= columns // (recipe.hop_columns or 1):
+            kept.append(row)
+    if not kept:
+        raise UserError(
+            f"all {len(some)} recordings of data.train are longer than audio.max_length, {audio.max_length} frames, or "
+            f"have more characters than answers of {10 * (recipe.hop_frames or 1)} ms; expected a larger "
+            "max_length, or a smaller model.time_stride or task.hop_ms"
+        )
+    if len(kept) < len(some):
+        log.warning(
+            "%d of %d training recordings are left out: longer than audio.max_length, or of more characters than there "
+            "are answers", len(some) - len(kept), len(some),
+        )  # fmt: skip
+    return {"train": np.array(kept, np.int64)}
 
 
 def read_folds(recipe: FinetuneRecipe, train: ShardSet) -> dict[int, str]:
@@ -572,7 +648,7 @@ def build_trainer(
     trainer, settings = recipe.trainer, asdict(recipe.trainer)
     judges, probe = None, None
     if isinstance(recipe, FinetuneRecipe):
-        monitor = ("val/mAP" if recipe.task.loss == "bce" else "val/accuracy", "max")
+        monitor = {"bce": ("val/mAP", "max"), "ctc": ("val/CER", "min")}.get(recipe.task.loss, ("val/accuracy", "max"))
     else:
         monitor = ("val/loss", "min")
         if data.probe is not None:
@@ -651,13 +727,21 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
     held = find_shards(data.train if data.fold_by else data.test, data.cache)
     rows = build_rows(recipe, Shards(held, None, held)) if data.fold_by else {}
     key, names = saved.classifier.label, saved.classifier.labels
-    if unknown := [label for label in held.labels.get(key, ()) if label not in names]:
+    spoken, hop = saved.classifier.loss == "ctc", saved.classifier.hop_columns
+    if (spoken, hop) != (recipe.task.loss == "ctc", recipe.hop_columns):
+        raise UserError(
+            f"the model in {recipe.run_dir} has loss {saved.classifier.loss} and answers of {hop or 'all'} columns; by "
+            f"the recipe it would be {recipe.task.loss} and {recipe.hop_columns or 'all'}: task.loss, task.hop_ms and "
+            "model.time_stride are to be those of the run"
+        )
+    if unknown := [label for label in held.labels.get(key, ()) if label not in names and not spoken]:
         raise UserError(
             f"data.test has {key} {', '.join(unknown[:8])}, which the model in {recipe.run_dir} does not know"
         )
     if key not in held.labels:
         raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
-    labels = Labels(key, names, saved.classifier.loss == "bce")
+    check_whole(recipe, held, "data.test")
+    labels = _labels_of(key, names, recipe, saved.classifier.loss)
     clips = ClipDataModule(build_clip_settings(recipe), test=held, labels=labels, rows=rows)
     stream, groups = clips.test_stream(), build_groups(recipe, held)
     return ClassEvaluation(saved.model, _log_mel(recipe, saved.audio), stream, len(stream.order), names, groups)

@@ -247,11 +247,16 @@ class TaskConfig:
     label: str = "label"
     """Which label of the shards: digit, speaker, word, ..."""
     loss: str = "cross_entropy"
-    """cross_entropy (one label a clip) | bce (several)."""
+    """cross_entropy (one label a clip, or a hop) | bce (several) | ctc (the label is a text, whose characters are
+    learned: speech to text)."""
+    hop_ms: float | None = None
+    """Of cross_entropy, milliseconds: an answer for each such hop, and the label is a list of names, one for each; of
+    ctc, of a character at most, null: a column of patches. Whole columns, of model.time_stride frames. Null: one answer
+    a clip."""
     pooling: str = "statistics"
-    """mean of all patch tokens | class token | rows: mean over time of each row of patches | statistics: mean and
-    standard deviation of each row | segments: each row's means over equal stretches of time | attentive: mean and
-    standard deviation of each row, weighted by learned attention over time."""
+    """Of a clip's tokens, or of a hop's: mean of all patch tokens | class token | rows: mean over time of each row of
+    patches | statistics: mean and standard deviation of each row | segments: each row's means over equal stretches of
+    time | attentive: mean and standard deviation of each row, weighted by learned attention over time."""
     segments: int = 4
     """Stretches of time, of pooling=segments."""
     head_norm: bool = True
@@ -270,16 +275,28 @@ class TaskConfig:
     recordings (cross_entropy), or a label's positive term as often as there are recordings without it for one with it
     (bce)."""
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether there are several answers a clip, one after another."""
+        return self.hop_ms is not None or self.loss == "ctc"
+
     def problems(self) -> Iterator[str]:
-        yield from _one_of("task.loss", self.loss, ("cross_entropy", "bce"))
+        yield from _one_of("task.loss", self.loss, ("cross_entropy", "bce", "ctc"))
+        yield from _within("task.hop_ms", self.hop_ms, 10, _LARGE)
+        if self.hop_ms is not None and self.loss == "bce":
+            yield "task.hop_ms is of one label a hop; task.loss is bce, which is for several a clip"
+        if self.is_sequence and self.pooling == "class":
+            yield "task.pooling is class, which has no place in time; task.hop_ms and task.loss=ctc need another"
         for name in ("freeze_steps", "unfreeze_every"):
             yield from _within(f"task.{name}", getattr(self, name), 0, _MANY)
             if self.freeze_encoder and getattr(self, name):
                 yield f"task.{name} is {getattr(self, name)}, but task.freeze_encoder=true never trains the encoder"
         yield from _one_of("task.class_weights", self.class_weights, ("none", "balanced"))
         yield from _below_one("task.label_smoothing", self.label_smoothing)
-        if self.label_smoothing and self.loss == "bce":
-            yield "task.label_smoothing is for cross_entropy; task.loss is bce"
+        if self.label_smoothing and self.loss != "cross_entropy":
+            yield f"task.label_smoothing is for cross_entropy; task.loss is {self.loss}"
+        if self.class_weights != "none" and self.is_sequence:
+            yield "task.class_weights counts recordings; expected none with task.hop_ms and task.loss=ctc"
         yield from _one_of("task.pooling", self.pooling, POOLINGS)
         yield from _within("task.segments", self.segments, 1, MOST_SEGMENTS)
 
@@ -290,7 +307,7 @@ class EvaluationConfig:
 
     baseline: str = "log-mel"
     """log-mel (the scores stand beside those of a linear classifier on log-mel statistics of at most 5,000 training
-    clips, without a network) | none."""
+    clips, without a network; of task.loss=ctc there is none) | none."""
     group_by: str | None = None
     """A label of the test recordings, such as speaker: intervals are those of drawing whole groups; null: of drawing
     recordings."""
@@ -536,6 +553,43 @@ class FinetuneRecipe:
     def problems(self) -> Iterator[str]:
         if self.data.short == "pack":
             yield "data.short is pack, which joins recordings of different labels; fine-tuning takes pad or repeat"
+        if self.task.is_sequence:
+            yield from self._sequence_problems()
+
+    @property
+    def hop_columns(self) -> int | None:
+        """Columns of patches of an answer; None: a clip has one."""
+        if not self.task.is_sequence:
+            return None
+        return 1 if self.task.hop_ms is None else round(self.task.hop_ms / self._column_ms)
+
+    @property
+    def hop_frames(self) -> int | None:
+        """Frames of an answer; None: a clip has one."""
+        return None if self.hop_columns is None else self.hop_columns * self._column_ms // 10
+
+    @property
+    def _column_ms(self) -> int:
+        return 10 * (self.model.time_stride or self.model.tshape)
+
+    def _sequence_problems(self) -> Iterator[str]:
+        """What several answers a clip do not go with."""
+        kind = "task.loss=ctc" if self.task.loss == "ctc" else "task.hop_ms"
+        hop, column = self.task.hop_ms, self._column_ms
+        if hop is not None and hop % column:
+            yield (
+                f"task.hop_ms is {hop:g}; expected a multiple of {column}, the milliseconds of model.time_stride "
+                f"{column // 10}, or a model.time_stride that divides it"
+            )
+        if self.data.short == "repeat":
+            yield f"data.short is repeat, which says a recording's labels again; expected pad with {kind}"
+        for name in ("time_shift", "time_stretch", "mixup"):
+            if getattr(self.augmentation, name):
+                yield f"augmentation.{name} moves or mixes what {kind} has labels of; expected 0"
+        if self.data.balance:
+            yield f"data.balance draws recordings by their one label, and with {kind} they have many; expected false"
+        if self.data.label_fraction < 1 and self.task.loss == "ctc":
+            yield "data.label_fraction is stratified by label, and texts are all different; task.loss=ctc needs 1"
 
 
 Recipe = PretrainRecipe | FinetuneRecipe

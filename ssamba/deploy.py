@@ -9,6 +9,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from ssamba.audio import LogMel, samples_for
 from ssamba.errors import UserError
 from ssamba.files import check_out, written_beside
 from ssamba.hub import SsambaModel
-from ssamba.models.heads import AudioClassifier
-from ssamba.program import DESCRIPTION, Description
+from ssamba.models.heads import AudioClassifier, TokenClassifier
+from ssamba.program import DESCRIPTION, ClipProblem, Description
 
 
 class _ClipClassifier(nn.Module):
@@ -56,6 +57,8 @@ def export_program(model: SsambaModel) -> ExportedProgram:
     network = model.network
     if model.classifier is None or not isinstance(network, AudioClassifier):
         raise UserError("a pretrained model says nothing of a clip; expected a fine-tuned one, with a classifier")
+    if isinstance(network, TokenClassifier):
+        raise UserError("this model answers hop by hop; expected one that says something of a clip as a whole")
     if model.audio.short == "keep":
         raise UserError("this model leaves short clips short; expected pad or repeat, a program has one clip length")
     # A copy: the program shares no weights, needs no gradients, and is made on the CPU wherever the model is.
@@ -83,8 +86,8 @@ def save_program(path: Path, model: SsambaModel) -> None:
     assert settings is not None
     rate = model.audio.sampling_rate
     description = Description(
-        settings.labels, settings.label, settings.problem_type, rate, samples_for(extractor.max_length, rate),
-        samples_for(extractor.min_length, rate), torch.__version__,
+        settings.labels, settings.label, cast(ClipProblem, settings.problem_type), rate,
+        samples_for(extractor.max_length, rate), samples_for(extractor.min_length, rate), torch.__version__,
     )  # fmt: skip
     # In memory first: torch ends the process if the disk has no room for what it writes there itself.
     content = io.BytesIO()

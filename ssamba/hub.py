@@ -29,7 +29,8 @@ _FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "run.j
 
 
 class SsambaOutput(NamedTuple):
-    """logits: float32 (B, C), None for a model without a classifier; hidden_states: for each layer asked for
+    """logits: float32 (B, C), or of a classifier of hops (B, N, C), zeros after a clip's last hop; None for a model
+    without a classifier; hidden_states: for each layer asked for
     (B, F, P, D), zeros after a clip's last column; pooled: for each of them a vector a clip, (B, size of the pool);
     columns: int64 (B,), how many of the P a clip has, those of its padding included."""
 
@@ -132,7 +133,8 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         pooled = [input_values.new_zeros(batch, pool.size) for _ in wanted]
         logits = None
         if self.classifier is not None:
-            logits = input_values.new_zeros(batch, len(self.classifier.labels))
+            hops = [-(-int(columns.max()) // hop)] if (hop := self.classifier.hop_columns) else []
+            logits = input_values.new_zeros(batch, *hops, len(self.classifier.labels))
         for length in seen.unique().tolist():
             places = torch.nonzero(seen == length).flatten().to(input_values.device)
             clips = input_values[places, :length]
@@ -144,7 +146,11 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
                 into[places, :, : tokens.shape[2]] = tokens
                 vectors[places] = pool(states[number], heard).float()
             if logits is not None and isinstance(self.network, AudioClassifier):
-                logits[places] = self.network.classify(states[-1], part).float()
+                answers = self.network.classify(states[-1], part).float()
+                if answers.ndim == 3:
+                    logits[places, : answers.shape[1]] = answers
+                else:
+                    logits[places] = answers
         return SsambaOutput(logits, hidden, pooled, columns)
 
     def layer_number(self, layer: int) -> int:

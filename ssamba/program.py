@@ -26,6 +26,9 @@ from ssamba.files import parse_json
 DESCRIPTION = "ssamba.json"
 
 
+ClipProblem = Literal["single_label_classification", "multi_label_classification"]
+
+
 @dataclass(frozen=True)
 class Description:
     """What a program's file says beside its graph, as JSON.
@@ -38,7 +41,7 @@ class Description:
 
     labels: tuple[str, ...]
     label: str
-    problem_type: Literal["single_label_classification", "multi_label_classification"]
+    problem_type: ClipProblem
     sampling_rate: Annotated[int, Meta(ge=1, le=768_000)]
     samples: Annotated[int, Meta(ge=1, le=2**31)]
     least_samples: Annotated[int, Meta(ge=1, le=2**31)]

@@ -111,10 +111,7 @@ class ClipDataModule(lightning.LightningDataModule):
     def noise(self) -> Batch:
         """A batch as large as one device's, for which no recording is read: whole clips of noise, all of one class."""
         size, samples = self.settings.batch_size, self.settings.rules.clip_samples
-        labels = torch.empty(0)
-        if self.labels is not None:
-            classes = len(self.labels.names)
-            labels = torch.eye(classes)[:1].repeat(size, 1) if self.labels.several else torch.zeros(size).long()
+        labels = torch.empty(0) if self.labels is None else self.labels.noise(size, samples)
         return Batch(
             waveform=0.1 * torch.randn(size, samples, generator=torch.Generator().manual_seed(0)),
             lengths=torch.full((size,), samples), labels=labels, keys=["noise"] * size, positions=list(range(size)),

@@ -28,16 +28,19 @@ from ssamba.recordings import Waveform, read_segment
 
 log = logging.getLogger(__name__)
 
+NO_LABEL = -100
+"""In a batch's labels, where a clip has no further hop or character."""
+
 _JUDGED_AFTER = 200  # recordings read before the share of bad ones can end a run
 _SOUGHT = 100  # clips of the order among which one that can be used is sought
 
 
 class Batch(TypedDict):
     """waveform: float32 (B, S), zeros after the end; lengths: int64 (B,), valid samples; labels: int64 (B,) for one
-    label a clip, float32 (B, C) for several and for clips that may be mixed, empty without labels; keys: the clips'
-    names; positions: their places in the order, the same whatever the ranks; consumed: clips of the order that are
-    behind once every rank has had this batch; skipped: names and reasons of bad recordings met since the batch
-    before."""
+    label a clip, float32 (B, C) for several and for clips that may be mixed, int64 (B, N) for one a hop or character,
+    `NO_LABEL` after a clip's last, empty without labels; keys: the clips' names; positions: their places in the order,
+    the same whatever the ranks; consumed: clips of the order that are behind once every rank has had this batch;
+    skipped: names and reasons of bad recordings met since the batch before."""
 
     waveform: Tensor
     lengths: Tensor
@@ -60,8 +63,9 @@ class Labels:
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", {name: number for number, name in enumerate(self.names)})
 
-    def encode(self, sample: Mapping[str, Any], shard: str) -> int | np.ndarray[Any, Any]:
-        """The class number (or the multi-hot vector) of a sample's JSON; UserError for a label that is not known."""
+    def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> int | np.ndarray[Any, Any]:
+        """What training learns of samples `start` to `stop` of a sample's audio, by its JSON: here the class number (or
+        the multi-hot vector) of all of it. UserError for a label that is not known."""
         value = sample["labels"].get(self.key)
         values = value if isinstance(value, list) else [value]
         unknown = [one for one in values if not isinstance(one, str) or one not in self.numbers]
@@ -76,6 +80,14 @@ class Labels:
         hot = np.zeros(len(self.names), np.float32)
         hot[[self.numbers[one] for one in values]] = 1
         return hot
+
+    def stack(self, labels: Sequence[int | np.ndarray[Any, Any]]) -> Tensor:
+        """A batch's labels, of what `encode` gives."""
+        return torch.from_numpy(np.stack(labels))
+
+    def noise(self, size: int, samples: int) -> Tensor:
+        """Labels of as many clips of so many samples in which there is nothing to be heard."""
+        return torch.eye(len(self.names))[:1].repeat(size, 1) if self.several else torch.zeros(size).long()
 
     def vector(self, label: int | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """What `encode` gives as float32 (C,), 1 of each class that the sample has."""
@@ -251,7 +263,7 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         return Batch(
             waveform=waveform[: len(clips)],
             lengths=torch.tensor([clip.length for clip in clips]),
-            labels=torch.from_numpy(np.stack(labels)) if labels else torch.empty(0),
+            labels=self.labels.stack(labels) if self.labels is not None and labels else torch.empty(0),
             keys=[clip.key for clip in clips],
             positions=[clip.position for clip in clips],
             consumed=self.first + (number + 1) * self.world_size * self.batch_size,
@@ -284,7 +296,8 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
                     keys.append(described["key"])
                     filled += len(part)
                     if self.labels is not None:
-                        label = self.labels.encode(described, self.reader.shard_of(segment.number).place)
+                        shard = self.reader.shard_of(segment.number).place
+                        label = self.labels.encode(described, shard, segment.start, segment.stop)
             if filled:
                 row[filled:] = 0
                 if self.order.rules.short != "pad":  # of a packed clip, what an unusable recording has left open

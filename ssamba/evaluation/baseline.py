@@ -1,17 +1,19 @@
 """What a clip's spectrogram says by itself: features that need no network, the row beside every learned score.
 
-Shapes: B clips, T frames, M mel bins, S stretches of time.
+Shapes: B clips, N hops of each, T frames, M mel bins, S stretches of time.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio import LogMel
 from ssamba.data.stream import ClipStream
 from ssamba.evaluation.classification import Predictions
+from ssamba.evaluation.hops import fit_hops, flat_hops
 from ssamba.evaluation.probes import Probe, TrainingPart, linear_probe
 from ssamba.models.encoder import Encoded
 from ssamba.models.pools import Pool
@@ -64,8 +66,21 @@ class Baseline(NamedTuple):
     training_clips: int
 
 
-def read_statistics(stream: ClipStream, log_mel: LogMel) -> Statistics:
-    """Of a stream that ends; a progress bar over its clips."""
+def hop_features(spectrogram: Tensor, frames: Tensor, hop_frames: int) -> dict[str, Tensor]:
+    """`log_mel_features` of each hop by itself, (B, N, ...), N = ceil(T / hop_frames).
+
+    Args:
+        spectrogram, frames: as of `log_mel_features`.
+    """
+    batch, length, bins = spectrogram.shape
+    hops = -(-length // hop_frames)
+    parts = F.pad(spectrogram, (0, 0, 0, hops * hop_frames - length)).view(batch * hops, hop_frames, bins)
+    own = (frames.unsqueeze(1) - hop_frames * torch.arange(hops)).clamp(1, hop_frames).flatten()
+    return {name: values.view(batch, hops, -1) for name, values in log_mel_features(parts, own).items()}
+
+
+def read_statistics(stream: ClipStream, log_mel: LogMel, hop_frames: int | None = None) -> Statistics:
+    """Of a stream that ends, of whole clips or of their hops; a progress bar over the clips."""
     keys: list[str] = []
     labels: list[Tensor] = []
     features: dict[str, list[Tensor]] = {name: [] for name in BASELINES}
@@ -73,11 +88,19 @@ def read_statistics(stream: ClipStream, log_mel: LogMel) -> Statistics:
     with progress_bar(len(stream.order), "clip", "log-mel baseline") as bar, torch.inference_mode():
         for batch in stream:
             frames = log_mel.frames(batch["lengths"])
-            found = log_mel_features(log_mel(batch["waveform"], batch["lengths"]), frames)
+            spectrogram, names, truth = log_mel(batch["waveform"], batch["lengths"]), batch["keys"], batch["labels"]
+            if hop_frames is None:
+                found = log_mel_features(spectrogram, frames)
+            else:
+                parts = hop_features(spectrogram, frames, hop_frames)
+                truth = fit_hops(truth, parts["statistics"].shape[1])
+                flat = {name: flat_hops(names, values, truth) for name, values in parts.items()}
+                found = {name: values for name, (_, values, _) in flat.items()}
+                names, _, truth = flat["statistics"]
             for name, values in features.items():
                 values.append(found[name])
-            labels.append(batch["labels"])
-            keys.extend(batch["keys"])
+            labels.append(truth)
+            keys.extend(names)
             bar.update(len(batch["keys"]))
     return Statistics(keys, torch.cat(labels), {name: torch.cat(values) for name, values in features.items()})
 

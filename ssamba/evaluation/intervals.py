@@ -131,10 +131,10 @@ def _replicates(runs: Sequence[Scored], groups: dict[str, str] | None, seed: int
     generator = torch.Generator().manual_seed(seed)
     folds = _folds(runs)
     count = _resamples(runs)
-    times = _drawn(count, len(folds), generator) / len(folds)
+    times = drawn(count, len(folds), generator) / len(folds)
     total: dict[str, Tensor] = {}
     for number, places in enumerate(folds.values()):
-        shares = _drawn(count, len(places), generator) / len(places)
+        shares = drawn(count, len(places), generator) / len(places)
         for name, value in _fold_replicates([runs[place].predictions for place in places], shares, groups,
                                             generator).items():  # fmt: skip
             total[name] = total.get(name, torch.zeros(())) + times[:, number] * value
@@ -149,7 +149,7 @@ def _resamples(runs: Sequence[Scored]) -> int:
     return max(_FEWEST, min(RESAMPLES, _MOST_WORK // work))
 
 
-def _drawn(rows: int, count: int, generator: torch.Generator) -> Tensor:
+def drawn(rows: int, count: int, generator: torch.Generator) -> Tensor:
     """How often each of `count` comes up when so many are drawn with replacement, in each row: (rows, count)."""
     picked = torch.randint(count, (rows, count), generator=generator)
     return torch.zeros(rows, count).scatter_add_(1, picked, torch.ones(rows, count))
@@ -166,7 +166,7 @@ def _fold_replicates(scored: Sequence[Predictions], shares: Tensor, groups: dict
     orders = [torch.tensor([row_of[key] for key in one.keys]) for one in scored]
     parts: dict[str, list[Tensor]] = {}
     for some in shares.split(max(1, _AT_ONCE // len(keys))):
-        weights = _drawn(len(some), len(places), generator)[:, of_clip]
+        weights = drawn(len(some), len(places), generator)[:, of_clip]
         for name, value in _weighted_mean(scored, orders, weights, some).items():
             parts.setdefault(name, []).append(value)
     return {name: torch.cat(values) for name, values in parts.items()}

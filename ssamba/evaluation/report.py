@@ -1,5 +1,6 @@
 """The report of a run: what was asked for, how it went, what it scored and where it is wrong."""
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.intervals import LEVEL
 from ssamba.evaluation.metrics import ClassScores, class_scores
 from ssamba.evaluation.pages import Block, Listing, Picture, Section, Table, Text, write_report
-from ssamba.evaluation.scores import CLASSES_NAME, MISTAKES, SCORES_NAME, mistakes, probabilities, read_scores
+from ssamba.evaluation.scores import (
+    CLASSES_NAME,
+    MISTAKES,
+    SCORES_NAME,
+    TEXTS_NAME,
+    mistakes,
+    probabilities,
+    read_scores,
+)
 
 _LONGEST_RECIPE = 1 << 20  # letters
 _CLASSES = 60  # of a table; more are not read
@@ -25,6 +34,8 @@ def write_run_report(folder: Path, record: Mapping[str, Any]) -> None:
     if (folder / "test" / SCORES_NAME).is_file():
         rows = score_rows({"this run": record["test"], **baseline_rows(baseline)})
         sections += class_sections(folder / "test", rows, baseline_text(baseline))
+    elif (folder / "test" / TEXTS_NAME).is_file():
+        sections += text_sections(folder / "test", record["test"])
     elif last := watched(record["last_metrics"]):
         rows = [("held-out clips", "value"), *((name, figure(value)) for name, value in last.items())]
         sections.append(Section("Scores", [Table(rows)]))
@@ -49,6 +60,8 @@ def write_evaluation_report(folder: Path, run: Path, scores: Mapping[str, Any], 
     if (folder / SCORES_NAME).is_file():
         others = {"model minus log-mel": difference} if difference else {}
         sections = class_sections(folder, score_rows({"this model": scores, **others}), "")
+    elif (folder / TEXTS_NAME).is_file():
+        sections = text_sections(folder, scores)
     else:
         rows = [("masked clips", "value"), *((name, figure(value)) for name, value in scores.items())]
         sections = [Section("Scores", [Table(rows)])]
@@ -127,6 +140,24 @@ def class_sections(folder: Path, scores: Sequence[Sequence[str]], told: str) -> 
     blocks: list[Block] = [Table(rows)] if found else [Text("None.")]
     sections.append(Section(f"The most confident mistakes (at most {MISTAKES})", blocks))
     return sections
+
+
+def text_sections(folder: Path, scores: Mapping[str, Any]) -> list[Section]:
+    """Rates of errors of a model of what is said, and the clips with the most, of the `TEXTS_NAME` in a folder."""
+    own = {name: value for name, value in scores.items() if name.startswith(("WER", "CER"))}
+    kinds = {"the likeliest of each hop": own}
+    if "beam_WER" in scores:
+        kinds["beam search"] = {name: scores[f"beam_{name}"] for name in own}
+    with (folder / TEXTS_NAME).open(newline="", encoding="utf-8") as file:
+        texts = list(csv.DictReader(file))
+    texts.sort(key=lambda one: -int(one["greedy edits"]) / int(one["characters"]))
+    shown = [name for name in ("key", "true", "greedy", "beam") if name in texts[0]]
+    worst: Rows = [shown, *([one[name] for name in shown] for one in texts[:MISTAKES])]
+    told = f"In brackets: {LEVEL:.0%} bootstrap intervals over the clips. A beam search here has no language model."
+    return [
+        Section("Scores", [Table(score_rows(kinds)), Text(told)]),
+        Section(f"The clips with the most errors for their length (at most {MISTAKES})", [Table(worst)]),
+    ]
 
 
 def _class_blocks(predictions: Predictions, names: Sequence[str]) -> list[Block]:

@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.audio import LogMel
+from ssamba.audio import HOP_MS, LogMel
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
 from ssamba.evaluation.classification import Predictions, predict
+from ssamba.evaluation.hops import event_scores, predict_hops, recording_of
 from ssamba.evaluation.intervals import Interval, score_intervals
 from ssamba.evaluation.masked import MaskedEvaluation, score_masked
 from ssamba.evaluation.metrics import ClassScores, class_scores, confusion_matrix, summary_metrics
 from ssamba.evaluation.pictures import draw_confusion
+from ssamba.evaluation.transcripts import count_errors, transcribe
 from ssamba.files import parse_json, whole_folder, write_json
-from ssamba.models.heads import AudioClassifier
+from ssamba.models.heads import AudioClassifier, TokenClassifier
 from ssamba.printable import csv_cell
 
 SCORES_NAME = "scores.npz"
@@ -32,6 +34,8 @@ SCORES_NAME = "scores.npz"
 `probabilities` float32 (N, C); `labels` int64 (N,), or bool (N, C) where a clip has several."""
 CLASSES_NAME = "classes.csv"
 """The file with the scores of each class."""
+TEXTS_NAME = "texts.csv"
+"""The file with what is said in each clip, and what a model writes down."""
 MISTAKES = 20
 _MOST_BYTES = 1 << 32  # of the arrays in a file that is read
 _LEAST = 1e-12  # a probability, of which there is a logit
@@ -94,12 +98,13 @@ def _true(label: Tensor, names: Sequence[str]) -> str:
 
 
 def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], title: str,
-                groups: Sequence[str] | None = None) -> dict[str, Any]:  # fmt: skip
+                groups: Sequence[str] | None = None, hop_seconds: float | None = None) -> dict[str, Any]:  # fmt: skip
     """Write into a folder that is being made: scores.json, `SCORES_NAME`, classes.csv, predictions.csv, mistakes.csv;
     for one label a clip, confusion.png.
 
     Args:
         groups: of each clip, such as its speaker, if intervals are to be those of groups.
+        hop_seconds: of predictions of hops, of which `event_scores` are told, too.
 
     Returns:
         What scores.json has: each score of `clip_metrics` with the ends of its interval (`flat_scores`), those of
@@ -109,8 +114,10 @@ def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], ti
     classes = class_scores(chances, predictions.labels)
     scores: dict[str, Any] = {
         **flat_scores(score_intervals(predictions, groups)),
-        **summary_metrics(classes, chances, predictions.labels), "clips": len(predictions.keys),
-    }  # fmt: skip
+        **summary_metrics(classes, chances, predictions.labels),
+        **({} if hop_seconds is None else event_scores(predictions, names, hop_seconds)),
+        "clips": len(predictions.keys),
+    }
     write_json(folder / "scores.json", scores)
     _write_arrays(folder / SCORES_NAME, predictions, names)
     _write_classes(folder / CLASSES_NAME, classes, names)
@@ -125,11 +132,55 @@ def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], ti
 
 def write_class_scores(folder: Path, model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int,
                        names: Sequence[str], groups: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Score a classifier and `fill_scores`. Replaces the folder. groups: of each clip by its key."""
-    found = predict(model, log_mel, stream, total, scoring_device())
+    """Score a classifier, of clips or of their hops, and `fill_scores`. Replaces the folder. groups: of each clip by
+    its key; hops are those of their recordings at least."""
+    hop = hop_seconds_of(model)
+    if isinstance(model, TokenClassifier):
+        found = predict_hops(model, log_mel, stream, total, scoring_device())
+    else:
+        found = predict(model, log_mel, stream, total, scoring_device())
     with whole_folder(folder) as beside:
-        of_clips = None if groups is None else [groups[key] for key in found.keys]
-        return fill_scores(beside, found, names, folder.resolve().parent.name, of_clips)
+        return fill_scores(beside, found, names, folder.resolve().parent.name, groups_of(found.keys, groups, hop), hop)
+
+
+def hop_seconds_of(model: AudioClassifier) -> float | None:
+    """Of an answer; None for a classifier of whole clips."""
+    if not isinstance(model, TokenClassifier):
+        return None
+    return model.hop_frames * HOP_MS / 1000
+
+
+def groups_of(keys: Sequence[str], groups: Mapping[str, str] | None, hop_seconds: float | None) -> list[str] | None:
+    """The group of each clip, or of each hop, by those of recordings; hops without any are those of their recording."""
+    if hop_seconds is None:
+        return None if groups is None else [groups[key] for key in keys]
+    recordings = [recording_of(key) for key in keys]
+    return recordings if groups is None else [groups[one] for one in recordings]
+
+
+def write_text_scores(folder: Path, model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int,
+                      names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+    """Score a model of what is said, the likeliest character of each hop ("WER", "CER") and a beam search's text
+    ("beam_WER", "beam_CER") where `HAS_BEAM_SEARCH`: scores.json with intervals, and `TEXTS_NAME`. Replaces the
+    folder."""
+    found = transcribe(model, log_mel, stream, total, names, scoring_device())
+    written = {"greedy": found.greedy} | ({"beam": found.beam} if found.beam else {})
+    errors = {kind: count_errors(texts, found.true) for kind, texts in written.items()}
+    scores: dict[str, Any] = {}
+    for kind, counted in errors.items():
+        prefix = "" if kind == "greedy" else f"{kind}_"
+        scores |= flat_scores({f"{prefix}{name}": value for name, value in counted.intervals().items()})
+    scores["clips"] = len(found.keys)
+    columns: dict[str, Sequence[Any]] = {"key": found.keys, "true": found.true, **written}
+    columns["characters"] = errors["greedy"].characters.long().tolist()
+    columns |= {f"{kind} edits": one.character_edits.long().tolist() for kind, one in errors.items()}
+    with whole_folder(folder) as beside:
+        write_json(beside / "scores.json", scores)
+        with (beside / TEXTS_NAME).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows([csv_cell(str(one)) for one in row] for row in zip(*columns.values(), strict=True))
+    return scores
 
 
 def write_masked_scores(folder: Path, evaluation: MaskedEvaluation) -> dict[str, Any]:

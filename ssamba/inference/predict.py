@@ -15,6 +15,7 @@ from torch import Tensor
 from ssamba.errors import UserError
 from ssamba.files import check_out, written_beside
 from ssamba.inference.sources import find_recordings
+from ssamba.inference.spelling import Spelling
 from ssamba.inference.timelines import Timelines
 from ssamba.inference.windows import Ended, Job, TimeMean, Window, load, watched
 from ssamba.printable import printable
@@ -28,6 +29,7 @@ class Prediction(NamedTuple):
 
     probabilities: float64 (C,), the mean of its windows'. They count equally, and the one that was added to end with
     the recording counts as much less as it adds: where windows do not overlap otherwise, each second counts once.
+    text: of a model of what is said, the likeliest character of each hop.
     """
 
     path: str
@@ -35,6 +37,7 @@ class Prediction(NamedTuple):
     windows: int
     probabilities: Tensor | None
     error: str | None
+    text: str | None = None
 
 
 def predict_recordings(
@@ -60,14 +63,15 @@ def predict_recordings(
             f"{model} is a pretrained model without a classifier, so it has no labels to predict: `ssamba embed` "
             "gives its vectors, `ssamba finetune` makes a classifier of it"
         )
-    labels = loaded.classifier.labels
+    labels, spoken = loaded.classifier.labels, loaded.classifier.loss == "ctc"
     job = Job.of(loaded, window_seconds, hop_seconds, None, batch_size)
-    timelines = Timelines(timeline, paths, labels, overwrite) if timeline else None
+    timelines = Timelines(timeline, paths, labels, overwrite, spoken) if timeline else None
     failed = 0
     # Closed here, so that its bar stands above the message of whatever ends this.
     with contextlib.closing(watched(paths, job, "predict")) as found, _output(out) as file:
         widths = tuple(max(len(printable(text)) for text in texts) for texts in (paths, labels))
-        for one in predictions(timelines.follow(found) if timelines else found):
+        spelling = Spelling(labels) if spoken else None
+        for one in predictions(timelines.follow(found) if timelines else found, spelling):
             failed += one.error is not None
             if form == "jsonl":
                 print_above(json_line(one, labels, top), file)
@@ -85,18 +89,23 @@ def _output(out: Path | None) -> Iterator[TextIO]:
             yield file
 
 
-def predictions(found: Iterable[Window | Ended]) -> Iterator[Prediction]:
-    """Windows, recording by recording -> one prediction a recording."""
+def predictions(found: Iterable[Window | Ended], spelling: Spelling | None = None) -> Iterator[Prediction]:
+    """Windows, recording by recording -> one prediction a recording; spelling: of a model of what is said."""
     mean, windows = TimeMean(), 0
+    words: list[str] = []
     for one in found:
         if isinstance(one, Window):
             assert one.probabilities is not None
             mean.add(one, one.probabilities)
+            words += [word.text for word in spelling.add(one)] if spelling else []
             windows += 1
         else:
             chances = mean.value() if one.error is None else None
-            yield Prediction(one.path, one.seconds, windows, chances, one.error)
+            words += [word.text for word in spelling.end()] if spelling else []
+            text = " ".join(words) if spelling and one.error is None else None
+            yield Prediction(one.path, one.seconds, windows, chances, one.error, text)
             mean, windows = TimeMean(), 0
+            words.clear()
 
 
 def best(one: Prediction, labels: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -107,14 +116,20 @@ def best(one: Prediction, labels: Sequence[str], top: int) -> list[tuple[str, fl
 
 
 def json_line(one: Prediction, labels: Sequence[str], top: int) -> str:
-    """{"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "error"}."""
+    """{"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "seconds", "text"}, or
+    {"path", "error"}."""
     if one.error is not None:
         return json.dumps({"path": one.path, "error": one.error})
+    if one.text is not None:
+        return json.dumps({"path": one.path, "seconds": round(one.seconds, 3), "text": one.text}, ensure_ascii=False)
     answers = [{"label": label, "probability": round(chance, 6)} for label, chance in best(one, labels, top)]
     return json.dumps({"path": one.path, "seconds": round(one.seconds, 3), "windows": one.windows, "labels": answers})
 
 
 def table_line(one: Prediction, labels: Sequence[str], top: int, widths: Sequence[int]) -> str:
-    """Path, seconds, and label and probability of the `top`; `widths` of paths and labels, for lines that align."""
+    """Path, seconds, and label and probability of the `top`, or what is said; `widths` of paths and labels, for lines
+    that align."""
+    if one.text is not None:
+        return "  ".join([f"{printable(one.path):<{widths[0]}}", f"{one.seconds:8.2f} s", printable(one.text)])
     answers = [f"{printable(label):<{widths[1]}} {chance:.4f}" for label, chance in best(one, labels, top)]
     return "  ".join([f"{printable(one.path):<{widths[0]}}", f"{one.seconds:8.2f} s", *answers])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.files import made_folder, written_beside
+from ssamba.inference.spelling import Spelling, Word
 from ssamba.inference.windows import Ended, Window
 from ssamba.printable import csv_cell
 
@@ -31,14 +32,20 @@ class _Failed(Exception):
 class Timelines:
     """Recordings' timelines in `folder`: NAME.csv and NAME.png, the recordings named from their common folder on.
 
-    The CSV has a line a window: start and end in seconds, the most probable label, its probability, and those of all
-    classes.
+    The CSV has a line a window, or a hop: start and end in seconds, the most probable label, its probability, and those
+    of all classes. Of a model of what is said it has a line a word: start, end and the word.
 
     Raises:
         UserError: `folder` is a file, or one of these files exists and is not to be overwritten.
+
+    Args:
+        spoken: the labels are the blank and the characters of what is said.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[str], labels: Sequence[str], overwrite: bool) -> None:
+    def __init__(
+        self, folder: Path, paths: Sequence[str], labels: Sequence[str], overwrite: bool, spoken: bool = False
+    ) -> None:
+        self.spoken = spoken
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; expected a folder for timelines, or a name for a new one")
         whole = [os.path.abspath(path) for path in paths]
@@ -69,13 +76,14 @@ class Timelines:
             written_beside(_beside(place, ".csv")) as table,
         ):
             with table.open("w", newline="", encoding="utf-8") as file:
-                timeline = _Timeline(file, self.labels, first.spectrogram.shape[1])
+                timeline = _Timeline(file, self.labels, first.spectrogram.shape[1], self.spoken)
                 for one in itertools.chain([first], found):
                     if isinstance(one, Ended):
                         ended = one
                         break
                     timeline.add(one)
                     yield one
+                timeline.end()
             if ended.error is not None:
                 raise _Failed
             timeline.draw(picture, f"{place.name}, {ended.seconds:.1f} s")
@@ -83,20 +91,35 @@ class Timelines:
 
 
 class _Timeline:
-    def __init__(self, file: TextIO, labels: Sequence[str], mel_bins: int) -> None:
+    def __init__(self, file: TextIO, labels: Sequence[str], mel_bins: int, spoken: bool) -> None:
+        self.spelling = Spelling(labels) if spoken else None
         self.labels, self.cells, self.mel_bins = labels, [csv_cell(label) for label in labels], mel_bins
         self.bins = TimeBins(_FRAME_SECONDS, mel_bins + len(labels))
         self.writer = csv.writer(file)
-        self.writer.writerow(["start", "end", "label", "probability", *self.cells])
+        head = ["start", "end"]
+        self.writer.writerow([*head, "word"] if spoken else [*head, "label", "probability", *self.cells])
 
     def add(self, window: Window) -> None:
         assert window.probabilities is not None
-        best = int(window.probabilities.argmax())
-        chances = [f"{chance:.6f}" for chance in window.probabilities.tolist()]
-        self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", self.cells[best], chances[best], *chances])
+        if self.spelling is not None:
+            self._write_words(self.spelling.add(window))
+        else:
+            best = int(window.probabilities.argmax())
+            chances = [f"{chance:.6f}" for chance in window.probabilities.tolist()]
+            told = self.cells[best], chances[best], *chances
+            self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", *told])
         frames = len(window.spectrogram)
         times = window.start + torch.arange(frames, dtype=torch.float64) * ((window.end - window.start) / frames)
         self.bins.add(times, torch.cat([window.spectrogram, window.probabilities.expand(frames, -1)], 1))
+
+    def end(self) -> None:
+        """Write what is left to be written of a recording that has ended."""
+        if self.spelling is not None:
+            self._write_words(self.spelling.end())
+
+    def _write_words(self, words: Iterable[Word]) -> None:
+        for word in words:
+            self.writer.writerow([f"{word.start:.3f}", f"{word.end:.3f}", csv_cell(word.text)])
 
     def draw(self, path: Path, title: str) -> None:
         from ssamba.evaluation.pictures import draw_timeline  # matplotlib takes long to import

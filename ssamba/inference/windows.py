@@ -1,26 +1,29 @@
 """What a model says of recordings, window by window: no more of one is in memory than a batch of windows.
 
-Shapes: B windows, T frames, M mel bins, F and P grid sizes in frequency and time, D width, C classes.
+Shapes: B windows, T frames, M mel bins, F and P grid sizes in frequency and time, D width, N hops, C classes.
 """
 
 import itertools
+import math
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssamba.audio import frames_in, samples_for
+from ssamba.audio import HOP_MS, frames_in, samples_for
 from ssamba.errors import BadAudio, UserError
 from ssamba.hub import SsambaModel
 from ssamba.inference.sources import Windows
+from ssamba.models.heads import TokenClassifier
 from ssamba.models.pools import Pool
 from ssamba.progress import print_above, progress_bar
 from ssamba.recordings import Waveform, stream_audio, told_seconds
 
 BATCH_SIZE = 8
+FRAMES_A_SECOND = 1000 / HOP_MS
 
 
 class Window(NamedTuple):
@@ -28,10 +31,11 @@ class Window(NamedTuple):
 
     start, end: in seconds. step: seconds from the start of the window before it, for the first one the hop: what the
     window counts for in a mean over the recording. spectrogram: (T, M), normalised, the frames that are its own.
-    probabilities: (C,), None without a classifier. pooled (the size of the job's pool,) and tokens (P, F, D): the
-    hidden state of the layer asked for, None without one. Tokens are columns of patches in the order of time; those
-    without a frame of the recording, where a short one was filled up, are left out. column_seconds: float64 (P, 2),
-    start and end of each.
+    probabilities: (C,), None without a classifier; of one of hops their mean. pooled (the size of the job's pool,) and
+    tokens (P, F, D): the hidden state of the layer asked for, None without one. Tokens are columns of patches in the
+    order of time; those without a frame of the recording, where a short one was filled up, are left out.
+    column_seconds: float64 (P, 2), start and end of each. hops: (N, C), probabilities of each hop of the window, and
+    hop_seconds, of a classifier of hops.
     """
 
     path: str
@@ -43,6 +47,8 @@ class Window(NamedTuple):
     pooled: Tensor | None
     tokens: Tensor | None
     column_seconds: Tensor
+    hops: Tensor | None = None
+    hop_seconds: float = 0.0
 
 
 class TimeMean:
@@ -93,6 +99,8 @@ class Job(NamedTuple):
             raise UserError(f"batch size is {batch_size}; expected at least 1")
         number = None if layer is None else model.layer_number(layer)
         windows = Windows.of(model.feature_extractor, window_seconds, hop_seconds)
+        if hop_seconds is None and isinstance(model.network, TokenClassifier):
+            windows = windows._replace(hop=max(1, windows.size // 2))  # each hop is told by what is around it
         return cls(model, windows, batch_size, number, model.pool(pooling, segments))
 
 
@@ -106,9 +114,13 @@ def predict_file(
     A recording no longer than a window is one window, and the answer that of `model(*model.feature_extractor(path))`.
     A longer one is cut into windows every hop; after the last of them comes one that ends with the recording.
 
+    A classifier of hops says something of each of them: what is given are its hops, each as a window of its own, taken
+    from the window of the model in whose middle it lies. With a layer they stay together, in `Window.hops`.
+
     Args:
         window_seconds: default: the model's clip. To the model each window is a recording of its own.
-        hop_seconds: from one window's start to the next, at most the window, its default.
+        hop_seconds: from one window's start to the next, at most the window, its default; of a classifier of hops the
+            default is half of it.
         layer: whose hidden state is given too, as `SsambaModel.num_hidden_states` counts.
         batch_size: windows that are read ahead and run together.
         pooling, segments: of `Window.pooled`; see `SsambaModel.pool`.
@@ -139,7 +151,44 @@ def load(model: str, device: str) -> SsambaModel:
 
 
 def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
-    """Each recording's windows, then that it ended, one recording after another; a batch has windows of several."""
+    """Each recording's windows, or their hops, then that it ended, one recording after another; a batch has windows of
+    several."""
+    found = _windows(paths, job)
+    return stitched(found) if job.layer is None and isinstance(job.model.network, TokenClassifier) else found
+
+
+def stitched(found: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
+    """The hops of windows as windows of their own. Of what two windows share, the first half is told by the first."""
+    before: Window | None = None
+    start = -math.inf
+    for one in found:
+        if before is not None:
+            end = (one.start + before.end) / 2 if isinstance(one, Window) else math.inf
+            yield from _hops_between(before, start, end)
+            start = end
+        if isinstance(one, Window):
+            before = one
+        else:
+            before, start = None, -math.inf
+            yield one
+
+
+def _hops_between(window: Window, start: float, end: float) -> Iterator[Window]:
+    """Those whose middle lies from `start` to before `end`, in seconds of the recording."""
+    assert window.hops is not None
+    seconds, count = window.hop_seconds, len(window.hops)
+    frames = round(seconds * FRAMES_A_SECOND)
+    for hop, chances in enumerate(window.hops):
+        begin = window.start + hop * seconds
+        if start <= begin + seconds / 2 < end:
+            last = hop + 1 == count  # what is left of the window goes with it
+            stop = window.end if last else min(begin + seconds, window.end)
+            own = window.spectrogram[hop * frames : None if last else (hop + 1) * frames]
+            yield window._replace(start=begin, end=stop, step=stop - begin, spectrogram=own, probabilities=chances,
+                                  hops=None)  # fmt: skip
+
+
+def _windows(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
     waiting: list[_Piece | Ended] = []
     for item in itertools.chain.from_iterable(_pieces(path, job) for path in paths):
         waiting.append(item)
@@ -179,7 +228,7 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
     out = model(*features, layers=[] if job.layer is None else [job.layer], pool=job.pool)
     spectrograms, chances = features.input_values.cpu(), None
     if out.logits is not None and model.classifier is not None:
-        chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(1)).cpu()
+        chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(-1)).cpu()
     state = None if job.layer is None else (out.pooled[0].cpu(), out.hidden_states[0].transpose(1, 2).cpu())
     found: list[Window] = []
     for row, piece in enumerate(pieces):
@@ -187,9 +236,13 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
         spectrogram = spectrograms[row, : frames_in(piece.samples.size, rate)]
         seconds = start + _column_seconds(model, len(spectrogram), int(out.columns[row]))
         pooled, tokens = (None, None) if state is None else (state[0][row], state[1][row, : len(seconds)])
-        found.append(Window(piece.path, start, end, piece.step / rate, spectrogram,
-                            None if chances is None else chances[row], pooled, tokens,
-                            seconds.clamp(max=end)))  # fmt: skip
+        answer, hops, hop_seconds = None if chances is None else chances[row], None, 0.0
+        if answer is not None and isinstance(model.network, TokenClassifier):
+            count = model.network.hops(torch.tensor(len(spectrogram)), int(out.columns[row]))
+            hops, hop_seconds = answer[: int(count)], model.network.hop_frames / FRAMES_A_SECOND
+            answer = hops.mean(0)
+        found.append(Window(piece.path, start, end, piece.step / rate, spectrogram, answer, pooled, tokens,
+                            seconds.clamp(max=end), hops, hop_seconds))  # fmt: skip
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.models.encoder import SIZES, AudioEncoder
-from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifier
 
 
 class _Family(NamedTuple):
@@ -289,6 +289,8 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     pools = ("mean", "class", "rows") if model.encoder.grid[0] == 1 else ("mean", "class")
     if isinstance(model, AudioClassifier) and model.pool.name not in pools:
         problems.append(f"its pooling is {model.pool.name} (theirs is mean or class: fine-tune with task.pooling=mean)")
+    if isinstance(model, TokenClassifier):
+        problems.append("it answers hop by hop (theirs say something of a clip as a whole)")
     if problems:
         raise UserError(f"the model cannot be written in the format of {family}'s authors: {'; '.join(problems)}")
 

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from ssamba.errors import UserError
 from ssamba.files import parse_json, read_bounded, read_json, write_json, written_beside
 from ssamba.models.encoder import SIZES, AudioEncoder
-from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifier
 from ssamba.models.patches import fit_positions
 from ssamba.models.pools import MOST_SEGMENTS, Pooling
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
-Problem = Literal["single_label_classification", "multi_label_classification"]
-_PROBLEMS: dict[str, Problem] = {"cross_entropy": "single_label_classification", "bce": "multi_label_classification"}
+Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
+_PROBLEMS: dict[str, Problem] = {
+    "cross_entropy": "single_label_classification", "bce": "multi_label_classification", "ctc": "ctc",
+}  # fmt: skip
 _LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
 
 
@@ -45,8 +47,9 @@ class AudioSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What a classifier says: the names of its classes and the label of the data that they come from; its loss; and its
-    pool and head, as `AudioClassifier` takes them."""
+    """What a classifier says: the names of its classes and the label of the data that they come from; its loss; its
+    pool and head, as `AudioClassifier` takes them; and the columns of a hop of a `TokenClassifier`, None for one answer
+    a clip. Of the loss ctc the classes are the blank and the characters."""
 
     labels: tuple[str, ...]
     label: str
@@ -55,6 +58,7 @@ class ClassifierSettings:
     head_norm: bool = True
     segments: int = 4
     pool_padding: bool = False
+    hop_columns: int | None = None
 
     @property
     def problem_type(self) -> Problem:
@@ -82,7 +86,7 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
     arguments = model.encoder.arguments
     config: dict[str, Any] = {
         "model_type": arguments["encoder"],
-        "architectures": ["AudioClassifier" if classifier else "MaskedPatchModel"],
+        "architectures": [_architecture(classifier)],
         **arguments["options"], **{name: arguments[name] for name in _PATCH_FIELDS},
     }  # fmt: skip
     if classifier:
@@ -93,6 +97,7 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
             "head_norm": classifier.head_norm,
             "segments": classifier.segments,
             "pool_padding": classifier.pool_padding,
+            **({"hop_columns": classifier.hop_columns} if classifier.hop_columns else {}),
             "id2label": dict(enumerate(classifier.labels)),
             "label2id": {name: number for number, name in enumerate(classifier.labels)},
         }
@@ -104,6 +109,12 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
         "feature_extractor_type": "FeatureExtractor", "num_mel_bins": arguments["num_mel_bins"],
         "max_length": arguments["max_length"], **asdict(audio),
     })  # fmt: skip
+
+
+def _architecture(classifier: ClassifierSettings | None) -> str:
+    if classifier is None:
+        return "MaskedPatchModel"
+    return "AudioClassifier" if classifier.hop_columns is None else "TokenClassifier"
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -153,6 +164,7 @@ class _Config:
     head_norm: bool | None = None
     segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
     pool_padding: bool | None = None
+    hop_columns: Frames | None = None
     id2label: dict[str, str] | None = None
     label2id: dict[str, int] | None = None
     architectures: list[str] | None = None
@@ -338,11 +350,22 @@ def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> Classif
     loss = _LOSSES[config["problem_type"]]
     # Folders without these are of versions that pooled padding, as the originals do.
     pool = config.get("segments", ClassifierSettings.segments), config.get("pool_padding", True)
-    return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"], *pool)
+    hop = config.get("hop_columns")
+    if loss == "ctc" and hop is None:
+        raise UserError(f"config.json in {path} has problem_type ctc and no hop_columns; expected a number of columns")
+    return ClassifierSettings(labels, config["label"], loss, config["pooling"], config["head_norm"], *pool, hop)
 
 
 def build_classifier(encoder: AudioEncoder, settings: ClassifierSettings) -> AudioClassifier:
-    """The classifier of these settings on an encoder, its head with fresh weights."""
+    """The classifier of these settings on an encoder, its head with fresh weights.
+
+    Raises:
+        ValueError: settings that cannot be.
+    """
+    if settings.hop_columns is not None:
+        return TokenClassifier(
+            encoder, len(settings.labels), settings.pooling, settings.hop_columns, settings.head_norm, settings.segments
+        )
     return AudioClassifier(
         encoder, len(settings.labels), settings.pooling, settings.head_norm, settings.segments, settings.pool_padding
     )

@@ -1,11 +1,13 @@
-"""What stands on an encoder: the pretraining heads and a clip classifier.
+"""What stands on an encoder: the pretraining heads, a clip classifier, and a head that answers hop by hop.
 
-Shapes: B batch, T frames, M mel bins, L patch tokens, N masked patches of a clip, K pixels of a patch, D width,
-C classes.
+Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, L = F * P patch tokens, N masked
+patches or hops of a clip, K pixels of a patch, D width, C classes.
 """
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.models.encoder import AudioEncoder, Encoded
@@ -95,9 +97,61 @@ class AudioClassifier(nn.Module):
             kept: as of the encoder.
 
         Returns:
-            Logits (B, C).
+            Logits (B, C), of a `TokenClassifier` (B, N, C).
         """
         return self.classify(self.encoder(log_mel, None, kept), frames)
+
+
+class TokenClassifier(AudioClassifier):
+    """An answer for each hop of a clip, of any length: labels of stretches of time, or the characters that are said.
+
+    A hop is so many columns of patches, whose tokens a pool makes one vector of, as `AudioClassifier` does of a whole
+    clip; LayerNorm and linear layer are shared by all hops. The encoder sees the clip, so a hop is told by what comes
+    before and after it, too.
+
+    Args:
+        encoder, num_labels, pooling, head_norm, segments: as of `AudioClassifier`; a class token has no place in time.
+        hop_columns: columns of patches of a hop.
+
+    Raises:
+        ValueError: the pool is that of class tokens, or no column.
+    """
+
+    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, hop_columns: int, head_norm: bool = True,
+                 segments: int = 4) -> None:  # fmt: skip
+        if pooling == "class":
+            raise ValueError("pooling is 'class', and a class token has no place in time; expected another pool")
+        if hop_columns < 1:
+            raise ValueError(f"hop_columns is {hop_columns}; expected at least 1")
+        super().__init__(encoder, num_labels, pooling, head_norm, segments)
+        self.hop_columns = hop_columns
+
+    @property
+    def hop_frames(self) -> int:
+        """Frames from one answer to the next."""
+        return self.hop_columns * self.encoder.patch_shape.time_stride
+
+    def hops(self, frames: Tensor, columns: int) -> Tensor:
+        """How many hops of a clip's `columns` begin within so many of its frames (B,): int64 (B,), at least 1."""
+        own = self.encoder.patch_shape.own_columns(frames, columns)
+        return (own + self.hop_columns - 1).div(self.hop_columns, rounding_mode="floor")
+
+    def classify(self, encoded: Encoded, frames: Tensor | None = None) -> Tensor:
+        """What an encoder of this one's grid gives -> logits (B, N, C), N = ceil(P / hop_columns). Those of the hops
+        after `hops` are of padding."""
+        tokens, size = encoded.tokens.unflatten(1, (self.pool.rows, -1)), self.hop_columns  # (B, F, P, D)
+        batch, rows, columns, width = tokens.shape
+        hops = -(-columns // size)
+        tokens = F.pad(tokens, (0, 0, 0, hops * size - columns)).unflatten(2, (hops, size))
+        tokens = tokens.transpose(1, 2).reshape(batch * hops, rows * size, width)
+        own = torch.full((batch,), columns, device=tokens.device)
+        if frames is not None:
+            own = self.encoder.patch_shape.own_columns(frames.to(tokens.device), columns)
+        # A hop of padding has a column, since a pool of nothing has no value.
+        heard = (own.unsqueeze(1) - size * torch.arange(hops, device=tokens.device)).clamp(1, size).flatten()
+        vectors = self.pool(Encoded(tokens, encoded.class_tokens), heard)
+        logits: Tensor = self.head(vectors)
+        return logits.unflatten(0, (batch, hops))
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -17,10 +17,19 @@ from ssamba.errors import UserError
 from ssamba.evaluation.baseline import choose_baseline, read_statistics
 from ssamba.evaluation.intervals import Scored, paired_differences
 from ssamba.evaluation.report import write_evaluation_report
-from ssamba.evaluation.scores import fill_scores, flat_scores, read_scores, scoring_device, write_class_scores
+from ssamba.evaluation.scores import (
+    fill_scores,
+    flat_scores,
+    groups_of,
+    hop_seconds_of,
+    read_scores,
+    scoring_device,
+    write_class_scores,
+    write_text_scores,
+)
 from ssamba.files import whole_folder
 from ssamba.models.checkpoint import load_model
-from ssamba.models.heads import AudioClassifier
+from ssamba.models.heads import AudioClassifier, TokenClassifier
 from ssamba.training.runs import command_record
 
 BASELINE = Path("test") / "baseline"
@@ -38,21 +47,28 @@ def score_finetuned(recipe: FinetuneRecipe, built: Finetuner, folder: Path) -> t
     model = load_model(folder, backend_here(recipe, scoring_device())).model
     assert isinstance(model, AudioClassifier)
     names, stream = built.classifier.labels, built.data.test_stream()
+    if isinstance(model, TokenClassifier) and built.classifier.loss == "ctc":
+        return write_text_scores(folder / "test", model, built.module.log_mel, stream, len(stream.order), names), {}
     scores = write_class_scores(
         folder / "test", model, built.module.log_mel, stream, len(stream.order), names, built.groups
     )  # fmt: skip
     if recipe.evaluation.baseline == "none":
         return scores, {}
-    learned, scored = (read_statistics(one, built.module.log_mel) for one in build_baseline_streams(recipe, built))
-    groups = read_training_groups(recipe, built.shards.train)
-    baseline = choose_baseline(learned, scored, len(names), recipe.seed, groups)
-    of_clips = None if built.groups is None else [built.groups[key] for key in baseline.predictions.keys]
+    hop, hop_frames = hop_seconds_of(model), recipe.hop_frames
+    learned, scored = (
+        read_statistics(one, built.module.log_mel, hop_frames) for one in build_baseline_streams(recipe, built)
+    )
+    groups = groups_of(learned.keys, read_training_groups(recipe, built.shards.train), hop)
+    by_key = None if groups is None else dict(zip(learned.keys, groups, strict=True))
+    baseline = choose_baseline(learned, scored, len(names), recipe.seed, by_key)
+    predictions = baseline.predictions
     with whole_folder(folder / BASELINE) as beside:
-        theirs = fill_scores(beside, baseline.predictions, names, "log-mel baseline", of_clips)
+        of_clips = groups_of(predictions.keys, built.groups, hop)
+        theirs = fill_scores(beside, predictions, names, "log-mel baseline", of_clips, hop)
     told = {
         "name": baseline.name, "setting": baseline.probe.setting, "held_back": baseline.probe.score,
         "training_clips": baseline.training_clips, "scores": theirs,
-        "difference": _difference(folder / "test", folder / BASELINE, built.groups),
+        "difference": _difference(folder / "test", folder / BASELINE, built.groups, hop),
     }  # fmt: skip
     return scores, {"baseline": told}
 
@@ -60,18 +76,27 @@ def score_finetuned(recipe: FinetuneRecipe, built: Finetuner, folder: Path) -> t
 def evaluate_finetuned(recipe: FinetuneRecipe, out: Path) -> dict[str, Any]:
     """Score the classifier in run_dir on the recipe's test clips, into a folder, with a report."""
     found: ClassEvaluation = build_class_evaluation(recipe)
+    if isinstance(found.model, TokenClassifier) and recipe.task.loss == "ctc":
+        scores = write_text_scores(out, found.model, found.log_mel, found.stream, found.clips, found.names)
+        write_evaluation_report(out, Path(recipe.run_dir), scores, {}, command_record())
+        return scores
     scores = write_class_scores(out, found.model, found.log_mel, found.stream, found.clips, found.names, found.groups)
     run = Path(recipe.run_dir)
     difference: Mapping[str, Any] = {}
     if (run / BASELINE).is_dir():
         try:
-            difference = _difference(out, run / BASELINE, found.groups)
+            difference = _difference(out, run / BASELINE, found.groups, hop_seconds_of(found.model))
         except UserError:  # of other clips than these
             difference = {}
     write_evaluation_report(out, run, scores, difference, command_record())
     return scores
 
 
-def _difference(ours: Path, theirs: Path, groups: dict[str, str] | None) -> dict[str, float]:
+def _difference(
+    ours: Path, theirs: Path, groups: Mapping[str, str] | None, hop_seconds: float | None
+) -> dict[str, float]:
     first, second = (Scored(read_scores(folder)[0]) for folder in (ours, theirs))
-    return flat_scores(paired_differences([first], [second], groups))
+    keys = first.predictions.keys
+    of_clips = groups_of(keys, groups, hop_seconds)
+    by_key = None if of_clips is None else dict(zip(keys, of_clips, strict=True))
+    return flat_scores(paired_differences([first], [second], by_key))

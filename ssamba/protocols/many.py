@@ -19,7 +19,7 @@ from ssamba.errors import Stopped, UserError
 from ssamba.evaluation.intervals import Scored
 from ssamba.evaluation.pages import Section, Table, Text, write_report
 from ssamba.evaluation.report import fact_rows, recipe_section
-from ssamba.evaluation.scores import flat_scores, read_scores
+from ssamba.evaluation.scores import flat_scores, groups_of, read_scores
 from ssamba.files import check_place, write_json
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.protocols.finetuned import BASELINE
@@ -62,6 +62,8 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
     """
     if not (recipe.data.test or recipe.data.fold_by):
         raise UserError("there is nothing to score: data.test is empty and data.fold_by null")
+    if recipe.task.loss == "ctc":
+        raise UserError("folds and seeds are of classifiers; task.loss is ctc, whose runs are scored one by one")
     shards = build_shards(recipe)
     names = sorted(set(read_folds(recipe, shards.train).values())) if folds else [recipe.data.fold or ""]
     root = Path(recipe.run_dir)
@@ -90,7 +92,7 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
                 raise Stopped(status if status > 0 else 128 - status, f"the run in {run.folder} was stopped; {again}")
             if status:
                 raise UserError(f"the run in {run.folder} failed, as it says above; {again}")
-    return _collected(root, runs, groups, content)
+    return _collected(root, runs, groups, content, None if recipe.hop_frames is None else recipe.hop_frames / 100)
 
 
 def _check_root(root: Path, resume: bool, overwrite: bool) -> None:
@@ -151,7 +153,7 @@ def _signals_for(child: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 
 def _collected(
-    root: Path, runs: Sequence[Run], groups: Mapping[str, str] | None, content: dict[str, Any]
+    root: Path, runs: Sequence[Run], groups: Mapping[str, str] | None, content: dict[str, Any], hop: float | None
 ) -> list[Rows]:
     members = []
     for run in runs:
@@ -159,7 +161,9 @@ def _collected(
         baseline = Scored(read_scores(folder / BASELINE)[0], run.fold) if (folder / BASELINE).is_dir() else None
         told = f"{record['training_seconds']:.0f} s"
         members.append(Member(run.fold, run.seed, Scored(read_scores(folder / "test")[0], run.fold), baseline, told))
-    found = summarise(members, groups)
+    keys = [key for member in members for key in member.scored.predictions.keys]
+    of_clips = groups_of(keys, groups, hop)
+    found = summarise(members, None if of_clips is None else dict(zip(keys, of_clips, strict=True)))
     scores = {kind: flat_scores(intervals) for kind, intervals in found.items()}
     write_json(root / MEMBERS_NAME, {**content, "scores": scores})
     tables = [member_rows(members, "training"), summary_rows(found, {"model": "mean of all"})]

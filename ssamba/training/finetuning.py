@@ -149,12 +149,16 @@ class FineTuning(TrainingModule):
             frames = self.log_mel.frames(lengths)
             log_mel = self.augmentation(self.log_mel(waveform, lengths), frames)
         logits = self.model(log_mel, frames, self.draw_kept(batch["positions"]))
+        values = self.objectives(logits, targets, frames)
+        self.watch(batch["keys"], **values)
+        return values["loss"]
+
+    def objectives(self, logits: Tensor, targets: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """What the model says of training clips of so many frames (B,), and `targets` -> loss and accuracy."""
         smooth = self.label_smoothing
         smoothed = (1 - smooth) * targets + smooth / targets.shape[1] if smooth else targets
         loss = self.loss(logits, smoothed, self.class_weights)
-        accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
-        self.watch(batch["keys"], loss=loss, accuracy=accuracy)
-        return loss
+        return {"loss": loss, "accuracy": (logits.detach().argmax(1) == targets.argmax(1)).float().mean()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.model(self.log_mel(batch["waveform"], batch["lengths"]), self.log_mel.frames(batch["lengths"]))
