@@ -45,7 +45,10 @@ def beam_search(logits: Tensor, hops: Tensor, names: Sequence[str]) -> list[list
     """
     from torchaudio.models.decoder import ctc_decoder  # imports flashlight-text
 
-    decoder = ctc_decoder(lexicon=None, tokens=list(names), blank_token=names[0], sil_token=names[0], beam_size=BEAM)
+    # The chances of a text's paths are added up; no threshold leaves one out.
+    decoder = ctc_decoder(
+        lexicon=None, tokens=list(names), blank_token=names[0], sil_token=names[0], beam_size=BEAM, log_add=True
+    )
     best = decoder(logits.float().log_softmax(2).cpu().contiguous(), hops.cpu())
     return [[number for number in hypotheses[0].tokens.tolist() if number] for hypotheses in best]
 

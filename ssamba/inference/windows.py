@@ -100,7 +100,10 @@ class Job(NamedTuple):
         number = None if layer is None else model.layer_number(layer)
         windows = Windows.of(model.feature_extractor, window_seconds, hop_seconds)
         if hop_seconds is None and isinstance(model.network, TokenClassifier):
-            windows = windows._replace(hop=max(1, windows.size // 2))  # each hop is told by what is around it
+            # Each hop is told by what is around it; windows begin where one does.
+            rate = model.feature_extractor.sampling_rate
+            hop = samples_for(model.network.hop_frames + 1, rate) - samples_for(1, rate)
+            windows = windows._replace(hop=max(windows.size // 2 // hop * hop, min(hop, windows.size)))
         return cls(model, windows, batch_size, number, model.pool(pooling, segments))
 
 
@@ -158,23 +161,28 @@ def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
 
 
 def stitched(found: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
-    """The hops of windows as windows of their own. Of what two windows share, the first half is told by the first."""
+    """The hops of windows as windows of their own, each from the end of the one before. Of what two windows share, the
+    first half is told by the first."""
     before: Window | None = None
     start = -math.inf
+    told = 0.0
     for one in found:
         if before is not None:
             end = (one.start + before.end) / 2 if isinstance(one, Window) else math.inf
-            yield from _hops_between(before, start, end)
+            for hop in _hops_between(before, start, end):
+                # The last window ends with the recording, and its hops may begin amid those of the one before.
+                yield hop._replace(start=told, step=hop.end - told)
+                told = hop.end
             start = end
         if isinstance(one, Window):
             before = one
         else:
-            before, start = None, -math.inf
+            before, start, told = None, -math.inf, 0.0
             yield one
 
 
 def _hops_between(window: Window, start: float, end: float) -> Iterator[Window]:
-    """Those whose middle lies from `start` to before `end`, in seconds of the recording."""
+    """Those whose middle lies from `start` to before `end`, in seconds of the recording; they end where they do."""
     assert window.hops is not None
     seconds, count = window.hop_seconds, len(window.hops)
     frames = round(seconds * FRAMES_A_SECOND)
@@ -184,8 +192,7 @@ def _hops_between(window: Window, start: float, end: float) -> Iterator[Window]:
             last = hop + 1 == count  # what is left of the window goes with it
             stop = window.end if last else min(begin + seconds, window.end)
             own = window.spectrogram[hop * frames : None if last else (hop + 1) * frames]
-            yield window._replace(start=begin, end=stop, step=stop - begin, spectrogram=own, probabilities=chances,
-                                  hops=None)  # fmt: skip
+            yield window._replace(end=stop, spectrogram=own, probabilities=chances, hops=None)
 
 
 def _windows(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
