@@ -3,9 +3,10 @@
     python data_prep/synthesize.py OUT
 
 writes OUT/words/{word}_{voice}_{take}.wav and OUT/sentences/{voice}_{number}.wav at eSpeak NG's own 22,050 Hz, and
-OUT/sentences.csv, a list of the latter for folder.py or listed.py: path, text (what is said) and voice. The engine
-comes as a library with the package espeakng-loader (pip install 'ssamba[demo]'). The seed decides what is said, how
-fast, how high and how loud; the engine itself varies a little from one call to the next.
+OUT/sentences.csv, a list of the latter for folder.py: path, text (what is said), voice and split, of which four voices
+are the test and two the validation. The engine comes as a library with the package espeakng-loader (pip install
+'ssamba[demo]'). The seed decides what is said, how fast, how high and how loud; the engine itself varies a little from
+one call to the next.
 """
 
 import argparse
@@ -46,6 +47,11 @@ VOICES = (
     "en-US+m1", "en-US+m3", "en-US+f1", "en-US+f3", "en-US+f5", "en+m2", "en+m7", "en+f2", "en+f4",
     "en-GB-scotland+m4", "en-GB-scotland+f1", "en-GB-x-rp+m8", "en-029+m5", "en-029+f3",
 )  # fmt: skip
+HELD_OUT = {
+    **dict.fromkeys(("en-US+f5", "en+f4", "en-GB-scotland+f1", "en-029+m5"), "test"),
+    **dict.fromkeys(("en-US+m3", "en+f2"), "validation"),
+}
+"""Voices of which no sentence is in the split train."""
 TAKES = 6
 SENTENCES = 36  # a voice
 
@@ -135,10 +141,10 @@ def synthesize(out: Path, synthesizer: Synthesizer, seed: int) -> None:
         (out / folder).mkdir()
     with (out / "sentences.csv").open("w", newline="", encoding="utf-8") as listed:
         writer = csv.writer(listed)
-        writer.writerow(["path", "text", "voice"])
+        writer.writerow(["path", "text", "voice", "split"])
         for file, voice, text in said:
             if file.startswith("sentences/"):
-                writer.writerow([file, text.lower(), voice])
+                writer.writerow([file, text.lower(), voice, HELD_OUT.get(voice, "train")])
     for file, voice, text in tqdm(said, unit="utterance", desc="synthesis"):
         speech = synthesizer.speak(
             text,

@@ -280,6 +280,33 @@ def test_librispeech(tmp_path: Path, make: Callable[..., Path], inside: str) -> 
     np.testing.assert_array_equal(samples, np.arange(24000, 40000) % 30000)
 
 
+def test_librispeech_with_what_is_said(tmp_path: Path, make: Callable[..., Path], fails: Callable[..., str]) -> None:
+    source = tmp_path / "in"
+    for part, speaker in (("train-clean-100", "103"), ("dev-clean", "84"), ("test-clean", "61")):
+        chapter = source / part / speaker / "1240"
+        for number in range(2):
+            write_audio(chapter / f"{speaker}-1240-000{number}.flac", 11.0 + number)
+        lines = [f"{speaker}-1240-000{number} HE'S  {part.upper().replace('-', ' ')}" for number in range(2)]
+        (chapter / f"{speaker}-1240.trans.txt").write_text("\n".join(lines) + "\n")
+    out = make("librispeech", "--transcripts")
+    for split, part, speaker in (("train", "TRAIN CLEAN 100", "103"), ("validation", "DEV CLEAN", "84"),
+                                 ("test", "TEST CLEAN", "61")):  # fmt: skip
+        found = described(out / split)
+        assert {key: sample["labels"] for key, sample in found.items()} == {
+            f"{speaker}-1240-000{number}": {"speaker": speaker, "text": f"HE'S {part}"} for number in range(2)
+        }
+        assert sorted(sample["seconds"] for sample in found.values()) == [11.0, 12.0]  # in no pieces
+    out = make("librispeech", "--transcripts", "--parts=test-clean", "--overwrite")
+    assert [path.name for path in out.iterdir()] == ["test"]
+
+    chapter = source / "dev-clean" / "84" / "1240"
+    (chapter / "84-1240.trans.txt").write_text("84-1240-0000 ONE\n84-1240-0001 \n")
+    assert "1 of 2 recordings of" in (message := fails("librispeech", "--transcripts", "--overwrite"))
+    assert "have no line in the .trans.txt of their chapter: 84-1240-0001" in message
+    (chapter / "84-1240.trans.txt").unlink()
+    assert "84-1240.trans.txt cannot be read" in fails("librispeech", "--transcripts", "--overwrite")
+
+
 def test_librispeech_in_part(tmp_path: Path, make: Callable[..., Path], fails: Callable[..., str]) -> None:
     for name, speaker in (("train-clean-100", "103"), ("train-other-500", "20"), ("dev-clean", "84")):
         write_audio(tmp_path / "in" / name / speaker / "1240" / f"{speaker}-1240-0000.flac")

@@ -75,6 +75,26 @@ def test_the_corpus_has_every_word_by_every_voice_and_sentences(script: Any) -> 
     assert len(corpus) - len(words) == script.SENTENCES * len(script.VOICES)
 
 
+def test_sentences_are_listed_with_what_is_said(
+    script: Any, synthesizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = script.HELD_OUT
+    assert held.keys() < set(script.VOICES) and sorted(set(held.values())) == ["test", "validation"]
+    some = [
+        ("words/yes_en-f2_0.wav", "en+f2", "yes"),
+        ("sentences/en-f2_0.wav", "en+f2", "a letter from Vienna"),
+        ("sentences/en-US-m1_0.wav", "en-US+m1", "the first snow"),
+    ]
+    monkeypatch.setattr(script, "utterances", lambda rng: iter(some))
+    script.synthesize(tmp_path, synthesizer, 0)
+    assert (tmp_path / "sentences.csv").read_text().splitlines() == [
+        "path,text,voice,split",
+        "sentences/en-f2_0.wav,a letter from vienna,en+f2,validation",
+        "sentences/en-US-m1_0.wav,the first snow,en-US+m1,train",
+    ]
+    assert all((tmp_path / file).is_file() for file, _, _ in some)
+
+
 def test_refuses_a_folder_that_exists(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.setattr("sys.argv", ["synthesize.py", str(tmp_path)])
