@@ -35,9 +35,10 @@ from ssamba.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 8000  # of FSDD
 SCENES = [
-    f"audio.sampling_rate={RATE}", "audio.num_mel_bins=96", "audio.max_length=2000", "audio.mean=null", "audio.std=null",
-    "model.size=nano", "model.fshape=96", "model.tshape=4", "model.time_stride=4",
-    "model.pretrained=null", "data.fold_by=null", "data.batch_size=8", "data.num_workers=0", "task.pooling=statistics",
+    f"audio.sampling_rate={RATE}", "audio.num_mel_bins=96", "audio.max_length=2000", "audio.mean=null",
+    "audio.std=null",
+    "model.size=nano", "model.fshape=96", "model.tshape=4", "model.time_stride=4", "model.pretrained=null",
+    "data.fold_by=null", "data.batch_size=8", "data.num_workers=0", "task.pooling=statistics",
     "augmentation.frequency_mask=12", "augmentation.time_mask=0", "augmentation.frequency_shift=5",
     "optimizer.learning_rate=3e-3", "optimizer.weight_decay=0.05", "optimizer.warmup_steps=50", "trainer.precision=32",
     "trainer.max_steps=600", "trainer.validate_every_steps=200",
