@@ -13,7 +13,7 @@ patches of 16 mel bins x 160 ms, is pretrained on the 2,700 training recordings 
 
 Every step is a command of the package, printed before it runs, with one thread; --jobs of them run at a time. One that
 is finished in OUT is not made again, so the work can be cut into several calls. Results: OUT/results.md, with the
-commands in OUT/results.json.
+commands in OUT/results.json. --earlier takes rows of encoders that are not in OUT from such a results.json.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,7 @@ RATES = (1e-3, 2e-3)  # of fine-tuning, among which `tuning` chooses
 TUNED_TAKES = range(5, 15)
 SPEAKER_SHAPES = ("96x2",)
 REPORT = "report.html"  # what folds and seeds are finished with
+CPU_NAME = "cpu_seconds.json"  # beside it, of the command that finished it
 
 
 class Step(NamedTuple):
@@ -100,13 +102,18 @@ class Benchmark:
             names = ["--train", "train.csv", "--test", "test.csv", *rate]
             self._call([sys.executable, str(ROOT / "data_prep/listed.py"), str(self.out), str(self.tuning), *names])
 
-    def _call(self, words: Sequence[str]) -> None:
+    def _call(self, words: Sequence[str]) -> float:
+        """Run a command; the seconds of CPU that it took, with the processes that it started."""
         print(f"$ {shlex.join(words)}", flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            print(done.stdout, file=sys.stderr)
-            raise SystemExit(done.returncode)
+        with tempfile.TemporaryFile("w+", errors="replace") as said:
+            process = subprocess.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT)
+            _, status, usage = os.wait4(process.pid, 0)
+            if code := os.waitstatus_to_exitcode(status):
+                said.seek(0)
+                print(said.read(), file=sys.stderr)
+                raise SystemExit(code)
+        return usage.ru_utime + usage.ru_stime
 
     def make(self, steps: Sequence[Step]) -> None:
         """All steps that are not finished, several at a time."""
@@ -114,8 +121,9 @@ class Benchmark:
         def run(step: Step) -> None:
             if not (self.out / step.folder / step.mark).is_file():
                 started = time.perf_counter()
-                self._call([str(Path(sys.executable).parent / "ssamba"), *step.words])
-                print(f"{step.folder}: {time.perf_counter() - started:.0f} s", flush=True)
+                seconds = self._call([str(Path(sys.executable).parent / "ssamba"), *step.words])
+                print(f"{step.folder}: {time.perf_counter() - started:.0f} s, {seconds:.0f} of CPU", flush=True)
+                write_json(self.out / step.folder / CPU_NAME, round(seconds))
 
         with ThreadPoolExecutor(self.jobs) as pool:
             for _ in pool.map(run, steps):
@@ -319,7 +327,7 @@ def tuning_rows(benchmark: Benchmark) -> Rows:
 
 
 def pretraining_rows(out: Path) -> Rows:
-    rows: Rows = [("encoder", "patch", "parameters", "steps", "seconds of one thread", "train/accuracy")]
+    rows: Rows = [("encoder", "patch", "parameters", "steps", "CPU seconds", "train/accuracy")]
     for encoder in ENCODERS:
         for shape in SHAPES:
             path = out / f"{encoder}-{shape}" / "run.json"
@@ -331,15 +339,25 @@ def pretraining_rows(out: Path) -> Rows:
                         shape,
                         f"{told['parameters']:,}",
                         f"{told['steps']:,}",
-                        f"{told['training_seconds']:.0f}",
+                        f"{json.loads((path.parent / CPU_NAME).read_text())}",
                         f"{told['last_metrics']['train/accuracy']:.2f}",
                     )
                 )
     return rows
 
 
-def report(benchmark: Benchmark) -> None:
-    """results.md and results.json of what is finished."""
+def with_earlier(rows: Rows, earlier: Rows) -> Rows:
+    """A table with the rows of encoders that it lacks from an earlier one of the same columns."""
+    if not earlier:
+        return rows
+    column = rows[0].index("encoder")
+    mine = {row[column] for row in rows[1:]}
+    kept = [tuple(row) for row in earlier[1:] if row[column] not in mine]
+    return [rows[0], *sorted([*kept, *rows[1:]], key=lambda row: ENCODERS.index(row[column]))]
+
+
+def report(benchmark: Benchmark, earlier: Path | None) -> None:
+    """results.md and results.json of what is finished, and of what was before."""
     out = benchmark.out
     tables = {
         "Pretraining": pretraining_rows(out),
@@ -349,10 +367,12 @@ def report(benchmark: Benchmark) -> None:
         "Digits by frozen features, official test": frozen_rows(out),
         "Digits of a speaker without labels, mean of six": speaker_rows(out),
     }  # fmt: skip
+    before = {"tables": {}, "records": {}} if earlier is None else json.loads(earlier.read_text())
+    tables = {title: with_earlier(rows, before["tables"].get(title, [])) for title, rows in tables.items()}
     tables = {title: rows for title, rows in tables.items() if len(rows) > 1}
     text = "".join(f"{title}:\n\n{markdown_table(rows)}\n\n" for title, rows in tables.items())
     write_text(out / "results.md", text)
-    records: dict[str, Any] = {}
+    records: dict[str, Any] = before["records"]
     for mark in ("run.json", MEMBERS_NAME, PROBE_NAME):
         for path in sorted(out.rglob(mark)):
             told = json.loads(path.read_text())
@@ -376,6 +396,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
+    parser.add_argument("--earlier", type=Path, metavar="RESULTS.json", help="of other encoders")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
     given = parser.parse_args()
     benchmark = Benchmark(given.out.absolute(), given.jobs, given.encoders)
@@ -383,7 +404,7 @@ def main() -> None:
     benchmark.make(benchmark.pretraining())
     for part in given.parts:
         benchmark.make(PARTS[part](benchmark))
-    report(benchmark)
+    report(benchmark, given.earlier)
 
 
 if __name__ == "__main__":
