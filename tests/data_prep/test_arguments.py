@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from test_scripts import SCRIPTS, script
+from layouts import SCRIPTS, script
 
 from ssamba.values import Argument, number, plain_text, share, whole_number
 

@@ -1,39 +1,21 @@
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import layouts
 import numpy as np
 import pytest
 import soundfile
+from layouts import COMMANDS, OTHERS, SCRIPTS, V2_ONLY, script, speech_commands, write_wav
 
 from ssamba.data.index import ShardIndex, find_shards, verify_shards
 from ssamba.data.writer import Recording
-
-SCRIPTS = Path(__file__).parents[2] / "data_prep"
-COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-OTHERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-          "bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")  # fmt: skip
-V2_ONLY = ("backward", "follow", "forward", "learn", "visual")
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def write_wav(path: Path, seconds: float = 0.05, rate: int = 16000) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.zeros(round(seconds * rate), np.int16), rate)
 
 
 def described(split: Path) -> dict[str, dict[str, Any]]:
@@ -98,10 +80,7 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 
 
 def test_fsdd(tmp_path: Path, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    for digit in range(10):
-        for speaker in ("theo", "george"):
-            for take in (0, 4, 5, 12):
-                write_wav(tmp_path / "in" / "recordings" / f"{digit}_{speaker}_{take}.wav", rate=8000)
+    layouts.fsdd(tmp_path / "in")
     out = make("fsdd", "--samples-per-shard=20")
     printed = capsys.readouterr().out
     assert f"{out / 'train'}: 40 recordings, 0.00 h, 2 shards, 0 skipped" in printed
@@ -133,25 +112,6 @@ def test_fsdd_needs_all_of_it(tmp_path: Path, fails: Callable[..., str]) -> None
 
 
 # Speech Commands
-
-
-def speech_commands(root: Path, words: Iterable[str], noise_seconds: float = 12.0) -> None:
-    """Ten recordings of each word: eight of training, one of validation, one of test."""
-    lists: dict[str, list[str]] = {"validation_list.txt": [], "testing_list.txt": []}
-    for word in words:
-        for take in range(10):
-            name = f"{word}/{take:08x}_nohash_{take % 2}.wav"
-            write_wav(root / name)
-            if take >= 8:
-                lists["validation_list.txt" if take == 8 else "testing_list.txt"].append(name)
-    for name, listed in lists.items():
-        (root / name).write_text("\n".join(listed) + "\n")
-    # A ramp, so that a cut tells where it was cut: full scale over 20 s.
-    for name in ("pink_noise", "running_tap"):
-        ramp = np.arange(round(noise_seconds * 16000)) / 320000
-        (root / "_background_noise_").mkdir(exist_ok=True)
-        soundfile.write(root / "_background_noise_" / f"{name}.wav", ramp, 16000)
-    (root / "README.md").write_text("")
 
 
 def test_speech_commands_v2(tmp_path: Path, make: Callable[..., Path]) -> None:
@@ -245,16 +205,8 @@ def test_speech_commands_complains(tmp_path: Path, fails: Callable[..., str]) ->
 
 @pytest.fixture
 def animals(tmp_path: Path) -> Path:
-    """Ten cats, five of them deeper and some with odd names, and twenty dogs."""
-    root = tmp_path / "in"
-    for number in range(20):
-        write_wav(root / "dog" / f"barking {number}.v1.WAV")
-    for number in range(5):
-        write_wav(root / "cat" / f"{number}.wav")
-        write_wav(root / "cat" / "deep" / f"{number}.wav")
-    (root / "cat" / "notes.txt").write_text("")
-    (root / "cat" / "._0.wav").write_text("no audio")
-    return root
+    layouts.folder(tmp_path / "in")
+    return tmp_path / "in"
 
 
 def test_folder(animals: Path, make: Callable[..., Path]) -> None:

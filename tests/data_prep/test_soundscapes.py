@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import test_scripts
-from test_scripts import described, script
+from layouts import script
+from test_scripts import described
 
 from ssamba.data.index import ShardIndex
 from ssamba.data.mixing import Event, Mix

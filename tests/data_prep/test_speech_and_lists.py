@@ -8,18 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_scripts import counts, described, error_in, script
+from layouts import iemocap, script, voxceleb1, write_ramp
+from test_scripts import counts, described, error_in
 
 from ssamba.config import load_recipe
 from ssamba.data.index import ShardIndex
 
 ROOT = Path(__file__).parents[2]
-
-
-def write_audio(path: Path, seconds: float = 0.05) -> None:
-    """A ramp of 16-bit steps, so that a cut tells where it was cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, (np.arange(round(seconds * 16000)) % 30000).astype(np.int16), 16000)
 
 
 @pytest.fixture
@@ -67,18 +62,6 @@ def test_each_needs_a_source_and_has_help(
 
 
 # VoxCeleb1
-
-
-def voxceleb1(source: Path, folders: tuple[str, str] = ("vox1_dev_wav/wav", "vox1_test_wav/wav")) -> list[str]:
-    """Three speakers, one of them in the second folder, of a video with four recordings each: 2 / 1 / 1."""
-    lines = []
-    for speaker, folder in (("id10001", folders[0]), ("id10002", folders[0]), ("id10270", folders[1])):
-        for number, kind in enumerate("1123", 1):
-            name = f"{speaker}/1zcIwh-deo4/{number:05d}.wav"
-            write_audio(source / folder / name)
-            lines.append(f"{kind} {name}")
-    (source / "iden_split.txt").write_text("\n".join(lines) + "\n")
-    return lines
 
 
 @pytest.mark.parametrize("folders", [("vox1_dev_wav/wav", "vox1_test_wav/wav"), ("wav", "wav"), (".", "."),
@@ -177,28 +160,6 @@ def test_voxceleb1_complains(tmp_path: Path, fails: Callable[..., str]) -> None:
 
 # IEMOCAP
 
-EMOTIONS = ("ang", "hap", "exc", "neu", "sad", "fru", "xxx")  # the last two are in none of the four classes
-
-
-def iemocap(source: Path) -> None:
-    """Five sessions of one dialog: an utterance of each emotion by each of two speakers."""
-    for session in range(1, 6):
-        dialog = "Ses02M_script01_1b" if session == 2 else f"Ses{session:02d}F_impro01"
-        folder = source / f"Session{session}"
-        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-        for gender in "FM":
-            for number, emotion in enumerate(EMOTIONS):
-                utterance = f"{dialog}_{gender}{number:03d}"
-                write_audio(folder / "sentences" / "wav" / dialog / f"{utterance}.wav")
-                lines += [
-                    f"[{number}.2901 - {number + 1}.2357]\t{utterance}\t{emotion}\t[2.5000, 2.5000, 2.5000]",
-                    f"C-E2:\t{emotion};\t()", "A-E3:\tval 3; act 2; dom  2;\t()", "",
-                ]  # fmt: skip
-        labels = folder / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
-        labels.parent.mkdir(parents=True)
-        labels.write_text("\n".join(lines))
-        (labels.parent / f"._{dialog}.txt").write_bytes(b"\x00\xff")
-
 
 @pytest.mark.parametrize("inside", [".", "IEMOCAP_full_release"])
 def test_iemocap(tmp_path: Path, make: Callable[..., Path], inside: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +218,7 @@ def test_librispeech(tmp_path: Path, make: Callable[..., Path], inside: str) -> 
     root = tmp_path / "in" / inside
     for name, speaker, seconds in (("train-clean-100", "103", 2.5), ("train-other-500", "20", 3.0),
                                    ("dev-clean", "84", 1.5), ("test-clean", "61", 1.5)):  # fmt: skip
-        write_audio(root / name / speaker / "1240" / f"{speaker}-1240-0000.flac", seconds)
+        write_ramp(root / name / speaker / "1240" / f"{speaker}-1240-0000.flac", seconds)
         (root / name / speaker / "1240" / f"{speaker}-1240.trans.txt").write_text("")
     (root / "dev-clean" / "84" / "1240" / "._84-1240-0000.flac").write_bytes(b"\0\5\x16\7")
     out = make("librispeech", "--seconds=1.5")
@@ -309,7 +270,7 @@ def test_librispeech_with_what_is_said(tmp_path: Path, make: Callable[..., Path]
 
 def test_librispeech_in_part(tmp_path: Path, make: Callable[..., Path], fails: Callable[..., str]) -> None:
     for name, speaker in (("train-clean-100", "103"), ("train-other-500", "20"), ("dev-clean", "84")):
-        write_audio(tmp_path / "in" / name / speaker / "1240" / f"{speaker}-1240-0000.flac")
+        write_ramp(tmp_path / "in" / name / speaker / "1240" / f"{speaker}-1240-0000.flac")
     out = make("librispeech", "--parts=dev-clean,train-other-500")
     assert set(described(out / "train")) == {"20-1240-0000"} and set(described(out / "validation")) == {"84-1240-0000"}
     assert "in lacks train-clean-360, which --parts names: --fetch gets them" in fails(
@@ -321,7 +282,7 @@ def test_librispeech_in_part(tmp_path: Path, make: Callable[..., Path], fails: C
 
 
 def test_librispeech_leaves_short_rests_out(tmp_path: Path, make: Callable[..., Path]) -> None:
-    write_audio(tmp_path / "in" / "dev-other" / "7" / "8" / "7-8-0001.flac", 20.9)
+    write_ramp(tmp_path / "in" / "dev-other" / "7" / "8" / "7-8-0001.flac", 20.9)
     out = make("librispeech")
     assert {key: sample["seconds"] for key, sample in described(out / "validation").items()} == {
         "7-8-0001_0": 10.0, "7-8-0001_1": 10.0
@@ -334,7 +295,7 @@ def test_librispeech_complains(tmp_path: Path, fails: Callable[..., str], make: 
     assert "has none of the folders train-clean-100, train-clean-360" in fails("librispeech")
     (source / "dev-clean").mkdir()
     assert "dev-clean has no SPEAKER/CHAPTER/*.flac" in fails("librispeech")
-    write_audio(source / "dev-clean" / "7" / "8" / "7-8-0001.flac")
+    write_ramp(source / "dev-clean" / "7" / "8" / "7-8-0001.flac")
     assert "--seconds is 0; expected at least 0.025" in fails("librispeech", "--seconds=0")
     (source / "dev-clean" / "7" / "8" / "7-8-0002.flac").write_text("torn")
     assert "1 of 2 recordings are unusable" in fails("librispeech")
@@ -347,7 +308,7 @@ def test_librispeech_complains(tmp_path: Path, fails: Callable[..., str], make: 
 @pytest.fixture
 def audio(tmp_path: Path) -> Path:
     for name in ("a", "b c", "d.v1", "e"):
-        write_audio(tmp_path / "in" / "audio" / f"{name}.wav")
+        write_ramp(tmp_path / "in" / "audio" / f"{name}.wav")
     return tmp_path / "in"
 
 

@@ -1,0 +1,120 @@
+"""Every recipe of fine-tuning by the commands in its own comment, on a tiny set in its data set's public layout: the
+shards, two steps, and scores of every class and clip."""
+
+import csv
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import layouts
+import numpy as np
+import pytest
+
+from ssamba.cli import main
+from ssamba.config import ENCODERS, FinetuneRecipe, load_recipe
+from ssamba.data.index import find_shards
+from ssamba.evaluation.scores import read_scores
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes" / "finetune").glob("*.yaml"))}
+
+
+class Tree(NamedTuple):
+    """What OUT is made of: a layout, the list in it that is SOURCE, and what a command needs where there is little."""
+
+    make: Callable[[Path], object]
+    source: str = "."
+    options: tuple[str, ...] = ()
+
+
+TREES = {
+    "demo/shards/keywords": Tree(layouts.keywords, "keywords.csv"),
+    "shards/audioset": Tree(layouts.audioset, options=("--validation=0.2",)),
+    "shards/epic_sounds": Tree(layouts.epic_sounds),
+    "shards/esc50": Tree(layouts.esc50),
+    "shards/fsdd": Tree(layouts.fsdd),
+    "shards/iemocap": Tree(layouts.iemocap),
+    "shards/labelled": Tree(layouts.folder),
+    "shards/speech_commands_v1": Tree(layouts.speech_commands_v1),
+    "shards/speech_commands_v2": Tree(layouts.speech_commands_v2),
+    "shards/urbansound8k": Tree(layouts.urbansound8k),
+    "shards/vggsound": Tree(layouts.vggsound),
+    "shards/voxceleb1": Tree(layouts.voxceleb1),
+}
+
+
+def commands(recipe: str) -> list[list[str]]:
+    """The commands in a recipe's comment, word by word."""
+    lines = RECIPES[recipe].read_text().splitlines()
+    return [shlex.split(line.removeprefix("#")) for line in lines if line.startswith("#   ")]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A recipe -> a working folder with its shards, as its comment's command makes them."""
+    place, made = tmp_path_factory.mktemp("tasks"), set[str]()
+
+    def prepare(recipe: str) -> Path:
+        ((_, program, _, out, *options),) = [words for words in commands(recipe) if words[0] == "python"]
+        if out not in made:
+            tree = TREES[out]
+            source = place / "sources" / out
+            source.parent.mkdir(parents=True, exist_ok=True)
+            tree.make(source)
+            words = [str(source / tree.source), str(place / out), "--workers=1", *options, *tree.options]
+            assert layouts.script(Path(program).stem).main(words) == 0
+            made.add(out)
+        return place
+
+    return prepare
+
+
+def small(recipe: FinetuneRecipe, encoder: str) -> list[str]:
+    """Overrides for a second's work: a small model, clips of a third of a second, two steps of four of them."""
+    averaged = 1 + (recipe.trainer.average_checkpoints > 1)
+    baseline = recipe.evaluation.baseline if encoder == ENCODERS[0] else "none"  # it is the same beside all of them
+    return [
+        f"model.encoder={encoder}", "model.size=nano", "model.pretrained=null", "audio.max_length=32",
+        "data.batch_size=4", "data.num_workers=0", "trainer.max_steps=2", "trainer.validate_every_steps=2",
+        "trainer.checkpoint_every_steps=1", f"trainer.average_checkpoints={averaged}", "trainer.precision=32",
+        "trainer.accelerator=cpu", f"evaluation.baseline={baseline}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_leads_from_its_public_layout_to_scores(
+    name: str, encoder: str, prepared: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPES[name])
+    assert isinstance(recipe, FinetuneRecipe)
+    monkeypatch.chdir(prepared(name))
+    (command,) = [words for words in commands(name) if words[0] == "ssamba" and words[1] == "finetune"]
+    assert command[2] == f"recipes/finetune/{name}.yaml"
+    overrides = [word for word in command[3:] if "=" in word]
+    shards = find_shards(recipe.data.test or recipe.data.train)
+    classes = shards.labels[recipe.task.label]
+    fold = []
+    if recipe.data.fold_by:
+        assert command[-2:] == ["--folds", "all"]
+        fold = [f"data.fold={shards.labels[recipe.data.fold_by][0]}"]
+    run = tmp_path / "run"
+    words = [*overrides, *small(recipe, encoder), *fold, f"run_dir={run}"]
+    assert main(["finetune", str(RECIPES[name]), *words]) == 0
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["steps"] == 2 and record["skipped_samples"] == []
+    predictions, names = read_scores(run / "test")
+    clips = len(predictions.keys)
+    assert names == list(classes) and len(set(predictions.keys)) == clips == record["test"]["clips"]
+    assert clips == shards.samples if not fold else 0 < clips < shards.samples
+    several = recipe.task.loss == "bce"
+    assert ("mAP" if several else "accuracy") in record["test"]
+    assert encoder != ENCODERS[0] or set(record["baseline"]["scores"]) == set(record["test"])
+    with (run / "test" / "classes.csv").open() as file:
+        rows = {row["class"]: int(row["clips"]) for row in csv.DictReader(file)}
+    labels = predictions.labels.numpy()
+    heard = labels.sum(0) if several else np.bincount(labels, minlength=len(names))
+    assert rows == dict(zip(names, heard.astype(int).tolist(), strict=True))
