@@ -3,19 +3,28 @@ shards, two steps, and scores of every class and clip."""
 
 import csv
 import json
+import multiprocessing
+import os
+import re
 import shlex
+import signal
+import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import layouts
 import numpy as np
 import pytest
+import torch
 
 from ssamba.cli import main
 from ssamba.config import ENCODERS, FinetuneRecipe, load_recipe
 from ssamba.data.index import find_shards
+from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.scores import read_scores
+from ssamba.protocols import many
+from ssamba.training.finetuning import FineTuning
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes" / "finetune").glob("*.yaml"))}
@@ -118,3 +127,90 @@ def test_a_recipe_leads_from_its_public_layout_to_scores(
     labels = predictions.labels.numpy()
     heard = labels.sum(0) if several else np.bincount(labels, minlength=len(names))
     assert rows == dict(zip(names, heard.astype(int).tolist(), strict=True))
+
+
+FOLDS = {"esc50": 5, "iemocap": 5, "urbansound8k": 10}
+
+
+@pytest.fixture
+def folds(
+    prepared: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], list[str]]:
+    """A recipe and a name for its runs' folder -> the words of its command; runs are made by this process, which has
+    imported everything."""
+    monkeypatch.setattr(many, "train_run", lambda run: main(["finetune", run.recipe, "--resume", "auto"]))
+
+    def words(name: str, folder: str) -> list[str]:
+        monkeypatch.chdir(prepared(name))
+        recipe = load_recipe(RECIPES[name])
+        assert isinstance(recipe, FinetuneRecipe)
+        return ["finetune", str(RECIPES[name]), *small(recipe, "ssamba"), f"run_dir={tmp_path / folder}"]
+
+    return words
+
+
+def per_fold(root: Path, count: int) -> dict[str, Predictions]:
+    """What the clips of each fold got."""
+    found = {path.name: read_scores(path / "test")[0] for path in root.glob("fold-*")}
+    assert set(found) == {f"fold-{fold}" for fold in range(1, count + 1)}
+    return found
+
+
+@pytest.mark.parametrize(("name", "count"), FOLDS.items())
+def test_one_command_scores_each_fold_once(
+    name: str, count: int, folds: Callable[[str, str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["evaluation.baseline=none", "optimizer.learning_rate=0.01"]  # so that not all clips get one class
+    assert main([*folds(name, "runs"), "--folds", "all", *more]) == 0
+    found = per_fold(tmp_path / "runs", count)
+    keys = [key for predictions in found.values() for key in predictions.keys]
+    recipe = load_recipe(RECIPES[name])
+    assert len(set(keys)) == len(keys) == find_shards(recipe.data.train).samples
+    right = [float((one.logits.argmax(1) == one.labels).double().mean()) for one in found.values()]
+    spread = f"{statistics.mean(right):.3f} ± {statistics.stdev(right):.3f}"
+    for said in (capsys.readouterr().out, (tmp_path / "runs" / "report.md").read_text()):
+        assert re.search(rf"^\| mean [ |]+ {spread} +\|$", said, re.MULTILINE)
+    scores = json.loads((tmp_path / "runs" / "members.json").read_text())["scores"]
+    assert scores["model"]["accuracy"] == pytest.approx(statistics.mean(right))
+
+
+def test_folds_that_are_killed_midway_go_on_to_the_same_numbers(
+    folds: Callable[[str, str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*folds("esc50", "whole"), "--folds", "all"]) == 0
+    words = [*folds("esc50", "killed"), "--folds", "all"]
+    step = FineTuning.training_step
+
+    def killed(module: FineTuning, *arguments: Any) -> Any:
+        """In the third fold's second step, the first one's checkpoint behind it."""
+        if module.global_step == 1 and (tmp_path / "killed" / "fold-2" / "run.json").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "training_step", killed)
+        process = multiprocessing.get_context("fork").Process(target=main, args=(words,))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = sorted(path.parent.name for path in (tmp_path / "killed").glob("*/run.json"))
+    assert done == ["fold-1", "fold-2"]
+    assert main([*words, "--resume", "auto"]) == 0
+    first, second = (per_fold(tmp_path / name, 5) for name in ("whole", "killed"))
+    for fold, predictions in first.items():
+        assert predictions.keys == second[fold].keys
+        assert torch.equal(predictions.logits, second[fold].logits)
+    assert json.loads((tmp_path / "killed" / "fold-3" / "run.json").read_text())["resumed"][0]["step"] == 1
+    scores = [json.loads((tmp_path / name / "members.json").read_text())["scores"] for name in ("whole", "killed")]
+    assert scores[0] == scores[1]
+
+
+def test_a_fold_without_clips_is_told_before_training(
+    folds: Callable[[str, str], list[str]], pretrained: Callable[[str], Path], refused: Callable[..., str]
+) -> None:
+    """Of the split train alone, which lacks the fold that is the split test."""
+    said = refused(*folds("esc50", "runs"), "data.train=shards/esc50/train", "--folds", "all")
+    assert said.startswith("data.fold_by fold: no recording is in the fold 5 of the 5 of the label list")
+    assert "are all splits of the data set named? Some folds alone: data.fold=NAME" in said
+    said = refused("probe", pretrained("ssast"), "shards/esc50/train", "--label", "category", "--fold-by", "fold")
+    assert said.startswith("--fold-by fold: no recording is in the fold 5 of the 5") and "--folds NAME ..." in said

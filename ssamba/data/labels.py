@@ -113,6 +113,27 @@ def one_name_each(
     return names
 
 
+def all_folds(names: Mapping[int, str], known: Sequence[str], option: str, alone: str) -> list[str]:
+    """Every fold, in the order of the label list.
+
+    Args:
+        names: the fold of each recording.
+        known: the names of the label list.
+        option, alone: what asks for the folds, and what takes some of them, for messages.
+
+    Raises:
+        UserError: a fold of the label list has no recordings, so that what is scored would not be all of the data set.
+    """
+    held = set(names.values())
+    if empty := [name for name in known if name not in held]:
+        more = f" and {len(empty) - _EXAMPLES} more" if len(empty) > _EXAMPLES else ""
+        raise UserError(
+            f"{option}: no recording is in the fold {', '.join(empty[:_EXAMPLES])}{more} of the {len(known)} of the "
+            f"label list; expected some in each: are all splits of the data set named? Some folds alone: {alone}"
+        )
+    return list(known)
+
+
 def in_fold(names: Mapping[int, str], fold: str, option: str) -> tuple[list[int], list[int]]:
     """The rows whose name is another than a fold's, and those whose name it is; UserError where there are none."""
     outside = [row for row, name in sorted(names.items()) if name != fold]

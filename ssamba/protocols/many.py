@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ssamba.build import build_groups, build_labels, build_rows, build_shards, check_labels, read_folds
 from ssamba.config import FinetuneRecipe, save_recipe
 from ssamba.data.jobs import cluster, run_jobs
+from ssamba.data.labels import all_folds
 from ssamba.errors import Stopped, UserError
 from ssamba.evaluation.intervals import Scored
 from ssamba.evaluation.pages import Section, Table, Text, write_report
@@ -65,7 +66,10 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
     if recipe.task.loss == "ctc":
         raise UserError("folds and seeds are of classifiers; task.loss is ctc, whose runs are scored one by one")
     shards = build_shards(recipe)
-    names = sorted(set(read_folds(recipe, shards.train).values())) if folds else [recipe.data.fold or ""]
+    names, by = [recipe.data.fold or ""], recipe.data.fold_by
+    if folds and by:
+        of = read_folds(recipe, shards.train)
+        names = all_folds(of, shards.train.labels[by], f"data.fold_by {by}", "data.fold=NAME, without --folds")
     root = Path(recipe.run_dir)
     _check_root(root, resume, overwrite)
     variants: list[FinetuneRecipe] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssamba.build import fingerprints
 from ssamba.config import DataConfig
 from ssamba.data.index import ShardSet, find_shards
-from ssamba.data.labels import in_fold
+from ssamba.data.labels import all_folds, in_fold
 from ssamba.data.remote import ShardCache
 from ssamba.data.stream import Labels
 from ssamba.errors import UserError
@@ -184,8 +184,10 @@ def _parts(settings: ProbeSettings, train: LabelledShards, test: LabelledShards,
     else:
         of = read_labelled(train.shards, settings.fold_by, False, "--fold-by", cache)
         names = {row: _name(of, row) for row in everything}
-        chosen = sorted(set(names.values())) if "all" in settings.folds else settings.folds
-        folds = {fold: in_fold(names, fold, f"--fold-by {settings.fold_by}") for fold in chosen}
+        by, chosen = f"--fold-by {settings.fold_by}", settings.folds
+        if "all" in chosen:
+            chosen = all_folds(names, train.shards.labels[settings.fold_by], by, "--folds NAME ...")
+        folds = {fold: in_fold(names, fold, by) for fold in chosen}
     return [
         Part(seed, fold, choose_rows(train, learned, settings.fraction, seed), scored, names)
         for fold, (learned, scored) in folds.items() for seed in range(settings.seeds)
