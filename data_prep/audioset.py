@@ -19,6 +19,7 @@ from pathlib import Path
 from ssamba.data.sources import VideoClips, number, read_table, tell_missing
 from ssamba.data.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import UserError
+from ssamba.folders import instead
 from ssamba.values import add_argument, share
 
 CLASSES = "class_labels_indices.csv"
@@ -56,7 +57,8 @@ def find(given: argparse.Namespace) -> DataSet:
     for table in parts.values():
         if not table.is_file():
             raise UserError(
-                f"{table} is missing; expected the official segments (--balanced-only does without the unbalanced ones)"
+                f"{table} is missing; expected the official segments (--balanced-only does without the unbalanced "
+                f"ones); {instead(table)}"
             )
     clips = VideoClips(given.source)
     splits: dict[str, list[Recording]] = {}

@@ -14,7 +14,7 @@ from ssamba.data.fetch import Archive
 from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
-from ssamba.folders import PassedOver
+from ssamba.folders import PassedOver, there
 
 DIGITS = tuple("0123456789")
 TEST_TAKES = 5
@@ -37,7 +37,7 @@ def find(given: argparse.Namespace) -> DataSet:
         split = "test" if int(take) < TEST_TAKES else "train"
         splits[split].append(Recording(path.stem, path, {"digit": digit, "speaker": speaker}))
     if not any(splits.values()):
-        raise UserError(f"{source} has no .wav; expected the data set's folder `recordings`")
+        raise UserError(f"{source} has no .wav; expected the data set's folder `recordings`; {there(source, '*.wav')}")
     return DataSet("fsdd", splits, {"digit": DIGITS}, passed_over)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ssamba.data.sources import unpacked
 from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_script
 from ssamba.errors import UserError
+from ssamba.folders import instead
 from ssamba.values import add_argument, share, whole_number
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def session_recordings(source: Path, session: int) -> tuple[list[Recording], int
     dialogs = sorted((folder / "dialog" / "EmoEvaluation").glob("Ses*.txt"))
     if not dialogs:
         raise UserError(
-            f"{folder}/dialog/EmoEvaluation has no Ses*.txt; expected IEMOCAP_full_release with Session1 to Session5"
+            f"{folder}/dialog/EmoEvaluation has no Ses*.txt; expected IEMOCAP_full_release with Session1 to Session5; "
+            + instead(folder / "dialog" / "EmoEvaluation")
         )
     recordings, total = [], 0
     for dialog in dialogs:

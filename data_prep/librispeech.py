@@ -19,7 +19,7 @@ from ssamba.data.fetch import Archive
 from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import MIN_SECONDS, MOST_SECONDS, DataSet, Recording, run_script
 from ssamba.errors import BadAudio, UserError
-from ssamba.folders import PassedOver
+from ssamba.folders import PassedOver, there
 from ssamba.recordings import recording_seconds
 from ssamba.values import add_argument, number, plain_text
 
@@ -108,7 +108,10 @@ def find(given: argparse.Namespace) -> DataSet:
         for folder in (source / name for name in names if name in parts and (source / name).is_dir()):
             paths = seen(folder.glob("*/*/*.flac"), passed_over)
             if not paths:
-                raise UserError(f"{folder} has no SPEAKER/CHAPTER/*.flac; expected the archive unpacked as it is")
+                raise UserError(
+                    f"{folder} has no SPEAKER/CHAPTER/*.flac; expected the archive unpacked as it is; "
+                    + there(folder, "*/*/*.flac")
+                )
             mine = splits.setdefault(split, [])
             if given.transcripts:
                 said = read_transcripts(folder, paths)
@@ -116,7 +119,10 @@ def find(given: argparse.Namespace) -> DataSet:
             else:
                 mine.extend(piece for path in paths for piece in pieces(path, given.seconds))
     if not splits:
-        raise UserError(f"{source} has none of the folders {', '.join(parts)}; expected the folder LibriSpeech")
+        raise UserError(
+            f"{source} has none of the folders {', '.join(parts)}; expected the folder LibriSpeech; "
+            + there(source, "[td][re][av]*-*")
+        )
     return DataSet("librispeech", splits, passed_over=passed_over)
 
 

@@ -17,7 +17,7 @@ from ssamba.data.fetch import Archive
 from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import BadAudio, UserError
-from ssamba.folders import PassedOver
+from ssamba.folders import PassedOver, instead, there
 from ssamba.recordings import recording_seconds
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -57,12 +57,16 @@ def official_splits(source: Path, words: Sequence[str], passed_over: PassedOver)
     if folders != set(words):
         raise UserError(
             f"{source} lacks the words {sorted(set(words) - folders)} and has {sorted(folders - set(words))} besides; "
-            f"expected the {len(words)} of this version: is --version right, and the archive whole?"
+            f"expected the {len(words)} of this version: is --version right, and the archive whole? "
+            + there(source, LISTS["test"])
         )
     listed: dict[str, str] = {}
     for split, name in LISTS.items():
         if not (source / name).is_file():
-            raise UserError(f"{source / name} is missing; expected the official list, which is in the archive")
+            raise UserError(
+                f"{source / name} is missing; expected the official list, which is in the archive; "
+                + instead(source / name)
+            )
         listed |= dict.fromkeys((source / name).read_text().split(), split)
     splits: dict[str, list[Recording]] = {"train": [], "validation": [], "test": []}
     for word in words:

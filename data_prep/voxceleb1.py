@@ -15,6 +15,7 @@ from pathlib import Path
 from ssamba.data.writer import DataSet, Recording, check_present, run_script
 from ssamba.errors import UserError
 from ssamba.files import write_text
+from ssamba.folders import instead, there
 from ssamba.recordings import ENDINGS
 from ssamba.values import add_argument, path
 
@@ -25,7 +26,10 @@ FOLDERS = ("wav", "dev/wav", "test/wav", "vox1_dev_wav/wav", "vox1_test_wav/wav"
 def read_list(path: Path, kinds: Sequence[str], files: int) -> list[list[str]]:
     """The lines of a list, each one of some kinds and then so many files."""
     if not path.is_file():
-        raise UserError(f"there is no list {path}; expected an official one, as it is downloaded beside the data set")
+        raise UserError(
+            f"there is no list {path}; expected an official one, as it is downloaded beside the data set; "
+            + instead(path)
+        )
     lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     for line in lines:
         if len(line) != 1 + files or line[0] not in kinds or any(name.count("/") != 2 for name in line[1:]):
@@ -51,7 +55,10 @@ def other_ending(paths: Sequence[Path]) -> Path | None:
 def find(given: argparse.Namespace) -> DataSet:
     folders = [given.source / name for name in FOLDERS if any((given.source / name).glob("id*/"))]
     if not folders:
-        raise UserError(f"{given.source} has no idXXXXX in {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked")
+        raise UserError(
+            f"{given.source} has no idXXXXX in {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked; "
+            + there(given.source, "id[0-9]*")
+        )
 
     def recording(name: str) -> Recording:
         paths = [folder / name for folder in folders]

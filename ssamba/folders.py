@@ -1,5 +1,6 @@
-"""Recordings below a folder, and what of it is passed over. Imports no torch."""
+"""Recordings below a folder, and what of it is passed over; what is said of what is not there. Imports no torch."""
 
+import glob
 import os
 import stat
 from collections import Counter
@@ -15,6 +16,8 @@ _OF_THE_SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BI
 
 _LINK = "link to a folder that is taken elsewhere or lies above"
 _MOST_NAMES = 20
+_TOLD = 8  # names of what a folder holds, in a message
+_ABOVE = 2  # folders between where something was looked for and where it lies
 
 
 class PassedOver(Counter[str]):
@@ -128,6 +131,30 @@ class _Look:
             self.recordings.append(Path(name))
         else:
             self.passed_over.add("no file but a pipe or device", name)
+
+
+def instead(path: Path) -> str:
+    """What there is in the place of a path that leads to nothing, for a message: as `there`, of the nearest folder
+    above."""
+    folder = next(above for above in path.absolute().parents if above.is_dir())
+    return there(folder, glob.escape(str(path.absolute().relative_to(folder))))
+
+
+def there(folder: Path, wanted: str) -> str:
+    """What a folder holds that lacks what was looked for, and where that is, if it is a folder or two below, or one
+    above: whoever gives the wrong folder is told the right one.
+
+    Args:
+        wanted: relative to the folder; * and ? stand for what they do in a pattern.
+    """
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
+    names = [name for name in names if not name.startswith(".")]
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    said = f"{folder} holds {', '.join(names[:_TOLD]) or 'nothing'}{more}"
+    above = ["*/" * depth for depth in range(1, _ABOVE + 1)]
+    places = ((place, pattern) for place, patterns in ((folder, above), (folder.parent, [""])) for pattern in patterns)
+    found = next((path for place, pattern in places for path in sorted(place.glob(pattern + wanted))), None)
+    return f"{said}; {found} is there" if found else said
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

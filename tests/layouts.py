@@ -2,6 +2,7 @@
 recipes on the shards that they make of it."""
 
 import importlib.util
+import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +36,13 @@ def write_wav(path: Path, seconds: float = 0.05, rate: int = 16000) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(zlib.crc32(path.name.encode())).normal(0, 3000, round(seconds * rate))
     soundfile.write(path, noise.clip(-32768, 32767).astype(np.int16), rate)
+
+
+def write_mp3(path: Path, seconds: float = 0.2, rate: int = 44100) -> None:
+    """As `write_wav`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(zlib.crc32(path.name.encode())).normal(0, 0.1, round(seconds * rate))
+    soundfile.write(path, noise.clip(-1, 1), rate, format="MP3")
 
 
 def write_ramp(path: Path, seconds: float = 0.05) -> None:
@@ -208,3 +216,56 @@ def keywords(root: Path) -> None:
                 write_wav(root / name, seconds=0.2)
                 rows.append(f"{name},{word},{split}")
     (root / "keywords.csv").write_text("\n".join(rows) + "\n")
+
+
+def gtzan(root: Path) -> None:
+    """Three recordings of each genre in each part of the split, and one that is in none: of the 1,000 few are there."""
+    for names in script("gtzan").SPLITS.values():
+        for genre in script("gtzan").gtzan_genres:
+            for name in [name for name in names if name.startswith(genre)][:3]:
+                write_wav(root / "genres" / genre / f"{name}.wav", rate=22050)
+    write_wav(root / "genres" / "blues" / "blues.00099x.wav", rate=22050)
+
+
+def nsynth(root: Path) -> None:
+    """Notes of three families at three pitches, more of them in train."""
+    for part, instruments in (("train", 3), ("valid", 1), ("test", 1)):
+        notes: dict[str, Any] = {}
+        for family, number in (("vocal", 10), ("bass", 0), ("guitar", 3)):
+            for instrument in range(instruments):
+                for pitch in (9, 60, 100):
+                    name = f"{family}_acoustic_{part}{instrument:03d}-{pitch:03d}-127"
+                    write_wav(root / f"nsynth-{part}" / "audio" / f"{name}.wav")
+                    notes[name] = {
+                        "note": len(notes), "note_str": name, "pitch": pitch, "velocity": 127, "sample_rate": 16000,
+                        "instrument_str": name.partition("-")[0], "instrument_family": number,
+                        "instrument_family_str": family, "qualities": [0] * 10, "qualities_str": [],
+                    }  # fmt: skip
+        (root / f"nsynth-{part}" / "examples.json").write_text(json.dumps(notes, indent=4))
+
+
+FMA_HEADER = (
+    ",album,album,set,set,track,track\n"
+    ",comments,information,split,subset,genre_top,title\n"
+    "track_id,,,,,,\n"
+)  # fmt: skip
+
+
+def fma(root: Path) -> None:
+    """Clips of three genres, and a track that is in the large set alone; an artist says more than a line of himself."""
+    rows, track = [], 1
+    for genre in ("Rock", "Hip-Hop", "Folk"):
+        for split, count in (("training", 4), ("validation", 1), ("test", 2)):
+            for _ in range(count):
+                track += 1031
+                write_mp3(root / "fma_small" / f"{track:06d}"[:3] / f"{track:06d}.mp3")
+                rows.append(f'{track},0,"<p>One, two,\nthree</p>",{split},small,{genre},"A, B"')
+    rows.append("20,0,,training,large,,C")
+    (root / "fma_metadata").mkdir()
+    (root / "fma_metadata" / "tracks.csv").write_text(FMA_HEADER + "\n".join(rows) + "\n")
+
+
+def librispeech(root: Path) -> None:
+    """A recording of each of three parts."""
+    for part, speaker in (("train-clean-100", "103"), ("train-other-500", "20"), ("dev-clean", "84")):
+        write_wav(root / part / speaker / "1240" / f"{speaker}-1240-0000.flac", 1.5)

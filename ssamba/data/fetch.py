@@ -56,7 +56,8 @@ class Archive:
     folder: str
     """What it becomes: a folder, perhaps within another, which is called in the archive as it is on the disk."""
     checksum: str | None = None
-    """`md5:` or `sha256:` and the hex digits that are published; None: none is, and the archive's own CRCs must do."""
+    """`md5:`, `sha1:` or `sha256:` and the hex digits that are published; None: none is, and the archive's own CRCs
+    must do."""
     bytes: int | None = None
     """How many it has, where that is published."""
     bare: bool = False

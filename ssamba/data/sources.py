@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ssamba.data.lists import read_rows
 from ssamba.data.writer import Recording
 from ssamba.errors import UserError
-from ssamba.folders import PassedOver, look_below
+from ssamba.folders import PassedOver, instead, look_below, there
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def read_table(path: Path, columns: Sequence[str], header: bool = True) -> Itera
         UserError: no such file, other columns, a row of another length, no text.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; expected the data set's official list")
+        raise UserError(f"{path} is missing; expected the data set's official list; {instead(path)}")
     names, rows = read_rows(path, None if header else columns, comments=True)
     if not set(columns) <= set(names):
         raise UserError(f"{path} has the columns {names}; expected {', '.join(columns)} among them")
@@ -93,7 +93,11 @@ def tell_missing(split: str, found: int, wanted: int, source: Path, names: str) 
         UserError: none was found.
     """
     if not found:
-        raise UserError(f"none of the {wanted} clips of the split {split} is in {source}; expected files like {names}")
+        others = look_below(source).recordings
+        told = f"{len(others)} others below it, such as {others[0]}" if others else there(source, "*")
+        raise UserError(
+            f"none of the {wanted} clips of the split {split} is in {source}; expected files like {names}; {told}"
+        )
     if found < wanted:
         log.warning("%s: %d of %d clips are missing", split, wanted - found, wanted)
 
@@ -123,7 +127,7 @@ def read_folds(source: Path, table: str, columns: tuple[str, str, str], folder: 
         fold = row["fold"]
         path = source / folder.format(fold=fold) / row[file]
         if not path.is_file():
-            raise UserError(f"{path} is missing, and is in {table}: unpack the archive again")
+            raise UserError(f"{path} is missing, and is in {table}: unpack the archive again; {instead(path)}")
         classes[number(row[numbers], f"the {numbers} of {path.name}")] = row[label]
         recording = Recording(path.stem, path, {label: row[label], "fold": fold})
         splits["test" if fold == test_fold else "train"].append(recording)

@@ -46,7 +46,7 @@ from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
 from ssamba.data.unfinished import how_to_go_on, partial_folder, publish, unfinished
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import Count, read_json, write_text, written_beside
-from ssamba.folders import PassedOver
+from ssamba.folders import PassedOver, instead
 from ssamba.printable import log_to_stderr, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
@@ -188,7 +188,7 @@ def check_present(splits: Mapping[str, Sequence[Recording]], max_bad_fraction: f
         raise UserError(
             f"{len(missing)} of {total} listed recordings are missing; at most {int(max_bad_fraction * total)} may be "
             f"(max bad fraction {max_bad_fraction:g}): is the data set whole and in its place? Or raise "
-            "--max-bad-fraction. Missing:",
+            f"--max-bad-fraction. {instead(Path(missing[0]))}. Missing:",
             *named(missing),
         )
     if missing:

@@ -1,0 +1,44 @@
+"""Shards of GTZAN, ten genres of music, by its fault-filtered split.
+
+SOURCE is the folder with blues to rock, whose recordings are called blues.00000.wav (or .au), or one that holds it as
+genres or genres_original. The split is that of Kereliuk, Sturm and Larsen (arXiv 1507.04761) as torchaudio lists it:
+443, 197 and 290 of the 1,000 recordings, without those that are others again, and no artist in two parts. Label: genre.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from torchaudio.datasets.gtzan import filtered_test, filtered_train, filtered_valid, gtzan_genres
+
+from ssamba.data.sources import unpacked
+from ssamba.data.writer import DataSet, Recording, check_present, run_script
+
+SPLITS = {"train": filtered_train, "validation": filtered_valid, "test": filtered_test}
+FOLDERS = ("genres", "genres_original")
+ENDINGS = (".wav", ".au")
+
+
+def find(given: argparse.Namespace) -> DataSet:
+    source = given.source
+    for folder in FOLDERS:
+        source = unpacked(source, folder)
+
+    def recording(name: str) -> Recording:
+        genre, _, number = name.partition(".")
+        paths = [source / genre / f"{name}{ending}" for ending in ENDINGS]
+        path = next((path for path in paths if path.is_file()), paths[0])
+        return Recording(f"{genre}-{number}", path, {"genre": genre})
+
+    splits = {split: [recording(name) for name in names] for split, names in SPLITS.items()}
+    check_present(splits, given.max_bad_fraction)
+    return DataSet("gtzan", splits, {"genre": gtzan_genres})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return run_script(parser, find, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
