@@ -113,14 +113,15 @@ def vggsound(root: Path) -> None:
 
 
 def epic_sounds(root: Path) -> None:
-    """Two videos that are there, one that is not. Ramps, so that a cut tells where it was cut: 1 over 100 s."""
+    """Two videos that are there, one that is not. The first is a ramp, so that a cut tells where it was cut: 1 over
+    100 s."""
     (root / "P01").mkdir(parents=True)
-    for name in ("P01_01", "P01_11"):
-        soundfile.write(root / "P01" / f"{name}.wav", np.arange(70 * 8000) / 800000, 8000)
+    soundfile.write(root / "P01" / "P01_01.wav", np.arange(70 * 8000) / 800000, 8000)
+    write_wav(root / "P01" / "P01_11.wav", 70.0, 8000)
     (root / "EPIC_Sounds_train.csv").write_text(
         EPIC_SOUNDS_HEADER + "P01_01_0,P01,P01_01,00:00:02.466,00:00:05.315,59184,127560,paper rustle,rustle,4\n"
         "P01_01_1,P01,P01_01,00:01:02.500,00:01:03.750,1,2,tap running,water,5\n"
-        "P01_01_2,P01,P01_01,00:00:40.000,00:00:40.500,1,2,pan,metal-only collision,0\n"
+        "P01_11_1,P01,P01_11,00:00:40.000,00:00:40.500,1,2,pan,metal-only collision,0\n"
         "P02_03_0,P02,P02_03,00:00:00.000,01:00:01.000,1,2,cut,cut / chop,2\n"
     )
     (root / "EPIC_Sounds_validation.csv").write_text(
