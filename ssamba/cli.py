@@ -210,6 +210,14 @@ def _failures(failed: int) -> int:
     return 1 if failed else 0
 
 
+def tasks(arguments: argparse.Namespace) -> None:
+    """Print the table of tasks: data sets, how they are prepared, recipes, protocols and published figures."""
+    from ssamba.evaluation.tables import markdown_table
+    from ssamba.tasks import HEADER, INTRODUCTION, TASKS
+
+    print(f"{INTRODUCTION}\n{markdown_table([HEADER, *TASKS])}")
+
+
 def stats(arguments: argparse.Namespace) -> None:
     """Measure the mean and standard deviation of the log-mel values of shards, for audio.mean and audio.std."""
     sources, bins, cache = arguments.sources, arguments.num_mel_bins, None
@@ -449,6 +457,8 @@ def _parser() -> argparse.ArgumentParser:
     add_probe(commands)
     add_verify(commands)
     _add_inference(commands)
+    sub = commands.add_parser("tasks", help=tasks.__doc__, description=tasks.__doc__)
+    sub.set_defaults(call=tasks)
     sub = commands.add_parser("stats", help=stats.__doc__, description=stats.__doc__)
     either = "folders of splits or patterns of shards; or a recipe or run (and key=value), for its data.train"
     add_argument(sub, "sources", source_text, nargs="+", metavar="SHARDS|RECIPE|RUN", help=either)

@@ -35,9 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "protocols": {"build", "inference", *INFERENCE, *BUILD},
-    "cli": {"build", "protocols", "inference", "deploy", *INFERENCE, *BUILD},
+    "cli": {"build", "protocols", "inference", "deploy", "tasks", *INFERENCE, *BUILD},
     "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
-    "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
+    "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
     "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
 }  # fmt: skip
 # Reads the recipes of finished runs, and nothing else of them.

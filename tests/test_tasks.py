@@ -1,5 +1,5 @@
-"""Every recipe of fine-tuning by the commands in its own comment, on a tiny set in its data set's public layout: the
-shards, two steps, and scores of every class and clip."""
+"""The table of tasks; and every recipe of fine-tuning by the commands in its own comment, on a tiny set in its data
+set's public layout: the shards, two steps, and scores of every class and clip."""
 
 import csv
 import json
@@ -24,6 +24,7 @@ from ssamba.data.index import find_shards
 from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.scores import read_scores
 from ssamba.protocols import many
+from ssamba.tasks import NONE, TASKS
 from ssamba.training.finetuning import FineTuning
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,36 @@ def commands(recipe: str) -> list[list[str]]:
     """The commands in a recipe's comment, word by word."""
     lines = RECIPES[recipe].read_text().splitlines()
     return [shlex.split(line.removeprefix("#")) for line in lines if line.startswith("#   ")]
+
+
+def test_the_table_is_printed_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    """`ssamba tasks > docs/tasks.md` keeps it."""
+    assert main(["tasks"]) == 0
+    assert capsys.readouterr().out == (ROOT / "docs" / "tasks.md").read_text()
+
+
+def test_the_table_has_every_recipe_and_script_and_names_no_other() -> None:
+    named = {name for task in TASKS for cell in task for name in re.findall(r"(?:data_prep|recipes)/[\w/]+\.\w+", cell)}
+    there = {path.relative_to(ROOT).as_posix() for path in (*RECIPES.values(), *layouts.SCRIPTS.glob("*.py"))}
+    assert there <= named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_table_tells_what_the_recipes_tell() -> None:
+    for task in TASKS:
+        for recipe in re.findall(r"recipes/finetune/(\w+)\.yaml", task.recipe):
+            assert shlex.split(task.preparation) in commands(recipe)
+    rows = {recipe: task for task in TASKS for recipe in re.findall(r"finetune/(\w+)\.yaml", task.recipe)}
+    for name, path in RECIPES.items():
+        recipe = load_recipe(path)
+        assert isinstance(recipe, FinetuneRecipe)
+        assert ("mAP" in rows[name].metric) >= (recipe.task.loss == "bce")
+        assert ("--folds all" in rows[name].protocol) >= (recipe.data.fold_by is not None)
+
+
+def test_every_figure_of_the_table_says_where_it_stands() -> None:
+    figures = [cell for task in TASKS for cell in (task.ssamba, task.ssast, task.aum) if cell != NONE]
+    assert figures and all(re.fullmatch(r"\d+\.\d+(, \d+\.\d+)? \((Table \d+|README)\)", cell) for cell in figures)
 
 
 @pytest.fixture(scope="session")
