@@ -186,7 +186,7 @@ TASKS = (
     Task(
         "GTZAN, ten genres of music",
         NONE,
-        "huggingface.co/datasets/marsyas/gtzan",
+        "marsyas/gtzan on the Hugging Face Hub",
         "python data_prep/gtzan.py GTZAN shards/gtzan",
         "recipes/finetune/gtzan.yaml",
         "fault-filtered split (arXiv 1507.04761)",

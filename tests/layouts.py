@@ -221,8 +221,8 @@ def keywords(root: Path) -> None:
 
 def gtzan(root: Path) -> None:
     """Three recordings of each genre in each part of the split, and one that is in none: of the 1,000 few are there."""
-    for names in script("gtzan").SPLITS.values():
-        for genre in script("gtzan").gtzan_genres:
+    for names in script("gtzan").fault_filtered().values():
+        for genre in script("gtzan").GENRES:
             for name in [name for name in names if name.startswith(genre)][:3]:
                 write_wav(root / "genres" / genre / f"{name}.wav", rate=22050)
     write_wav(root / "genres" / "blues" / "blues.00099x.wav", rate=22050)
