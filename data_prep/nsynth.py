@@ -24,7 +24,7 @@ FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "
 FOLDERS = {"train": "nsynth-train", "validation": "nsynth-valid", "test": "nsynth-test"}
 TABLE = "examples.json"
 ARCHIVES = [
-    Archive(f"http://download.magenta.tensorflow.org/datasets/nsynth/{folder}.jsonwav.tar.gz", folder)
+    Archive(f"https://download.magenta.tensorflow.org/datasets/nsynth/{folder}.jsonwav.tar.gz", folder)
     for folder in FOLDERS.values()
 ]
 

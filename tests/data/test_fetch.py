@@ -598,9 +598,12 @@ def test_the_tables_of_the_scripts() -> None:
     libri, commands = script("librispeech"), script("speech_commands")
     assert list(libri.ARCHIVES) == [part for parts in libri.SPLITS.values() for part in parts]
     archives = [script(name).ARCHIVE for name in ("esc50", "fsdd", "urbansound8k")]
+    archives += [archive for name in ("fma", "nsynth") for archive in script(name).ARCHIVES]
     for archive in (*archives, *libri.ARCHIVES.values(), *commands.ARCHIVES.values()):
         assert archive.url.startswith("https://") and archive.file.endswith((".zip", ".tar.gz"))
-        assert archive.checksum is None or re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", archive.checksum)
+        assert archive.checksum is None or re.fullmatch(
+            "md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64}", archive.checksum
+        )
     assert libri.ARCHIVES["dev-clean"].file == "dev-clean.tar.gz"
     assert commands.ARCHIVES["v2"].file == "speech_commands_v0.02.tar.gz"
 
@@ -609,5 +612,5 @@ def test_the_tables_of_the_scripts() -> None:
 def test_only_public_archives_are_offered(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script(name).main(["--help"])
-    offered = name in ("esc50", "fsdd", "librispeech", "speech_commands", "urbansound8k")
+    offered = name in ("esc50", "fma", "fsdd", "librispeech", "nsynth", "speech_commands", "urbansound8k")
     assert ("[--fetch]" in capsys.readouterr().out) == offered
