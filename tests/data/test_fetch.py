@@ -3,7 +3,6 @@
 import errno
 import gzip
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -24,6 +23,7 @@ from urllib.request import Request
 import numpy as np
 import pytest
 import soundfile
+from layouts import SCRIPTS, script
 
 from ssamba.data import fetch
 from ssamba.data.fetch import Archive, download, unpack
@@ -32,7 +32,6 @@ from ssamba.data.transport import RedirectRefused, _Redirects
 from ssamba.errors import UserError
 
 DATA = np.random.default_rng(0).bytes(300_000)
-SCRIPTS = Path(__file__).parents[2] / "data_prep"
 
 
 @dataclass
@@ -552,14 +551,6 @@ def recordings(folder: str) -> dict[str, bytes]:
         soundfile.write(wav, np.full(800, 1000 * take, np.int16), 8000, format="WAV")
         members[f"{folder}/recordings/7_theo_{take}.wav"] = wav.getvalue()
     return members
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_script(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
-import importlib.util
 import random
 from pathlib import Path
 from typing import Any
 
+import layouts
 import numpy as np
 import pytest
 
@@ -13,12 +13,7 @@ pytest.importorskip("espeakng_loader", reason="the demo's synthesizer is not ins
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    path = Path(__file__).parents[2] / "data_prep" / "synthesize.py"
-    spec = importlib.util.spec_from_file_location("synthesize", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return layouts.script("synthesize")
 
 
 @pytest.fixture(scope="module")
