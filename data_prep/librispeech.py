@@ -19,7 +19,7 @@ from ssamba.data.fetch import Archive
 from ssamba.data.sources import seen, unpacked
 from ssamba.data.writer import MIN_SECONDS, MOST_SECONDS, DataSet, Recording, run_script
 from ssamba.errors import BadAudio, UserError
-from ssamba.folders import PassedOver, there
+from ssamba.folders import PassedOver, instead, there
 from ssamba.recordings import recording_seconds
 from ssamba.values import add_argument, number, plain_text
 
@@ -77,7 +77,8 @@ def read_transcripts(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{file} cannot be read ({error}); expected what is said in the recordings beside it, a line each"
+                f"{file} cannot be read ({error}); expected what is said in the recordings beside it, a line each; "
+                + instead(file)
             ) from error
         for name, _, text in (line.partition(" ") for line in lines):
             found[name] = " ".join(text.split())

@@ -267,6 +267,12 @@ def fma(root: Path) -> None:
 
 
 def librispeech(root: Path) -> None:
-    """A recording of each of three parts."""
-    for part, speaker in (("train-clean-100", "103"), ("train-other-500", "20"), ("dev-clean", "84")):
-        write_wav(root / part / speaker / "1240" / f"{speaker}-1240-0000.flac", 1.5)
+    """A chapter of each of four parts, with what is said in it."""
+    for part, speaker in (("train-clean-100", "103"), ("train-other-500", "20"), ("dev-clean", "84"),
+                          ("test-clean", "61")):  # fmt: skip
+        lines = []
+        for number, text in enumerate(("YES NO", "NO", "ONE", "YES")):
+            name = f"{speaker}-1240-{number:04d}"
+            write_wav(root / part / speaker / "1240" / f"{name}.flac", 0.3)
+            lines.append(f"{name} {text}")
+        (root / part / speaker / "1240" / f"{speaker}-1240.trans.txt").write_text("\n".join(lines) + "\n")

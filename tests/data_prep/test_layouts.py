@@ -32,7 +32,7 @@ SETS = {
     "fsdd": Nearly(layouts.fsdd, (), None, "recordings"),
     "gtzan": Nearly(layouts.gtzan, ("--max-bad-fraction=0.91",), None, "genres"),
     "iemocap": Nearly(layouts.iemocap, ("--test-session=1",), "Session2/dialog/EmoEvaluation", "Session3/sentences"),
-    "librispeech": Nearly(layouts.librispeech),
+    "librispeech": Nearly(layouts.librispeech, ("--transcripts",), "dev-clean/84/1240/84-1240.trans.txt"),
     "nsynth": Nearly(layouts.nsynth, (), "nsynth-valid/examples.json", "nsynth-test/audio"),
     "soundscapes": Nearly(layouts.urbansound8k, (), "metadata/UrbanSound8K.csv", "audio/fold3"),
     "speech_commands": Nearly(layouts.speech_commands_v1, ("--version=v1",), "testing_list.txt", "yes"),
