@@ -266,6 +266,16 @@ TASKS = (
         deviations=_OURS,
     ),
     Task(
+        "The synthesizer's sentences, speech to text",
+        "synthesized here",
+        "data_prep/synthesize.py",
+        "python data_prep/folder.py speech/sentences.csv shards/speech --label-column text --label-key text",
+        "recipes/finetune/speech.yaml",
+        "voices held out; CTC on characters, greedy and beam search",
+        "WER, CER",
+        deviations=_OURS,
+    ),
+    Task(
         "LibriSpeech, for pretraining",
         "CC BY 4.0",
         "openslr.org/12 (--fetch)",

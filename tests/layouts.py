@@ -219,6 +219,17 @@ def keywords(root: Path) -> None:
     (root / "keywords.csv").write_text("\n".join(rows) + "\n")
 
 
+def sentences(root: Path) -> None:
+    """The synthesizer's list of what is said, by voices that are in one split each."""
+    rows = ["path,text,voice,split"]
+    for voice, split in (("en+m2", "train"), ("en+f2", "validation"), ("en+f4", "test")):
+        for number, text in enumerate(("yes no", "no", "one", "yes")):
+            name = f"sentences/{voice}_{number}.wav"
+            write_wav(root / name, 0.3, 22050)
+            rows.append(f"{name},{text},{voice},{split}")
+    (root / "sentences.csv").write_text("\n".join(rows) + "\n")
+
+
 def gtzan(root: Path) -> None:
     """Three recordings of each genre in each part of the split, and one that is in none: of the 1,000 few are there."""
     for names in script("gtzan").fault_filtered().values():

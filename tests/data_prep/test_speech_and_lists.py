@@ -246,7 +246,7 @@ def test_librispeech_with_what_is_said(tmp_path: Path, make: Callable[..., Path]
     for part, speaker in (("train-clean-100", "103"), ("dev-clean", "84"), ("test-clean", "61")):
         chapter = source / part / speaker / "1240"
         for number in range(2):
-            write_audio(chapter / f"{speaker}-1240-000{number}.flac", 11.0 + number)
+            write_ramp(chapter / f"{speaker}-1240-000{number}.flac", 11.0 + number)
         lines = [f"{speaker}-1240-000{number} HE'S  {part.upper().replace('-', ' ')}" for number in range(2)]
         (chapter / f"{speaker}-1240.trans.txt").write_text("\n".join(lines) + "\n")
     out = make("librispeech", "--transcripts")
