@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ssamba.data.index import Shard
-from ssamba.data.transport import DiskFull, fetch, locked
+from ssamba.data.transport import Cancelled, DiskFull, fetch, locked
 from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)
 
+END_SECONDS = 5.0  # that `close` waits for a server which sends nothing
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|npy|jsonl)(\.part)?")  # nothing else in the folder is ever removed
 
 
@@ -33,6 +34,7 @@ class ShardCache:
         self.max_bytes = max_bytes
         self._ahead: list[Shard] = []
         self._thread: threading.Thread | None = None
+        self._cancelled = threading.Event()
 
     def __reduce__(self) -> tuple[type["ShardCache"], tuple[int]]:
         return ShardCache, (self.max_bytes,)
@@ -65,10 +67,22 @@ class ShardCache:
                     ahead.append(shard)
         self._ahead = ahead
         if ahead:
-            self._thread = threading.Thread(target=self._fetch_ahead, args=(ahead, self._thread), daemon=True)
+            fetcher = (ahead, self._thread, self._cancelled)
+            self._thread = threading.Thread(target=self._fetch_ahead, args=fetcher, name="fetch-ahead", daemon=True)
             self._thread.start()
 
-    def _fetch_ahead(self, ahead: list[Shard], before: threading.Thread | None) -> None:
+    def close(self) -> None:
+        """End what is being fetched ahead, if anything, so that nothing of it is left or comes later.
+
+        What is asked for afterwards is fetched as before.
+        """
+        self._ahead = []
+        self._cancelled.set()
+        if self._thread is not None:
+            self._thread.join(END_SECONDS)
+        self._thread, self._cancelled = None, threading.Event()
+
+    def _fetch_ahead(self, ahead: list[Shard], before: threading.Thread | None, cancelled: threading.Event) -> None:
         if before is not None:  # at most one of a process fetches
             before.join()
         for shard in ahead:
@@ -76,12 +90,14 @@ class ShardCache:
                 return
             try:
                 if not shard.path.exists():
-                    self._fetch(shard, wait=False)
+                    self._fetch(shard, wait=False, cancelled=cancelled)
+            except Cancelled:
+                return
             except UserError as error:
                 log.warning("not fetched ahead: %s", error)
                 return
 
-    def _fetch(self, shard: Shard, wait: bool) -> None:
+    def _fetch(self, shard: Shard, wait: bool, cancelled: threading.Event | None = None) -> None:
         """Fetch a shard, or find that another has done it or, without `wait`, is doing it."""
         assert shard.url is not None
         folder, info = shard.path.parent, shard.info
@@ -90,7 +106,7 @@ class ShardCache:
         _evict(folder, others + info.bytes - self.max_bytes)
         while True:
             try:
-                fetch(shard.url, shard.path, info.sha256, info.bytes, wait=wait)
+                fetch(shard.url, shard.path, info.sha256, info.bytes, wait=wait, cancelled=cancelled)
                 return
             except DiskFull as error:
                 if not _evict(folder, info.bytes):

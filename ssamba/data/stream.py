@@ -7,6 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -203,9 +204,13 @@ class ClipStream(torch.utils.data.IterableDataset[Batch]):
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
+        with closing(self.reader.cache):  # however it ends, nothing is fetched ahead any more
+            yield from self._all_batches()
+
+    def _all_batches(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        self._read = self._bad = 0
+        self._read, self._bad, self._upcoming = 0, 0, []
         skipped: list[str] = []
         self._expect(number)
         self._expect(number + step)

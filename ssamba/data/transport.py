@@ -18,7 +18,7 @@ import select
 import signal
 import subprocess
 import tempfile
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -70,6 +70,10 @@ class RedirectRefused(Exception):
 
 class DiskFull(UserError):
     """What is fetched finds no room."""
+
+
+class Cancelled(Exception):
+    """A fetch was no longer wanted; nothing of it is left."""
 
 
 class _Failed(Exception):
@@ -191,8 +195,9 @@ def read(url: str, most_bytes: int) -> bytes:
 
 
 def fetch(
-    url: str, path: Path, sha256: str, size: int | None = None, *, most_bytes: int = 0, wait: bool = True
-) -> bool:
+    url: str, path: Path, sha256: str, size: int | None = None, *, most_bytes: int = 0, wait: bool = True,
+    cancelled: threading.Event | None = None,
+) -> bool:  # fmt: skip
     """Fetch a file, unless it is there; once, however many processes and threads of a machine ask for it.
 
     It is written to `path`.part, which whoever fetches has locked, and renamed once its size and sha256 are right. A
@@ -203,11 +208,13 @@ def fetch(
         size: bytes, where they are known.
         most_bytes: that it may have, where they are not.
         wait: for another process that is fetching it.
+        cancelled: once it is set, the fetch ends at the next bytes that come, or in the wait between two attempts.
 
     Returns:
         Whether it is there now: False only without `wait`.
 
     Raises:
+        Cancelled: `cancelled` was set.
         DiskFull: there is no room.
         UserError: the last attempt failed, or the folder of `path` cannot be written.
     """
@@ -222,7 +229,7 @@ def fetch(
                     if path.exists():
                         part.unlink()
                         break
-                    _receive(url, file, _Expected(size, most_bytes if size is None else size, sha256))
+                    _receive(url, file, _Expected(size, most_bytes if size is None else size, sha256), cancelled)
                     file.flush()
                     os.fsync(file.fileno())
                     part.replace(path)
@@ -269,12 +276,13 @@ def _is_named(file: io.BufferedRandom, path: Path) -> bool:
         return False
 
 
-def _receive(url: str, into: _Content, expected: _Expected) -> None:
+def _receive(url: str, into: _Content, expected: _Expected, cancelled: threading.Event | None = None) -> None:
     """Fill a file with what a url gives, in as many attempts as are allowed."""
+    cancelled = cancelled or threading.Event()
     wrong = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _attempt(url, into, expected)
+            _attempt(url, into, expected, cancelled)
             return
         except _Failed as error:
             wrong += isinstance(error, _Wrong)
@@ -284,11 +292,13 @@ def _receive(url: str, into: _Content, expected: _Expected) -> None:
             # Not from the generator that a seed sets: what is drawn elsewhere must not depend on a network.
             wait = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.5)
             log.warning("%s: attempt %d of %d: %s; again in %.1f s", url, attempt, ATTEMPTS, error, wait)
-            time.sleep(wait)
+            cancelled.wait(wait)
 
 
-def _attempt(url: str, into: _Content, expected: _Expected) -> None:
+def _attempt(url: str, into: _Content, expected: _Expected, cancelled: threading.Event) -> None:
     """Go on where the file ends, if that can be; begin anew otherwise."""
+    if cancelled.is_set():
+        raise Cancelled
     end = into.seek(0, os.SEEK_END)
     if expected.size is None or end > expected.size:
         end = _cut(into, 0)
@@ -296,6 +306,8 @@ def _attempt(url: str, into: _Content, expected: _Expected) -> None:
         chunks = _pipe_chunks(url.removeprefix("pipe:")) if url.startswith("pipe:") else _http_chunks(url, end)
         with closing(chunks):
             for position, chunk in chunks:
+                if cancelled.is_set():
+                    raise Cancelled
                 if position != end:
                     _cut(into, position)
                 end = position + len(chunk)

@@ -25,7 +25,7 @@ import pytest
 import soundfile
 import torch.utils.data
 
-from ssamba.data import transport
+from ssamba.data import remote, transport
 from ssamba.data.index import ShardSet, default_cache, find_shards, verify_shards
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.remote import ShardCache
@@ -111,14 +111,22 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault == "slow":
             time.sleep(0.05)
-        if fault in ("cut", "stall"):
-            self.wfile.write(content[: len(content) // 2])
+        for begin in range(0, len(content), 1000) if fault == "trickle" else ():
+            if begin:
+                time.sleep(0.01)
+            with suppress(OSError):
+                self.wfile.write(content[begin : begin + 1000])
+        if fault == "trickle":
+            return
+        if fault in ("cut", "stall", "silent"):
+            sent = 0 if fault == "silent" else len(content) // 2
+            self.wfile.write(content[:sent])
             if fault == "cut":
                 return
             self.wfile.flush()
             server.stalled.set()
             server.released.wait(60)
-            content = content[len(content) // 2 :]
+            content = content[sent:]
         with suppress(OSError):  # who asked has gone
             self.wfile.write(content)
 
@@ -318,10 +326,10 @@ def test_verify_reads_shards_from_elsewhere(server: Server, cache: Path) -> None
 # How a file is fetched
 
 
-def one(made: Path, source: str, cache: Path) -> Path:
+def one(made: Path, source: str, cache: Path, cancelled: threading.Event | None = None) -> Path:
     """Fetch the first shard from its url or command; where it is then."""
-    path = cache / "one.tar"
-    assert fetch(source, path, digest(made / "000000.tar"), (made / "000000.tar").stat().st_size)
+    path, shard = cache / "one.tar", made / "000000.tar"
+    assert fetch(source, path, digest(shard), shard.stat().st_size, cancelled=cancelled)
     assert path.read_bytes() == (made / "000000.tar").read_bytes()
     return path
 
@@ -368,12 +376,13 @@ def test_what_a_server_does_for_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     waits: list[float] = []
+    never = threading.Event()
     monkeypatch.setattr(transport, "FIRST_WAIT_SECONDS", 1.0)
-    monkeypatch.setattr(transport.time, "sleep", waits.append)
+    monkeypatch.setattr(never, "wait", waits.append)
     server.faults["000000.tar"] = [fault, "always"]
     url = f"{server.url}000000.tar"
     with pytest.raises(UserError, match=rf"{url} could not be fetched in {attempts} attempts; the last: {cause}"):
-        one(made, url, cache)
+        one(made, url, cache, never)
     assert len(server.seen) == attempts
     assert len(waits) == attempts - 1
     assert all(0.5 * 2**number <= wait <= 1.5 * 2**number for number, wait in enumerate(waits))
@@ -780,9 +789,65 @@ def test_a_cache_that_holds_one_shard_is_enough(made: Path, server: Server, cach
     assert len(list(cache.glob("*.tar"))) <= 2
 
 
+def fetchers() -> int:
+    """Threads of this process that fetch ahead."""
+    return sum(thread.name == "fetch-ahead" for thread in threading.enumerate())
+
+
+def stream_of(found: ShardSet, batches: int) -> ClipStream:
+    order = ClipOrder(found, ClipRules(1600, "pad", 4, 0))
+    return ClipStream(found, order, batch_size=1, sampling_rate=16000, training=True, max_bad_fraction=0.0,
+                      cache=ShardCache(BIG), batches=batches)  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["exhausted", "closed", "dropped", "interrupted", "failed"])
+def test_nothing_is_fetched_ahead_once_a_stream_has_ended(
+    server: Server, cache: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_shards(server.url, cache)
+    stream = stream_of(found, 1 if end == "exhausted" else 9)
+    needed = stream.reader.shard_of(stream.order.clip(0)[0].number).info.name
+    server.faults = {shard.info.name: ["trickle", "always"] for shard in found.shards if shard.info.name != needed}
+    batches = iter(stream)
+    assert next(batches)["keys"]
+    assert fetchers() == 1  # or this test tests nothing
+    if end == "exhausted":
+        assert not list(batches)
+    elif end == "failed":
+        monkeypatch.setattr(stream.reader, "audio", lambda _: [][0])
+        with pytest.raises(IndexError):
+            next(batches)
+    elif end == "closed":
+        batches.close()  # type: ignore[attr-defined]
+    elif end == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            batches.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    del batches
+    assert fetchers() == 0 and not list(cache.glob("*.part"))
+    # And it can be read again.
+    server.faults.clear()
+    assert next(iter(stream_of(found, 1)))["keys"]
+
+
+def test_a_server_that_stalls_does_not_keep_a_stream_from_ending(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "END_SECONDS", 0.1)
+    found = find_shards(server.url, cache)
+    held = ShardCache(BIG)
+    server.faults["000000.tar"] = ["silent"]
+    held.prefetch(found.shards)
+    assert server.stalled.wait(30)
+    held.close()
+    assert fetchers() == 1
+    server.released.set()
+    until(lambda: not fetchers())
+    assert server.counts() == {"000000.tar": 1} and not list(cache.glob("*.tar*"))
+
+
 def test_a_shard_that_cannot_be_had_ends_the_stream(server: Server, cache: Path) -> None:
     found = find_shards(server.url, cache)
     server.faults["000003.tar"] = ["404", "always"]
     with pytest.raises(UserError, match=r"000003.tar could not be fetched.* goes on with --resume"):
         read(found, 10**9, 0)
-    until(lambda: not list(cache.glob("*.part")))  # others were on their way
+    assert not list(cache.glob("*.part"))  # others were on their way
