@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssamba.data.transport import bytes_of, put_bytes
 from ssamba.data.writer import DataSet, Recording, check_present, run_script
 from ssamba.errors import UserError
 from ssamba.files import write_text
@@ -74,19 +75,22 @@ def find(given: argparse.Namespace) -> DataSet:
         for kind, name in read_list(given.split_list or given.source / "iden_split.txt", tuple(SPLITS), 1):
             splits[SPLITS[kind]].append(recording(name))
     check_present(splits, given.max_bad_fraction)
-    if given.trials and trials_copy(given.out).exists() and not given.overwrite:
-        raise UserError(f"{trials_copy(given.out)} exists; --overwrite replaces it")
+    if given.trials and not given.overwrite:
+        copy = trials_copy(given.out)
+        if copy.exists() if isinstance(copy, Path) else bytes_of(copy) is not None:
+            raise UserError(f"{copy} exists; --overwrite replaces it")
     return DataSet("voxceleb1", splits)
 
 
-def trials_copy(out: Path) -> Path:
-    return out.with_name(f"{out.name}-trials.txt")
+def trials_copy(out: Path | str) -> Path | str:
+    return f"{out}-trials.txt" if isinstance(out, str) else out.with_name(f"{out.name}-trials.txt")
 
 
 def copy_trials(given: argparse.Namespace) -> None:
     if given.trials:
         trials = read_list(given.trials, ("0", "1"), 2)
-        write_text(trials_copy(given.out), "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials))
+        text, copy = "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials), trials_copy(given.out)
+        write_text(copy, text) if isinstance(copy, Path) else put_bytes(text.encode(), copy)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,6 +29,7 @@ from ssamba.shell import ENOUGH, is_of_stdout, name_stdout, said_of
 from ssamba.values import (
     add_argument,
     new_path,
+    new_place,
     number,
     path,
     path_text,
@@ -259,7 +260,7 @@ def shards_verify(arguments: argparse.Namespace) -> None:
 def shards_index(arguments: argparse.Namespace) -> None:
     """Make the index of a folder of webdataset shards that another program or an older version wrote."""
     from ssamba.data.indexing import fields_report, index_folder
-    from ssamba.printable import printable
+    from ssamba.printable import masked, printable
 
     labels: dict[str, tuple[str, ...]] = {}
     for key, file in arguments.labels:
@@ -275,7 +276,7 @@ def shards_index(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     index = made.index
     print(
-        f"{printable(str(arguments.folder))}: {index.samples} samples in {len(index.shards)} shards, "
+        f"{printable(masked(str(arguments.folder)))}: {index.samples} samples in {len(index.shards)} shards, "
         f"{index.seconds / 3600:.3f} h at {index.sampling_rate} Hz, {len(index.skipped)} problems"
     )
     for key, names in index.labels.items():
@@ -284,7 +285,9 @@ def shards_index(arguments: argparse.Namespace) -> None:
     if index.passed_over:
         print("passed over: " + printable(", ".join(f"{count} {kind}" for kind, count in index.passed_over.items())))
     if not index.labels and made.fields:
-        again = f"ssamba shards index {arguments.folder} --overwrite --label {min(made.fields, key=_likely)}"
+        again = (
+            f"ssamba shards index {masked(str(arguments.folder))} --overwrite --label {min(made.fields, key=_likely)}"
+        )
         print(f"no labels; what may be some: {fields_report(made.fields)}. To name one: {printable(again)}")
 
 
@@ -471,7 +474,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, action in (("info", shards_info), ("verify", shards_verify), ("index", shards_index)):
         sub = actions.add_parser(name, help=action.__doc__, description=action.__doc__)
         if action is shards_index:
-            add_argument(sub, "folder", new_path, metavar="FOLDER", help="of .tar files: those of one split")
+            folder = "of .tar files, those of one split, or its url, such as s3://BUCKET/FOLDER"
+            add_argument(sub, "folder", new_place, metavar="FOLDER", help=folder)
             names = "what a label's names are, in the order of their numbers, one a line; again for each further label"
             add_argument(sub, "--labels", _label_file, action="append", default=[], metavar="KEY=FILE", help=names)
             add_argument(sub, "--label", _label_field, action="append", default=[], metavar="KEY[=FIELD]", help=_LABEL)

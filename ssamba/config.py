@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssamba.errors import UserError
 from ssamba.files import write_text
+from ssamba.printable import masked
 from ssamba.recipe_yaml import MOST_BYTES, Node, Scalar, read_yaml
 from ssamba.values import (
     expected_range,
@@ -867,7 +868,7 @@ def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe with every default filled in and its paths absolute, so that it says the same wherever it is
-    read; `load_recipe` reads it back."""
+    read; `load_recipe` reads it back. Secrets in its urls are left out: who reads it names those again."""
     try:
         write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(_placed(recipe)))))
     except UnicodeEncodeError as error:
@@ -887,7 +888,9 @@ def _placed(recipe: Recipe) -> dict[str, Any]:
             return [placed(one, get_args(kind)[0]) for one in value]
         if kind == PathText:
             return os.path.join(os.getcwd(), value)
-        if kind == SourceText and not is_remote(value):
+        if kind == SourceText and is_remote(value):
+            return masked(value)
+        if kind == SourceText:
             # What would be a pattern in the folder's name is escaped, as the source is one.
             here = re.sub(r"[\\{}]", r"\\\g<0>", glob.escape(os.getcwd()))
             return os.path.join(here, value)

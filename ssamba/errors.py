@@ -2,13 +2,13 @@
 
 import re
 
-from ssamba.printable import printable
+from ssamba.printable import masked, printable
 
 
 class UserError(Exception):
     """A mistake in a recipe, a path, labels or a checkpoint: what was given, what was expected, how to mend it.
 
-    As text it is safe to show: whatever acts in the names that it tells is escaped.
+    As text it is safe to show: whatever acts in the names that it tells is escaped, and secrets in urls are left out.
 
     Args:
         message: one line.
@@ -23,7 +23,7 @@ class UserError(Exception):
         # torch gives the error of a loader's worker the text of its traceback, which ends with the message.
         if lines[0].startswith("Caught "):
             lines = re.split(r"\n[\w.]+: ", lines[0])[-1].strip().split("\n  ")
-        return "\n  ".join(map(printable, lines))
+        return "\n  ".join(printable(masked(line)) for line in lines)
 
 
 class BadAudio(Exception):

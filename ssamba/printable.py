@@ -8,6 +8,32 @@ import re
 # UTF-8 have; the ends of lines and paragraphs that only Unicode has; and what turns the direction of writing.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+LEFT_OUT = "***"
+"""What stands where a secret was."""
+
+_SECRETS = (
+    (re.compile(r"(?<=://)([^/\s@:'\"]*):[^/\s@'\"]+(?=@)"), rf"\1:{LEFT_OUT}"),  # a password before the host
+    (re.compile(r"(?<=http://|ttps://)[^/\s@:'\"]+(?=@)"), LEFT_OUT),  # a token there
+    (re.compile(r"(?<=-H)(\s*['\"]?[\w-]+:\s*)[^'\"$]+(?=['\"])"), rf"\1{LEFT_OUT}"),  # a header of curl's
+    (re.compile(r"(?<=--header)([\s=]*['\"]?[\w-]+:\s*)[^'\"$]+(?=['\"])"), rf"\1{LEFT_OUT}"),
+)
+_QUERY = re.compile(r"(?<=://)([^\s?'\"]*\?)([^\s'\"#]+)")
+_VALUE = re.compile(r"(?<=[=])[^&]+")
+
+
+def masked(text: str) -> str:
+    """The text without what may be secret in its urls and commands: passwords and tokens before a host, the values of
+    queries, the headers of curl. Variables, such as $TOKEN, stay."""
+    if "://" not in text and "pipe:" not in text:
+        return text
+    for secret, instead in _SECRETS:
+        text = secret.sub(instead, text)
+    return _QUERY.sub(lambda match: match[1] + _masked_query(match[2]), text)
+
+
+def _masked_query(query: str) -> str:
+    return _VALUE.sub(LEFT_OUT, query) if "=" in query else LEFT_OUT
+
 
 def printable(text: str) -> str:
     r"""The text in one line that shows all it holds: what acts instead of being seen is escaped, as \x1b or \u202e."""
@@ -47,7 +73,7 @@ class PrintableFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         ours = record.name.partition(".")[0] == "ssamba"
         lines = [record.message] if ours else record.message.split("\n")
-        record.message = "\n".join(map(printable, lines))
+        record.message = "\n".join(printable(masked(line)) for line in lines)
         return super().formatMessage(record)
 
 

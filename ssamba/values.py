@@ -155,6 +155,11 @@ def path(text: str) -> Path:
     return Path(path_text(text))
 
 
+def new_place(text: str) -> Path | str:
+    """As `new_path`, or the url of a folder, without a slash at its end."""
+    return plain_text(text).rstrip("/") if is_remote(text) else new_path(text)
+
+
 def new_path(text: str) -> Path:
     """As `path`, of something that is to be written; UserError if its place cannot be."""
     place = path(text)

@@ -29,7 +29,7 @@ from ssamba.data.index import find_shards
 from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 from ssamba.program import load_program
-from ssamba.values import Argument, new_path, number, path, path_text, plain_text, whole_number
+from ssamba.values import Argument, new_path, new_place, number, path, path_text, plain_text, whole_number
 
 SCRIPT = Path(sys.executable).with_name("ssamba")
 Runs = Callable[[str], Path]
@@ -176,13 +176,13 @@ def test_paths_that_are_none(refused: Callable[..., str]) -> None:
         for odd in ("", "a\0b", "a\ud800b"):
             said = refused(*line(words, action, odd))
             assert " is " in said and "expected " in said and "\0" not in said
-        if isinstance(action.type, Argument) and action.type.read in (path, path_text, new_path):
+        if isinstance(action.type, Argument) and action.type.read in (path, path_text, new_path, new_place):
             assert "at most 255 bytes" in refused(*line(words, action, "a/" + "b" * 256))
 
 
 def test_a_place_that_cannot_be_written_is_told_before_work(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("")
-    places = [(words, action) for words, action in PATHS if action.type.read is new_path]  # type: ignore[union-attr]
+    places = [(words, action) for words, action in PATHS if action.type.read in (new_path, new_place)]  # type: ignore[union-attr]
     assert {words[0] for words, _ in places} >= {"predict", "embed", "export", "import", "bench", "shards"}
     for words, action in places:
         for place in ("/proc/x.pt2", tmp_path / "file" / "x.pt2", tmp_path / "file" / "x" / "y.pt2"):

@@ -211,9 +211,8 @@ _NEW = re.compile(r"(\w+\.)?(written_beside|whole_folder|open_unlinked|Temporary
 ALONE = {
     "ssamba/data/unfinished.py:publish": "moves within the folder that it has locked, and that folder to its place",
     "ssamba/data/unfinished.py:_adopt": "moves within the folder that it has locked",
-    "ssamba/data/transport.py:fetch": "a .part, opened by open_unlinked and locked, once its sha256 is right",
-    "ssamba/data/fetch.py:download": "a .part, opened by open_unlinked, once its checksum is right",
-    "ssamba/data/fetch.py:_set_aside": "a .part or an archive that is wrong, as .bad",
+    "ssamba/data/transport.py:fetch": "a .part, opened by open_unlinked and locked, once it is what was expected",
+    "ssamba/data/fetch.py:_set_aside": "an archive that is wrong, as .bad",
     "ssamba/training/loggers.py:_append": "rows at the end of metrics.csv, cut off again if they do not fit",
     "ssamba/cli.py:main": "/dev/null in the place of a stderr that is closed",
     "ssamba/evaluation/efficiency.py:peak_memory": "a switch of the kernel's, no file",

@@ -5,46 +5,37 @@ checksum right; what is unpacked gets its name once all of it is there. So whate
 call has nothing to do.
 """
 
-import errno
 import gzip
 import hashlib
 import logging
 import os
 import shutil
 import tarfile
-import time
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request
 
 from tqdm import tqdm
 
-from ssamba.data.transport import RedirectRefused, open_url
+from ssamba.data.transport import Expected
+from ssamba.data.transport import fetch as fetch_file
 from ssamba.errors import UserError
-from ssamba.files import open_unlinked, whole_folder
-from ssamba.printable import printable
+from ssamba.files import whole_folder
 from ssamba.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 5  # in a row that bring nothing new
-PAUSE = 1.0  # seconds before the second attempt, twice as many before each further one
-TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 20
 # What an archive may become; recordings are packed to a third or more of their size.
 MOST_RATIO = 100  # times its own bytes
 MOST_EXTRA = 1 << 28  # and bytes more than that, for small ones
 MOST_MEMBERS = 5_000_000
 _MOST_HEADER = 1 << 20  # bytes of what a tar says of a member
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the disk, not of the network
-_PASSING = {408, 425, 429}  # of the 4xx, those that another attempt may help
 
 
 @dataclass(frozen=True)
@@ -72,10 +63,6 @@ class Archive:
 
 class _BadArchive(Exception):
     """What is wrong with it."""
-
-
-class _CutOff(OSError):
-    """Fewer bytes came than were announced."""
 
 
 # The last is what zipfile raises for an encryption or a compression that it lacks.
@@ -107,8 +94,7 @@ def fetch(archives: Iterable[Archive], source: Path) -> None:
 def download(archive: Archive, path: Path) -> None:
     """Download an archive to `path`; one that is there already is checked alone.
 
-    What is cut off is gone on with, now or in another call, if the server can; otherwise it begins anew. A failure is
-    tried again after a pause, unless the server says that it is final.
+    What is cut off is gone on with, now or in another call, if the server can; otherwise it begins anew.
 
     Raises:
         UserError: it cannot be had, its size or its checksum is wrong (what came is set aside as `NAME.bad`), there is
@@ -116,19 +102,27 @@ def download(archive: Archive, path: Path) -> None:
     """
     if urlsplit(archive.url).scheme not in ("http", "https", "file"):
         raise UserError(f"{archive.url} cannot be fetched; expected an address with http, https or file")
-    part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check(archive, path)
-            return
-        open_unlinked(part).close()
-        with progress_bar(archive.bytes, "B", path.name) as bar:
-            _complete(archive, part, bar)
-        _check(archive, part)
-        part.rename(path)
+        if not path.exists():
+            with progress_bar(archive.bytes, "B", path.name) as bar, _what_is_left(path):
+                fetch_file(archive.url, path, Expected(archive.bytes), keep=True, bar=bar)
+        _check(archive, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); what is there of it stays for the next call") from error
+
+
+@contextmanager
+def _what_is_left(path: Path) -> Iterator[None]:
+    """A failure says what came of the download."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield
+    except UserError as error:
+        size = part.stat().st_size if part.is_file() else 0
+        left = f"{size} bytes of it are in {part}, and the same command goes on from there"
+        raise UserError(
+            f"{error}; {left if size else 'nothing came of it'}: is the network up, and the file still at that address?"
+        ) from error
 
 
 def unpack(path: Path, folder: Path, inside: str = "") -> None:
@@ -156,76 +150,6 @@ def unpack(path: Path, folder: Path, inside: str = "") -> None:
         ) from error
 
 
-def _complete(archive: Archive, part: Path, bar: "tqdm[Any]") -> None:
-    """Go on with a partial download until it is whole."""
-    most, failures = part.stat().st_size, 0
-    while True:
-        try:
-            _receive(archive, part, bar)
-            return
-        except (OSError, HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in _DISK:
-                raise
-            final = isinstance(error, HTTPError) and 300 <= error.code < 500 and error.code not in _PASSING
-            reached = part.stat().st_size
-            # A server without ranges begins anew each time, so that bytes alone are no progress.
-            most, failures = max(most, reached), 1 if reached > most else failures + 1
-            if final or failures >= ATTEMPTS:
-                left = f"{reached} bytes of it are in {part}, and the same command goes on from there"
-                if not reached:
-                    part.unlink()
-                    left = "nothing came of it"
-                raise UserError(
-                    f"{archive.url} cannot be downloaded: {error}; {left}: is the network up, and the file still at "
-                    "that address?"
-                ) from error
-            log.warning("%s: %s; trying again", part.name, error)
-            time.sleep(PAUSE * 2 ** (failures - 1))
-
-
-def _receive(archive: Archive, part: Path, bar: "tqdm[Any]") -> None:
-    """One request, for what is missing."""
-    start = part.stat().st_size
-    if start == archive.bytes:
-        return
-    # Without compression on the way, which some servers would otherwise apply.
-    headers = {"User-Agent": "ssamba", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    try:
-        response = open_url(Request(archive.url, headers=headers), TIMEOUT)
-    except RedirectRefused as error:
-        raise UserError(f"{archive.url} cannot be downloaded: {printable(str(error))}") from error
-    except HTTPError as error:
-        if error.code != 416:  # nothing there from that byte on
-            raise
-        if error.headers.get("Content-Range") != f"bytes */{start}":
-            with open_unlinked(part) as file:
-                file.truncate(0)
-            raise _CutOff("what was there did not fit") from error
-        return
-    with response, open_unlinked(part) as file:
-        if response.status != 206:  # it sends all of it, asked for a part or not
-            start = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            file.truncate()
-            raise _CutOff("the server sent another part than it was asked for")
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        if archive.bytes is not None and total is not None and total != archive.bytes:
-            raise UserError(f"{archive.url} has {total} bytes; expected {archive.bytes}: it is not the published file")
-        if total is not None and total - start > (free := shutil.disk_usage(part.parent).free):
-            raise UserError(f"{part.parent} has {free} bytes free; expected {total - start}, for {archive.url}")
-        bar.total, bar.initial, bar.n = total or archive.bytes, start, start
-        file.seek(start)
-        file.truncate()  # not before: an error page instead of the file costs nothing of what is there
-        while chunk := response.read(_CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
-        if total is not None and file.tell() < total:
-            raise _CutOff(f"it was cut off after {file.tell()} of {total} bytes")
-
-
 def _check(archive: Archive, path: Path) -> None:
     """UserError, and the file set aside, if it is not the one that was published."""
     size = path.stat().st_size
@@ -245,7 +169,7 @@ def _check(archive: Archive, path: Path) -> None:
 
 def _set_aside(path: Path) -> str:
     """Rename it, so that the next call begins anew; what to tell of it."""
-    bad = path.with_name(f"{path.name.removesuffix('.part')}.bad")
+    bad = path.with_name(f"{path.name}.bad")
     path.replace(bad)
     return f"It is now {bad}; the same command downloads it anew"
 

@@ -1,7 +1,7 @@
 """The index of a folder of shards: what they hold, known without reading them. Imports no torch.
 
 On disk, `OUT/<split>/index.json` lies beside the shards `000000.tar, 000001.tar, ...` that it lists, and samples.npy
-says where in them each sample lies. All may lie elsewhere, too: at http(s) urls, or where a command reads them from.
+says where in them each sample lies. All may lie elsewhere, too: at urls, or where a command reads them from.
 What is read comes from anybody: it is typed and bounded, and checked before anything is made of it.
 """
 
@@ -24,15 +24,9 @@ import numpy.typing as npt
 
 from ssamba.data.descriptions import parse_description
 from ssamba.data.jobs import processes, run_jobs
-from ssamba.data.transport import (
-    expand_braces,
-    expand_remote,
-    fetch,
-    file_name,
-    is_shard_name,
-    read,
-    renamed,
-)
+from ssamba.data.stores import check_driver
+from ssamba.data.transport import Expected, fetch_into_cache, read, remote_files
+from ssamba.data.urls import expand_braces, file_name, is_shard_name, renamed
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, written_beside
 from ssamba.printable import printable
@@ -365,15 +359,16 @@ def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -
 
     Args:
         sources: each a split's folder (all shards that its index lists), a .tar, or a pattern of those with
-            wildcards (*, ?, [...]) or braces ({000000..000009}). The index of a .tar is the one beside it. Or, with
-            braces: http(s)://HOST/FOLDER/, http(s)://HOST/FOLDER/000000.tar, `pipe:COMMAND .../000000.tar`, a command
-            of the shell that writes that file to its stdout and, with the name changed, any other of its folder;
+            wildcards (*, ?, [...]) or braces ({000000..000009}). The index of a .tar is the one beside it. Or the same
+            at a url that a driver of fsspec reads, such as s3://BUCKET/FOLDER. Or, with braces alone:
+            http(s)://HOST/FOLDER/, http(s)://HOST/FOLDER/000000.tar, `pipe:COMMAND .../000000.tar`, a command of the
+            shell that writes that file to its stdout and, with the name changed, any other of its folder;
             .../index.json stands for all shards.
         cache: folder for what is fetched; None: `default_cache`.
 
     Raises:
         UserError: nothing is found, an index is missing or damaged, a shard is missing, truncated, empty, unlisted or
-            given twice, the sampling rates differ, or an index cannot be fetched.
+            given twice, the sampling rates differ, a driver is missing, or an index cannot be fetched.
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     if not given:
@@ -381,6 +376,8 @@ def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -
     kept = Path(os.path.abspath(Path(cache).expanduser() if cache else default_cache()))
     folders: dict[str, _Folder] = {}
     shards: dict[Path, Shard] = {}
+    for source in filter(is_remote, given):
+        check_driver(source)
     for source in given:
         try:
             named = list(_remote_shards(source, folders, kept) if is_remote(source) else _local_shards(source, folders))
@@ -492,7 +489,7 @@ def _local_shards(source: str, folders: dict[str, _Folder]) -> Iterator[Shard]:
 
 def _remote_shards(source: str, folders: dict[str, _Folder], cache: Path) -> Iterator[Shard]:
     """The shards that urls or commands stand for; their folders are added to `folders`."""
-    for url in expand_remote(source):
+    for url in remote_files(source):
         place, name = renamed(url, INDEX_NAME), file_name(url)
         if place not in folders:
             folders[place] = _fetched(place, cache)
@@ -513,7 +510,7 @@ def _fetched(place: str, cache: Path) -> _Folder:
             raise UserError(f"{place} lists {name!r}; expected a name of letters, digits, '.', '_', '-' and then .tar")
     samples = cache / f"{index.samples_sha256}.npy"
     most = index.samples * SAMPLE.itemsize + _MOST_HEADER
-    fetch(renamed(place, SAMPLES_NAME), samples, index.samples_sha256, most_bytes=most)
+    fetch_into_cache(renamed(place, SAMPLES_NAME), samples, Expected(None, most, index.samples_sha256))
     described = None
     if said := index.descriptions:
         described = Shard(cache / f"{said.sha256}.jsonl", said.info, renamed(place, DESCRIPTIONS_NAME))

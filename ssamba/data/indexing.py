@@ -19,11 +19,12 @@ import os
 import re
 import shlex
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -39,10 +40,12 @@ from ssamba.data.descriptions import (
     parse_foreign,
     value_at,
 )
+from ssamba.data.elsewhere import probe
 from ssamba.data.index import (
     DESCRIPTIONS_NAME,
     INDEX_NAME,
     SAMPLE,
+    SAMPLES_NAME,
     SAMPLING_RATES,
     Descriptions,
     Samples,
@@ -53,9 +56,12 @@ from ssamba.data.index import (
     write_samples,
 )
 from ssamba.data.jobs import processes, run_jobs
+from ssamba.data.stores import check_writable
+from ssamba.data.transport import Expected, fetch, listed_folder, put, read_if_there
+from ssamba.data.urls import is_shard_name
 from ssamba.data.writer import MAX_BAD_FRACTION
 from ssamba.errors import BadAudio, UserError
-from ssamba.files import Count, read_json, written_beside
+from ssamba.files import MOST_BYTES, Count, parse_json, read_bounded, written_beside
 from ssamba.printable import printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import ENDINGS, measured_length
@@ -123,7 +129,9 @@ class _Sample:
 class _Job:
     """A shard to read, and where its labels are."""
 
-    path: Path
+    path: Path | str
+    """Of one elsewhere its url."""
+    bytes: int
     fields: Mapping[str, str]
     """Label key -> the extension of a member, or a field of the JSON."""
 
@@ -157,7 +165,7 @@ class Indexed:
 
 
 def index_shards(
-    folder: Path,
+    folder: Path | str,
     labels: Labels | None = None,
     *,
     fields: Mapping[str, str] | None = None,
@@ -172,7 +180,7 @@ def index_shards(
 
 
 def index_folder(
-    folder: Path,
+    folder: Path | str,
     labels: Labels | None = None,
     *,
     fields: Mapping[str, str] | None = None,
@@ -183,7 +191,8 @@ def index_folder(
     """Make index.json and samples.npy for a folder of .tar files, from their headers and those of the audio in them.
 
     Args:
-        folder: of a split; its name is the split's, and the folder's that it is in the data set's.
+        folder: of a split, or the url of one that a driver of fsspec reads and writes: its shards are fetched one by
+            one and not kept. Its name is the split's, and the folder's that it is in the data set's.
         labels: label key -> names in the order of their numbers. Of a key that is missing here, those of the index that
             is replaced, which also gives the names of data set and split; else the names that occur, sorted, by their
             value if all are integers.
@@ -197,19 +206,22 @@ def index_folder(
         UserError: no shards, compressed ones, an index that is there, labels that cannot be or that no sample has,
             several sampling rates, too many problems, or a folder that cannot be written to.
     """
-    paths, passed_over = _shards_in(folder)
-    if (folder / INDEX_NAME).exists() and not overwrite:
-        raise UserError(f"{folder / INDEX_NAME} exists; --overwrite replaces it")
+    shards, passed_over = _shards_in(folder) if isinstance(folder, Path) else _shards_at(folder)
+    written = _written_index(folder)
+    if written is not None and not overwrite:
+        raise UserError(f"{folder}/{INDEX_NAME} exists; --overwrite replaces it")
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max bad fraction: {max_bad_fraction:g} is given; expected 0 to 1")
-    if not os.access(folder, os.W_OK):
+    if isinstance(folder, str):
+        probe(folder)
+    elif not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; expected a place for {INDEX_NAME}")
-    before = _replaced(folder / INDEX_NAME)
+    before = _replaced(written) if written is not None else None
     earlier = before.descriptions.fields if before and before.descriptions else {}
     fields = earlier if fields is None else fields
     # A label that is now found elsewhere has other names.
     kept = {key: names for key, names in before.labels.items() if earlier.get(key) == fields.get(key)} if before else {}
-    scanned = _scan_all([_Job(path, fields) for path in paths], workers)
+    scanned = _scan_all([_Job(path, size, fields) for path, size in shards.items()], workers)
     bad = [problem for shard in scanned for problem in shard.problems]
     rate, scanned, other = _of_one_rate(scanned)
     total = sum(shard.info.samples for shard in scanned) + len(bad) + len(other)
@@ -240,7 +252,7 @@ def index_folder(
         )
     seen = _merged_fields(scanned)
     unlabelled = _unlabelled(scanned, fields, seen, folder)
-    whole = folder.resolve()
+    whole = folder.resolve() if isinstance(folder, Path) else PurePosixPath(folder)
     index = ShardIndex(
         before.dataset if before else whole.parent.name,
         before.split if before else whole.name,
@@ -253,14 +265,58 @@ def index_folder(
         above_full_scale=before.above_full_scale if before else 0,
     )
     try:
-        _write(folder, index, scanned, fields)
+        if isinstance(folder, Path):
+            _write(folder, index, scanned, fields)
+            index = ShardIndex.read(folder)
+        else:
+            index = _put(folder, index, scanned, fields)
     except OSError as error:
         raise UserError(f"the index cannot be written to {folder}: {error}") from error
-    return Indexed(ShardIndex.read(folder), unlabelled, seen)
+    return Indexed(index, unlabelled, seen)
 
 
-def _shards_in(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The .tar files in a folder, and what else in it is passed over.
+def _shards_at(url: str) -> tuple[dict[Path | str, int], Counter[str]]:
+    """As `_shards_in`, of a folder at a url."""
+    check_writable(url)
+    entries = listed_folder(url)
+    shards = [one for one in entries if one.name.endswith(".tar") and not one.is_folder]
+    if packed := [one.url for one in entries if one.name.endswith(tuple(_ARCHIVES)) and not one.is_folder]:
+        raise UserError(f"{len(packed)} of the shards are compressed, such as {packed[0]}; expected plain .tar files")
+    if not shards:
+        folders = [one.url for one in entries if one.is_folder]
+        advice = f"its folders are {', '.join(folders[:_NAMED])}" if folders else "expected shards, or a split's folder"
+        raise UserError(f"{url} has no .tar; {advice}")
+    for one in shards:
+        if not is_shard_name(one.name):
+            raise UserError(f"{one.url} should have a name of letters, digits, '.', '_', '-' and then .tar: rename it")
+    return {one.url: one.bytes for one in shards}, Counter()
+
+
+def _put(url: str, index: ShardIndex, scanned: Sequence[_Scanned], fields: Mapping[str, str]) -> ShardIndex:
+    """Write the index to a url, itself at the end; what was written."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write(folder, index, scanned, fields)
+        for file in (DESCRIPTIONS_NAME, SAMPLES_NAME, INDEX_NAME):
+            if (folder / file).exists():
+                put(folder / file, f"{url}/{file}")
+        return ShardIndex.read(folder)
+
+
+def _written_index(folder: Path | str) -> bytes | None:
+    """What index.json of a folder holds; None if there is none, nothing if it cannot be read."""
+    if isinstance(folder, str):
+        return read_if_there(f"{folder}/{INDEX_NAME}", MOST_BYTES)
+    if not (folder / INDEX_NAME).exists():
+        return None
+    try:
+        return read_bounded(folder / INDEX_NAME, "an index")
+    except UserError:
+        return b""
+
+
+def _shards_in(folder: Path) -> tuple[dict[Path | str, int], Counter[str]]:
+    """The .tar files in a folder with their bytes, and what else in it is passed over.
 
     Raises:
         UserError: none, compressed ones, or a folder that cannot be read.
@@ -287,7 +343,7 @@ def _shards_in(folder: Path) -> tuple[list[Path], Counter[str]]:
     for path in paths:
         if printable(path.name) != path.name:
             raise UserError(f"{printable(str(path))} has a name that cannot be shown or written; expected another name")
-    return paths, Counter({"folders of shards": len(nested)} if nested else {})
+    return {path: path.stat().st_size for path in paths}, Counter({"folders of shards": len(nested)} if nested else {})
 
 
 def _is_shard(name: str) -> bool:
@@ -348,7 +404,7 @@ def _merged_fields(scanned: Iterable[_Scanned]) -> dict[str, list[str]]:
 
 
 def _unlabelled(
-    scanned: Sequence[_Scanned], fields: Mapping[str, str], seen: Mapping[str, Sequence[str]], folder: Path
+    scanned: Sequence[_Scanned], fields: Mapping[str, str], seen: Mapping[str, Sequence[str]], folder: Path | str
 ) -> dict[str, int]:
     """Label key -> samples without; UserError if it is none's though somebody named its place."""
     had = Counter(key for shard in scanned for said in shard.descriptions for key in said["labels"])
@@ -389,7 +445,7 @@ def _write(folder: Path, index: ShardIndex, scanned: Sequence[_Scanned], fields:
 
 
 def _scan_all(jobs: Sequence[_Job], workers: int) -> list[_Scanned]:
-    found: dict[Path, _Scanned] = {}
+    found: dict[Path | str, _Scanned] = {}
     with (
         progress_bar(len(jobs), "shard", "index") as bar,
         processes(workers) as executor,
@@ -470,15 +526,23 @@ class _Replaced:
     above_full_scale: Count = 0
 
 
-def _replaced(path: Path) -> _Replaced | None:
+def _replaced(written: bytes) -> _Replaced | None:
     try:
-        return read_json(path, _Replaced, "an index")
+        return parse_json(written, _Replaced, INDEX_NAME, "an index")
     except UserError:
         return None
 
 
 def _scan(job: _Job) -> _Scanned:
-    path = job.path
+    if isinstance(job.path, Path):
+        return _scan_file(job.path, job.fields)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, PurePosixPath(job.path).name)
+        fetch(job.path, path, Expected(job.bytes))
+        return _scan_file(path, job.fields)
+
+
+def _scan_file(path: Path, places: Mapping[str, str]) -> _Scanned:
     problems: list[Skipped] = []
     rows: list[tuple[int, int, int, int, int]] = []
     names: list[str] = []
@@ -496,7 +560,7 @@ def _scan(job: _Job) -> _Scanned:
             digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
             for key, sample in _samples(_members(file, size, complain), complain, passed_over).items():
                 try:
-                    row, rate, said = _row(file, key, sample, job.fields, fields)
+                    row, rate, said = _row(file, key, sample, places, fields)
                 except BadAudio as error:
                     complain(key, str(error))
                     continue
@@ -504,7 +568,7 @@ def _scan(job: _Job) -> _Scanned:
                 names.append(key)
                 rates.append(rate)
                 descriptions.append(said)
-                read = {sample.json, *(_member(place) for place in job.fields.values())}
+                read = {sample.json, *(_member(place) for place in places.values())}
                 passed_over.update(
                     _kind(member) for extension, member in sample.members.items() if extension not in read
                 )

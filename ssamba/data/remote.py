@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ssamba.data.index import Shard
-from ssamba.data.transport import Cancelled, DiskFull, fetch, locked
+from ssamba.data.transport import Cancelled, DiskFull, Expected, fetch_into_cache, locked
 from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,13 @@ class ShardCache:
         """Fetch a shard, or find that another has done it or, without `wait`, is doing it."""
         assert shard.url is not None
         folder, info = shard.path.parent, shard.info
+        expected = Expected(info.bytes, info.bytes, info.sha256)
         # Another may have some of this one already.
         others = sum(size for _, size, path in _files(folder) if path.stem != shard.path.name)
         _evict(folder, others + info.bytes - self.max_bytes)
         while True:
             try:
-                fetch(shard.url, shard.path, info.sha256, info.bytes, wait=wait, cancelled=cancelled)
+                fetch_into_cache(shard.url, shard.path, expected, wait=wait, cancelled=cancelled)
                 return
             except DiskFull as error:
                 if not _evict(folder, info.bytes):

@@ -1,6 +1,6 @@
-"""Files that lie elsewhere, http(s) urls and commands (`pipe:`): how they are named, and how they are fetched whole.
+"""Files that lie elsewhere, fetched and put: by http(s), by a command (`pipe:`), or by a driver of fsspec.
 
-A fetch is tried again with growing waits, is bounded where nothing comes any more, and gives a file under its final
+A transfer is tried again with growing waits, is bounded where nothing comes any more, and gives a file under its final
 name only once its content is what was expected. Imports no torch.
 """
 
@@ -9,12 +9,11 @@ import fcntl
 import hashlib
 import http.client
 import io
-import itertools
 import logging
 import os
 import random
-import re
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -22,46 +21,42 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
-from braceexpand import braceexpand
+from tqdm import tqdm
 
+from ssamba.data import stores
+from ssamba.data.stores import Failed, Listed, Piece, Store, Wrong, check_writable
+from ssamba.data.urls import expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import UserError
-from ssamba.files import open_unlinked
-from ssamba.printable import printable
+from ssamba.files import open_unlinked, written_beside
+from ssamba.printable import masked, printable
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 5
+Result = TypeVar("Result")
+
+ATTEMPTS = 5  # in a row that bring nothing new
 WRONG_ATTEMPTS = 2  # of those whose answer was wrong, not missing: HTTP 404, another sha256
-FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt, times a random number from 0.5 to 1.5
-STALL_SECONDS = 60.0  # without a byte: the attempt has failed
+FIRST_WAIT_SECONDS = 1.0  # doubled after each such attempt, times a random number from 0.5 to 1.5
+_MOST_ATTEMPTS = 1000  # whatever they bring
 
 _CHUNK = 1 << 18
-_MOST_NAMES = 100_000  # that a pattern with braces may stand for
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
-# What can stand in a url and in a command as it is, so that a name from elsewhere adds nothing to either.
-_SHARD_NAME = r"\w[\w.-]*\.tar"
-_FILE = re.compile(rf"""(?<![^/\s'"=:])(index\.json|{_SHARD_NAME})(?![^\s'"?#&|;<>)])""", re.ASCII)
-_INSTEAD = {
-    "s3": "pipe:aws s3 cp s3://{} -",
-    "gs": "pipe:gsutil cat gs://{}",
-    "hf": 'pipe:curl -sfL -H "Authorization: Bearer $HF_TOKEN" https://huggingface.co/{}',
-}
-
 
 _Content = io.BufferedRandom | io.BytesIO
 
 
-class _Expected(NamedTuple):
+class Expected(NamedTuple):
     """What is known of a file before it is fetched."""
 
-    size: int | None
-    most_bytes: int
-    sha256: str | None
+    bytes: int | None = None
+    most_bytes: int = 1 << 42
+    """That it may have, where their number is not known."""
+    sha256: str | None = None
+    """In hex."""
 
 
 class RedirectRefused(Exception):
@@ -76,138 +71,98 @@ class Cancelled(Exception):
     """A fetch was no longer wanted; nothing of it is left."""
 
 
-class _Failed(Exception):
-    """An attempt failed; the next may not."""
-
-
-class _Wrong(_Failed):
-    """An answer came, and it is a wrong one; another attempt hardly mends it."""
-
-
-def expand_remote(source: str) -> list[str]:
-    """The urls and commands, each of one .tar or of an index.json, that a source with braces stands for.
+def remote_files(source: str) -> list[str]:
+    """The urls and commands, each of one .tar or of an index.json, that a source stands for; those of wildcards as they
+    are listed, in the order of their names.
 
     Raises:
-        UserError: another kind of url, unbalanced braces, or not exactly one file named in each.
+        UserError: as `expand_remote`, or a pattern that matches nothing or cannot be listed.
     """
-    scheme, _, rest = source.partition("://")
-    if not source.startswith(("http://", "https://", "pipe:")):
-        message = (
-            f"{source!r} is not read as it is; expected http(s)://..., or pipe: and a command that writes the file"
-        )
-        if scheme in _INSTEAD:
-            place = rest if rest.endswith((".tar", "index.json")) else f"{rest.rstrip('/')}/index.json"
-            if scheme == "hf":  # datasets/user/name@revision/path -> datasets/user/name/resolve/revision/path
-                place = re.sub(r"^((?:datasets/)?[^/]+/[^/@]+)(?:@([^/]+))?/", _resolved, place)
-            message += f", for instance {_INSTEAD[scheme].format(place)!r}"
-        raise UserError(message)
-    urls = expand_braces(source, escape=False)
-    urls = [f"{url}index.json" if url.startswith("http") and url.endswith("/") else url for url in urls]
-    for url in urls:
-        if len(_FILE.findall(url)) != 1:
-            raise UserError(
-                f"{url!r} should name one file, a shard (.../000000.tar) or the index of all (.../index.json, or for "
-                f"http a url that ends in /); it names {len(_FILE.findall(url)) or 'none'}"
-            )
-    return urls
+    found = []
+    for url in expand_remote(source):
+        if not has_wildcard(url):
+            found.append(url)
+            continue
+        listed = _attempted(url, "listed", Store(url.removesuffix("/index.json")).matching)
+        urls = [f"{one.url.rstrip('/')}/index.json" if one.is_folder else one.url for one in listed]
+        named = [url for url in urls if url.endswith((".tar", "/index.json"))]
+        if not named:
+            raise UserError(f"{url!r} matches no .tar and no folder; expected a pattern of shards, or their folder")
+        found += named
+    return found
 
 
-def expand_braces(pattern: str, escape: bool = True) -> list[str]:
-    """The texts that a pattern with braces stands for, as the shell has them: `{000000..000009}.tar`, `{a,b}/train`.
-
-    Args:
-        escape: a backslash takes its meaning from a brace.
+def listed_folder(url: str) -> list[Listed]:
+    """What is in a folder, by its names.
 
     Raises:
-        UserError: unbalanced braces, or more texts than can be meant.
+        UserError: it cannot be listed, as by http and by a command, or it is not there.
     """
-    shown = repr(pattern[:200])
-    try:
-        # Counted before it is written out, which takes the memory of all of them and more.
-        if _texts_in(pattern, escape) <= _MOST_NAMES:
-            return list(braceexpand(pattern, escape=escape))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
-    raise UserError(f"{shown} stands for more than {_MOST_NAMES} names; expected those of shards")
-
-
-def _texts_in(pattern: str, escape: bool) -> int:
-    """How many texts a pattern stands for; ValueError if its braces are not balanced."""
-    total, begin = 1, 0
-    for place, depth in _braces(pattern, escape):
-        if pattern[place] == "{" and depth == 1:
-            begin = place + 1
-        elif pattern[place] == "}" and depth == 0:
-            total *= _choices_in(pattern[begin:place], escape)
-    return total
-
-
-def _choices_in(inside: str, escape: bool) -> int:
-    """Of what is between a brace and its end."""
-    if numbers := _RANGE.fullmatch(inside):
-        first, last, step = (int(number or 1) for number in numbers.groups())
-        return abs(last - first) // max(1, step) + 1
-    ends = [place for place, depth in _braces(inside, escape) if inside[place] == "," and depth == 0]
-    return sum(
-        _texts_in(inside[begin + 1 : end], escape) for begin, end in itertools.pairwise([-1, *ends, len(inside)])
-    )
-
-
-def _braces(pattern: str, escape: bool) -> Iterator[tuple[int, int]]:
-    """(place, depth behind it) of each brace and comma; ValueError if the braces are not balanced."""
-    depth, escaped = 0, False
-    for place, letter in enumerate(pattern):
-        if escaped or (escape and letter == "\\"):
-            escaped = not escaped
-        elif letter in "{},":
-            depth += (letter == "{") - (letter == "}")
-            if depth < 0:
-                raise ValueError(pattern)
-            yield place, depth
-    if depth:
-        raise ValueError(pattern)
-
-
-def _resolved(match: re.Match[str]) -> str:
-    return f"{match[1]}/resolve/{match[2] or 'main'}/"
-
-
-def file_name(url: str) -> str:
-    """The name of the file that a url or a command gives."""
-    return _FILE.findall(url)[0]
-
-
-def renamed(url: str, name: str) -> str:
-    """The url or command of another file in the same folder."""
-    return _FILE.sub(lambda _: name, url)
-
-
-def is_shard_name(name: str) -> bool:
-    """Whether a name is plain enough to stand in a url and in a command."""
-    return re.fullmatch(_SHARD_NAME, name, re.ASCII) is not None
+    if not is_by_driver(url):
+        raise UserError(f"{url!r} cannot be listed; expected a folder, or a url whose files have a list, such as s3://")
+    return _attempted(url, "listed", lambda: Store(url).files())
 
 
 def read(url: str, most_bytes: int) -> bytes:
     """The content of a small file; UserError after the last attempt, or if it has more bytes than expected."""
     content = io.BytesIO()
-    _receive(url, content, _Expected(None, most_bytes, None))
+    _receive(url, content, Expected(None, most_bytes))
     return content.getvalue()
 
 
-def fetch(
-    url: str, path: Path, sha256: str, size: int | None = None, *, most_bytes: int = 0, wait: bool = True,
-    cancelled: threading.Event | None = None,
-) -> bool:  # fmt: skip
+def read_if_there(url: str, most_bytes: int) -> bytes | None:
+    """As `read`, of a url that a driver reads; None if there is no such file."""
+    return read(url, most_bytes) if bytes_of(url) is not None else None
+
+
+def bytes_of(url: str) -> int | None:
+    """The size of a file that a driver reads; None: there is none."""
+    return _attempted(url, "looked for", lambda: Store(url).bytes())
+
+
+def files_below(url: str) -> list[Listed]:
+    """All files below a folder, by their names; none if there is no such folder."""
+    return _attempted(url, "listed", lambda: Store(url).all_files())
+
+
+def put(path: Path, url: str) -> None:
+    """Make a file elsewhere of a local one: it has its name there once it is whole; UserError after the last attempt,
+    or if nothing can be written to such urls."""
+    check_writable(url)
+    _attempted(url, "written", lambda: Store(url).put(path))
+
+
+def put_bytes(content: bytes, url: str) -> None:
+    """As `put`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "content")
+        with written_beside(path) as beside:
+            beside.write_bytes(content)
+        put(path, url)
+
+
+def move(url: str, new: str) -> None:
+    """Give a file elsewhere another name; UserError after the last attempt."""
+    _attempted(url, "renamed", lambda: Store(url).move(Store(new)))
+
+
+def remove(url: str) -> None:
+    """Remove a file elsewhere, or a folder and what is in it, if there is one; UserError after the last attempt."""
+    _attempted(url, "removed", lambda: Store(url).remove())
+
+
+def fetch(url: str, path: Path, expected: Expected, *, wait: bool = True, keep: bool = False,
+          bar: "tqdm[Any] | None" = None, cancelled: threading.Event | None = None) -> bool:  # fmt: skip
     """Fetch a file, unless it is there; once, however many processes and threads of a machine ask for it.
 
     It is written to `path`.part, which whoever fetches has locked, and renamed once its size and sha256 are right. A
-    process that is killed leaves no lock, and an http fetch goes on where it ended.
+    process that is killed leaves no lock, and the next fetch goes on where it ended, if a server can do that.
 
     Args:
-        url: of one file, from `expand_remote` or `renamed`.
-        size: bytes, where they are known.
-        most_bytes: that it may have, where they are not.
+        url: of one file.
         wait: for another process that is fetching it.
+        keep: what came until the last attempt failed stays in `path`.part.
+        bar: counts its bytes.
         cancelled: once it is set, the fetch ends at the next bytes that come, or in the wait between two attempts.
 
     Returns:
@@ -215,27 +170,39 @@ def fetch(
 
     Raises:
         Cancelled: `cancelled` was set.
-        DiskFull: there is no room.
-        UserError: the last attempt failed, or the folder of `path` cannot be written.
+        UserError: the last attempt failed.
+        OSError: there is no room, or the folder of `path` cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    while not path.exists():
+        with locked(part, wait) as file:
+            if file is None:
+                return False
+            try:
+                if path.exists():
+                    part.unlink()
+                    break
+                _receive(url, file, expected, bar, cancelled, part.parent)
+                file.flush()
+                os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                if not keep or not file.seek(0, os.SEEK_END):
+                    part.unlink(missing_ok=True)
+                raise
+    return True
+
+
+def fetch_into_cache(url: str, path: Path, expected: Expected, *, wait: bool = True,
+                     cancelled: threading.Event | None = None) -> bool:  # fmt: skip
+    """As `fetch`, into the folder of data.cache.
+
+    Raises:
+        DiskFull: there is no room. UserError: the folder cannot be used. And what else `fetch` raises but OSError.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        while not path.exists():
-            with locked(part, wait) as file:
-                if file is None:
-                    return False
-                try:
-                    if path.exists():
-                        part.unlink()
-                        break
-                    _receive(url, file, _Expected(size, most_bytes if size is None else size, sha256), cancelled)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    part.replace(path)
-                except BaseException:
-                    part.unlink(missing_ok=True)
-                    raise
+        return fetch(url, path, expected, wait=wait, cancelled=cancelled)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
@@ -245,7 +212,6 @@ def fetch(
         raise UserError(
             f"the cache {path.parent} cannot be used ({error}); set data.cache to a folder on a local disk"
         ) from error
-    return True
 
 
 @contextmanager
@@ -276,53 +242,89 @@ def _is_named(file: io.BufferedRandom, path: Path) -> bool:
         return False
 
 
-def _receive(url: str, into: _Content, expected: _Expected, cancelled: threading.Event | None = None) -> None:
-    """Fill a file with what a url gives, in as many attempts as are allowed."""
+def _attempted(url: str, done: str, attempt: Callable[[], Result], reached: Callable[[], int] = lambda: 0,
+               cancelled: threading.Event | None = None) -> Result:  # fmt: skip
+    """What an attempt gives, in as many as are allowed.
+
+    Args:
+        done: what is told that could not be done.
+        reached: how far an attempt has come; those that get further than all before them do not count.
+
+    Raises:
+        UserError: the last attempt failed, or the first of which another mends nothing.
+    """
     cancelled = cancelled or threading.Event()
-    wrong = 0
-    for attempt in range(1, ATTEMPTS + 1):
+    most, failures, wrong = reached(), 0, 0
+    for count in range(1, _MOST_ATTEMPTS + 1):
         try:
-            _attempt(url, into, expected, cancelled)
-            return
-        except _Failed as error:
-            wrong += isinstance(error, _Wrong)
-            if attempt == ATTEMPTS or wrong == WRONG_ATTEMPTS:
-                times = f"{attempt} attempts" if attempt > 1 else "one attempt"
-                raise UserError(f"{url} could not be fetched in {times}; the last: {error}") from error
+            return attempt()
+        except Failed as error:
+            # A server that begins anew each time brings bytes, and nothing new.
+            most, failures = max(most, reached()), 1 if reached() > most else failures + 1
+            wrong += isinstance(error, Wrong)
+            if failures == ATTEMPTS or wrong == WRONG_ATTEMPTS or count == _MOST_ATTEMPTS:
+                times = f"{count} attempts" if count > 1 else "one attempt"
+                raise UserError(masked(f"{url} could not be {done} in {times}; the last: {error}")) from error
             # Not from the generator that a seed sets: what is drawn elsewhere must not depend on a network.
-            wait = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.5)
-            log.warning("%s: attempt %d of %d: %s; again in %.1f s", url, attempt, ATTEMPTS, error, wait)
+            wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1) * random.SystemRandom().uniform(0.5, 1.5)
+            log.warning("%s", masked(f"{url}: attempt {count} of {ATTEMPTS}: {error}; again in {wait:.1f} s"))
             cancelled.wait(wait)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _attempt(url: str, into: _Content, expected: _Expected, cancelled: threading.Event) -> None:
+def _receive(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | None" = None,
+             cancelled: threading.Event | None = None, folder: Path | None = None) -> None:  # fmt: skip
+    """Fill a file with what a url gives; `folder`, in which it is, must have the room."""
+
+    def reached() -> int:
+        return into.seek(0, os.SEEK_END)
+
+    def attempt() -> None:
+        _attempt(url, into, expected, bar, cancelled or threading.Event(), folder)
+
+    _attempted(url, "fetched", attempt, reached, cancelled)
+
+
+def _attempt(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | None", cancelled: threading.Event,
+             folder: Path | None) -> None:  # fmt: skip
     """Go on where the file ends, if that can be; begin anew otherwise."""
     if cancelled.is_set():
         raise Cancelled
     end = into.seek(0, os.SEEK_END)
-    if expected.size is None or end > expected.size:
+    # What nothing is known of may be another file than in the attempt before.
+    if isinstance(into, io.BytesIO) or (expected.bytes is not None and end > expected.bytes):
         end = _cut(into, 0)
-    if end != expected.size:
-        chunks = _pipe_chunks(url.removeprefix("pipe:")) if url.startswith("pipe:") else _http_chunks(url, end)
-        with closing(chunks):
-            for position, chunk in chunks:
+    most = expected.most_bytes if expected.bytes is None else expected.bytes
+    if end != expected.bytes:
+        whole = None
+        with closing(_pieces(url, end)) as pieces:
+            for position, content, whole in pieces:
                 if cancelled.is_set():
                     raise Cancelled
+                # Before anything is cut: a page instead of the file costs nothing of what is there.
+                if whole is not None and (whole > most or expected.bytes not in (None, whole)):
+                    raise Wrong(f"it has {whole} bytes; expected {expected.bytes or f'at most {most}'}")
                 if position != end:
                     _cut(into, position)
-                end = position + len(chunk)
-                if end > expected.most_bytes:
+                if bar is not None:
+                    bar.total, bar.n = whole or expected.bytes, position
+                if whole is not None and folder is not None and (free := shutil.disk_usage(folder).free) < whole - end:
+                    raise OSError(errno.ENOSPC, f"{free} bytes are free for it; expected {whole - end}")
+                end = position + len(content)
+                if end > most:
                     _cut(into, 0)
-                    raise _Wrong(f"it is larger than the {expected.most_bytes} bytes expected")
-                into.write(chunk)
-        if expected.size is not None and end < expected.size:
-            raise _Failed(f"it ended after {end} of {expected.size} bytes")
+                    raise Wrong(f"it is larger than the {most} bytes expected")
+                into.write(content)
+                if bar is not None:
+                    bar.update(len(content))
+        if end < (expected.bytes or whole or 0):
+            raise Failed(f"it ended after {end} of {expected.bytes or whole} bytes")
     if expected.sha256 is not None:
         into.seek(0)
         digest = hashlib.file_digest(into, "sha256").hexdigest()
         if digest != expected.sha256:
             _cut(into, 0)
-            raise _Wrong(f"its sha256 is {digest}; the index expects {expected.sha256}")
+            raise Wrong(f"its sha256 is {digest}; the index expects {expected.sha256}")
 
 
 def _cut(into: _Content, end: int) -> int:
@@ -330,8 +332,15 @@ def _cut(into: _Content, end: int) -> int:
     return into.seek(end)
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http(s) alone, and from https to nothing less; another host is told."""
+def _pieces(url: str, start: int) -> Generator[Piece]:
+    """The bytes of a file from a position on, or from 0 where that cannot be."""
+    if url.startswith("pipe:"):
+        return _pipe_pieces(url.removeprefix("pipe:"))
+    return Store(url).pieces(start) if is_by_driver(url) else _http_pieces(url, start)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to http(s) alone, and from https to nothing less (RedirectRefused); another host is told."""
 
     def redirect_request(
         self,
@@ -352,42 +361,43 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
-    """Ask a server, and follow where it sends, from http(s) to http(s) and from https to https alone.
-
-    Raises:
-        RedirectRefused: it sends elsewhere. OSError, http.client.HTTPException, ValueError: as urllib does.
-    """
-    return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+def _open_url(request: urllib.request.Request) -> http.client.HTTPResponse:
+    return urllib.request.build_opener(Redirects).open(request, timeout=stores.STALL_SECONDS)
 
 
-def _http_chunks(url: str, start: int) -> Generator[tuple[int, bytes]]:
-    """(position, bytes) from a position on, or from 0 if the server knows no ranges."""
+def _http_pieces(url: str, start: int) -> Generator[Piece]:
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        with open_url(request, STALL_SECONDS) as response:
+        # Without compression on the way, which some servers would otherwise apply.
+        headers = {"User-Agent": "ssamba", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        with _open_url(urllib.request.Request(url, headers=headers)) as response:
             position = start if response.status == 206 else 0
             if position and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise _Wrong(f"asked for the bytes from {start} on, it gave others")
-            while chunk := response.read(_CHUNK):
-                yield position, chunk
-                position += len(chunk)
+                raise Wrong(f"asked for the bytes from {start} on, it gave others")
+            whole = None if response.length is None else position + response.length
+            while content := response.read(_CHUNK):
+                yield Piece(position, content, whole)
+                position += len(content)
             if response.length:
-                raise _Failed(f"the connection ended {response.length} bytes too early")
+                raise Failed(f"the connection ended {response.length} bytes too early: at {position} of {whole}")
     except RedirectRefused as error:
-        raise _Wrong(printable(str(error))) from error
+        raise Wrong(printable(str(error))) from error
     except urllib.error.HTTPError as error:
-        # Timeout, too early, too many requests: these pass.
-        kind = _Wrong if error.code < 500 and error.code not in (408, 425, 429) else _Failed
-        raise kind(f"HTTP {error.code} {error.reason}") from error
+        if error.code != 416:
+            raise stores.status_of(error.code, f"HTTP {error.code} {error.reason}") from error
+        # Nothing is there from that byte on: because that was all, or because what is here did not fit.
+        if error.headers.get("Content-Range") != f"bytes */{start}":
+            yield Piece(0, b"", None)
+            raise Failed("what was there did not fit") from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise _Wrong(f"it is no url: {error}") from error
+        raise Wrong(f"it is no url: {error}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Failed(str(error) or repr(error)) from error
+        raise Failed(str(error) or repr(error)) from error
 
 
-def _pipe_chunks(command: str) -> Generator[tuple[int, bytes]]:
-    """(position, bytes) of what a command of the shell writes; it is ended where nothing comes from it any more."""
+def _pipe_pieces(command: str) -> Generator[Piece]:
+    """What a command of the shell writes; it is ended where nothing comes from it any more."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
@@ -399,20 +409,21 @@ def _pipe_chunks(command: str) -> Generator[tuple[int, bytes]]:
             poll.register(process.stdout, select.POLLIN)
             position = 0
             while True:
-                if not poll.poll(STALL_SECONDS * 1000):
-                    raise _Failed(f"nothing came for {STALL_SECONDS:g} s{_tail(complaints)}")
+                if not poll.poll(stores.STALL_SECONDS * 1000):
+                    raise Failed(f"nothing came for {stores.STALL_SECONDS:g} s{_tail(complaints)}")
                 chunk = os.read(process.stdout.fileno(), _CHUNK)
                 if not chunk:
                     break
-                yield position, chunk
+                yield Piece(position, chunk, None)
                 position += len(chunk)
             try:
-                status = process.wait(STALL_SECONDS)
+                status = process.wait(stores.STALL_SECONDS)
             except subprocess.TimeoutExpired as error:
-                raise _Failed(f"it wrote all and did not end for {STALL_SECONDS:g} s{_tail(complaints)}") from error
+                stalled = f"it wrote all and did not end for {stores.STALL_SECONDS:g} s{_tail(complaints)}"
+                raise Failed(stalled) from error
             if status:
                 # Of the shell: there is no such command, or it cannot be executed.
-                raise (_Wrong if status in (126, 127) else _Failed)(f"exit status {status}{_tail(complaints)}")
+                raise (Wrong if status in (126, 127) else Failed)(f"exit status {status}{_tail(complaints)}")
         finally:
             if process.poll() is None:
                 with suppress(ProcessLookupError):

@@ -132,12 +132,7 @@ def _adopt(folder: Path, plan: Plan, overwrite: bool) -> None:
         )
     if there is not None and there != plan:
         if _finished(folder) and not overwrite:
-            names = [name for name in {**there, **plan} if there.get(name) != plan.get(name)]
-            differ = "; ".join(f"{name}: {there.get(name)} there, {plan.get(name)} now" for name in names)
-            raise UserError(
-                f"{folder} is what another call has left unfinished ({differ}); expected the same call again, or "
-                "--overwrite, which discards it"
-            )
+            raise UserError(other_plan(folder, there, plan))
         for name in set(os.listdir(folder)) - {"lock"}:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
     write_json(folder / _PLAN, plan)
@@ -153,6 +148,16 @@ def _adopt(folder: Path, plan: Plan, overwrite: bool) -> None:
             left.unlink(missing_ok=True)
     if done := _finished(folder):
         log.info("going on from the %d shards that an earlier call has finished in %s", done, folder)
+
+
+def other_plan(place: object, there: Mapping[str, object], plan: Plan) -> str:
+    """What is told of a call that would go on from another one's work."""
+    names = [name for name in {**there, **plan} if there.get(name) != plan.get(name)]
+    differ = "; ".join(f"{name}: {there.get(name)} there, {plan.get(name)} now" for name in names)
+    return (
+        f"{place} is what another call has left unfinished ({differ}); expected the same call again, or --overwrite, "
+        "which discards it"
+    )
 
 
 def _read_plan(path: Path) -> dict[str, object] | None:

@@ -18,6 +18,7 @@ import re
 import socket
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,16 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from ssamba.data.elsewhere import (
+    check_place,
+    how_to_go_on_at,
+    is_put,
+    new_url,
+    publish_at,
+    record_url,
+    shard_url,
+    unfinished_at,
+)
 from ssamba.data.fetch import Archive, fetch
 from ssamba.data.index import (
     FORMAT,
@@ -43,15 +54,16 @@ from ssamba.data.index import (
     write_samples,
 )
 from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
+from ssamba.data.transport import put, put_bytes, read_if_there, remove
 from ssamba.data.unfinished import how_to_go_on, partial_folder, publish, unfinished
 from ssamba.errors import BadAudio, UserError
-from ssamba.files import Count, read_json, write_text, written_beside
+from ssamba.files import MOST_BYTES, Count, parse_json, read_json, write_text, written_beside
 from ssamba.folders import PassedOver, instead
-from ssamba.printable import log_to_stderr, printable
+from ssamba.printable import log_to_stderr, masked, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
 from ssamba.shell import run_program
-from ssamba.values import add_argument, new_path, number, path, plain_text, whole_number
+from ssamba.values import add_argument, is_remote, new_path, number, path, plain_text, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +117,10 @@ class DataSet:
 class _Job:
     """One shard to write."""
 
-    folder: Path
-    """Of the split, for finished shards; absolute, as all paths here, for workers elsewhere."""
+    out: Path | str
+    """Of the split, the folder for finished shards: absolute, as all paths here, for workers elsewhere. Or the url of
+    the data set, to which the shard is put."""
+    split: str
     number: int
     recordings: Sequence[Recording]
     root: str
@@ -129,6 +143,7 @@ class _Record:
     skipped: tuple[Skipped, ...]
     above_full_scale: Count
     host: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,8 @@ class _Written:
     """How many of its samples have a full scale of their own."""
     host: str
     """That it was made on."""
+    digest: str = ""
+    """Of all that decides its bytes."""
 
     @classmethod
     def read(cls, record: Path) -> "_Written | None":
@@ -155,12 +172,32 @@ class _Written:
             return None
         if not whole or written.info.name != f"{record.stem}.tar":
             return None
-        samples = np.array(written.samples, SAMPLE)
-        return cls(written.info, samples, written.skipped, written.above_full_scale, written.host)
+        return cls._of(written)
 
-    def write(self, record: Path) -> None:
-        content = {**asdict(self), "samples": self.samples.tolist()}
-        write_text(record, json.dumps(content, ensure_ascii=False), durable=True)
+    @classmethod
+    def at_url(cls, job: "_Job", digest: str) -> "_Written | None":
+        """Of a shard that was put to a url, from its record there; None if there is none, one of other recordings, or
+        the shard is not there."""
+        record = record_url(str(job.out), job.split, job.number)
+        content = read_if_there(record, MOST_BYTES)
+        if content is None:
+            return None
+        try:
+            written = cls._of(parse_json(content, _Record, record, "the record of a shard"))
+        except UserError:  # damaged: the shard is made again
+            return None
+        info = written.info
+        whole = not info.samples or is_put(str(job.out), job.split, job.number, info.bytes)
+        return written if written.digest == digest and whole else None
+
+    @classmethod
+    def _of(cls, record: _Record) -> "_Written":
+        samples = np.array(record.samples, SAMPLE)
+        return cls(record.info, samples, record.skipped, record.above_full_scale, record.host, record.digest)
+
+    @property
+    def record(self) -> str:
+        return json.dumps({**asdict(self), "samples": self.samples.tolist()}, ensure_ascii=False)
 
 
 def safe_key(name: str) -> str:
@@ -201,7 +238,7 @@ def named(names: Sequence[str]) -> list[str]:
     return [*names[:_NAMED], *([f"and {rest} more"] if rest > 0 else [])]
 
 
-def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: str,
+def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dataset: str,
                  labels: Mapping[str, Sequence[str]] | None = None, *, sampling_rate: int = 16000,
                  samples_per_shard: int = SAMPLES_PER_SHARD, seed: int = 0, workers: int = 1,
                  executor: Executor | None = None, max_seconds: float = MAX_SECONDS, min_seconds: float = MIN_SECONDS,
@@ -215,7 +252,8 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
 
     Args:
         splits: name -> recordings, in any order; the seed decides theirs, so that a shard mixes the classes.
-        out: a folder that does not exist yet.
+        out: a folder that does not exist yet, or the url of one that a driver of fsspec writes to: there a shard is put
+            as soon as it is finished, and the indexes at the end.
         dataset: the name of the whole, for the indexes.
         labels: label key -> names in the order of their numbers; of a key that is missing here, the recordings' names
             are sorted.
@@ -223,11 +261,12 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
         samples_per_shard: at most; a split's shards differ by one recording in length.
         workers: processes; with 1 the work is done in this one.
         executor: does the work in their place, one shard a job: anything with the interface of concurrent.futures, to
-            whose workers the same paths lead to the recordings and to `out`.
+            whose workers the same paths lead to the recordings and to `out`, unless that is a url.
         max_seconds, min_seconds: longer and shorter recordings are skipped, as are unreadable ones.
         max_bad_fraction: of all recordings that may be skipped.
         passed_over: what was found and not taken -> how many of it, for the indexes.
-        overwrite: replace `out` if it holds nothing but shards, and discard what another call left in `out.partial`.
+        overwrite: replace `out` if it holds nothing but shards (at a url: before the new ones are there), and discard
+            what another call left in `out.partial`.
 
     Returns:
         Split -> its index.
@@ -239,7 +278,8 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
     _check_settings(sampling_rate, samples_per_shard, workers, min_seconds, max_seconds, max_bad_fraction)
     _check_recordings(splits)
     label_lists = _label_lists(splits, labels or {})
-    out = Path(os.path.realpath(out))
+    if not is_remote(str(out)):
+        out = Path(os.path.realpath(out))
     _check_out(out, overwrite)
     # Names in the shards are relative, so that the same data in another place makes the same bytes.
     splits = {split: [_absolute(one) for one in recordings] for split, recordings in splits.items()}
@@ -250,37 +290,55 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path, dataset: 
         "libraries": decoder_versions(),
         **{f"split {split}": _summary(recordings, root) for split, recordings in splits.items()},
     }  # fmt: skip
-    with unfinished(out, plan, overwrite) as partial:
+    with _place(out, plan, overwrite) as partial:
         jobs = {
             split: [
-                _Job(partial / "finished" / split, number, part, root, sampling_rate, min_seconds, max_seconds)
+                _Job(partial / "finished" / split if isinstance(out, Path) else out, split, number, part, root,
+                     sampling_rate, min_seconds, max_seconds)
                 for number, part in enumerate(_parts(recordings, samples_per_shard, seed))
             ]
             for split, recordings in splits.items()
-        }
+        }  # fmt: skip
         with contextlib.nullcontext(executor) if executor else processes(workers) as pool:
             written = _write_all([job for split in jobs.values() for job in split], dataset, pool, max_bad_fraction)
         indexes: dict[str, ShardIndex] = {}
-        moves: dict[str, str] = {}  # what becomes a shard of its final name
+        made: dict[str, dict[int, _Written]] = {}  # split -> number -> what becomes the shard of that number
         for split, mine in jobs.items():
             done = [written[split, job.number] for job in mine]
-            names = _names(split, done)
+            made[split] = _numbered(split, done)
             folder = partial / "whole" / split
             folder.mkdir(parents=True)
             digest = write_samples(folder, np.concatenate([shard.samples for shard in done]))
-            infos = tuple(replace(shard.info, name=name) for name, shard in names.items())
+            infos = tuple(replace(one.info, name=f"{number:06d}.tar") for number, one in made[split].items())
             skipped = tuple(one for shard in done for one in shard.skipped)
             above = sum(shard.above_full_scale for shard in done)
             index = ShardIndex(dataset, split, sampling_rate, label_lists, skipped, infos, digest)
             indexes[split] = replace(index, above_full_scale=above, passed_over=dict(passed_over or {}))
             indexes[split].write(folder)
-            moves |= {f"whole/{split}/{name}": f"finished/{split}/{shard.info.name}" for name, shard in names.items()}
-        publish(partial, out, moves)
+        if isinstance(out, Path):
+            publish(partial, out, {f"whole/{split}/{number:06d}.tar": f"finished/{split}/{one.info.name}"
+                                   for split, shards in made.items() for number, one in shards.items()})  # fmt: skip
+        else:
+            publish_at(out, partial / "whole", {
+                split: {int(Path(one.info.name).stem): number for number, one in shards.items()}
+                for split, shards in made.items()
+            })  # fmt: skip
     used = {split: _labels_of(one for job in mine for one in _kept(job, written[split, job.number]))
             for split, mine in jobs.items()}  # fmt: skip
     if lacking := _lacking(label_lists, used):
         log.warning("labels without recordings: %s", "; ".join(lacking))
     return indexes
+
+
+@contextlib.contextmanager
+def _place(out: Path | str, plan: Mapping[str, str | int | float], overwrite: bool) -> Iterator[Path]:
+    """The folder in which the indexes are made, and where `out` is a folder the shards as well."""
+    if isinstance(out, Path):
+        with unfinished(out, plan, overwrite) as partial:
+            yield partial
+    else:
+        with unfinished_at(out, plan, overwrite), tempfile.TemporaryDirectory() as partial_name:
+            yield Path(partial_name)
 
 
 def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespace], DataSet],
@@ -322,12 +380,14 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
                     passed_over=found.passed_over, overwrite=given.overwrite,
                 )  # fmt: skip
         except KeyboardInterrupt:
-            print(printable(f"interrupted. {how_to_go_on(given.out.resolve())}"), file=sys.stderr)
+            stays = how_to_go_on_at(given.out) if isinstance(given.out, str) else how_to_go_on(given.out.resolve())
+            print(printable(f"interrupted. {stays}"), file=sys.stderr)
             return 130
         if after:
             after(given)
         for split, index in indexes.items():
-            print(f"{printable(str(given.out / split))}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
+            place = printable(masked(os.path.join(given.out, split)))
+            print(f"{place}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
                   f"{len(index.shards)} shards, {len(index.skipped)} skipped"
                   + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
         if found.passed_over:
@@ -340,14 +400,14 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
 def _add_arguments(parser: argparse.ArgumentParser, fetches: bool) -> None:
     """Those that all scripts have."""
     add_argument(parser, "source", _whole_path, metavar="SOURCE", help="where the recordings are")
-    out = "folder to make; each split is a folder of shards in it"
-    add_argument(parser, "out", _new_folder, metavar="OUT", help=out)
+    out = "folder to make, or its url, such as s3://BUCKET/FOLDER; each split is a folder of shards in it"
+    add_argument(parser, "out", _new_place, metavar="OUT", help=out)
     by = parser.add_mutually_exclusive_group()
     workers = f"processes (default: {usable_cores()}, the cores)"
     add_argument(by, "--workers", whole_number, 1, _MOST_WORKERS, metavar="N", help=workers)
     address = (
         "of a Dask scheduler, such as tcp://host:8786: its workers do the work, and find SOURCE and OUT under the same "
-        "paths as this machine"
+        "paths as this machine (an OUT that is a url, by credentials of their own)"
     )
     add_argument(by, "--cluster", plain_text, metavar="ADDRESS", help=address)
     at_most = "recordings in a shard, at most (default: %(default)s)"
@@ -374,8 +434,10 @@ def _whole_path(text: str) -> Path:
     return path(text).absolute()
 
 
-def _new_folder(text: str) -> Path:
-    """A place for a folder, and for its partial one beside it."""
+def _new_place(text: str) -> Path | str:
+    """A place for a folder, and for its partial one beside it; or the url of one."""
+    if is_remote(text):
+        return new_url(plain_text(text))
     out = path(text)
     whole = Path(os.path.realpath(out))
     if not whole.name:
@@ -512,7 +574,10 @@ def _label_lists(splits: Mapping[str, Sequence[Recording]],
     return {key: tuple(lists[key]) for key in sorted(lists)}
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path | str, overwrite: bool) -> None:
+    if isinstance(out, str):
+        check_place(out, overwrite)
+        return
     if not out.exists():
         return
     if not overwrite:
@@ -560,7 +625,7 @@ def _write_all(jobs: Sequence[_Job], dataset: str, executor: Executor | None,
     allowed = int(max_bad_fraction * total)
     done: dict[tuple[str, int], _Written] = {}
     bad: list[Skipped] = []
-    for folder in {job.folder for job in jobs}:
+    for folder in {job.out for job in jobs if isinstance(job.out, Path)}:
         folder.mkdir(parents=True, exist_ok=True)
     with (
         progress_bar(total, "recording", dataset) as bar,
@@ -568,7 +633,7 @@ def _write_all(jobs: Sequence[_Job], dataset: str, executor: Executor | None,
     ):
         for job, written in results:
             _check_seen(job, written)
-            done[job.folder.name, job.number] = written
+            done[job.split, job.number] = written
             bad += written.skipped
             if len(bad) > allowed:
                 raise UserError(
@@ -586,8 +651,7 @@ def _check_seen(job: _Job, written: _Written) -> None:
     """UserError if a worker elsewhere did not see the recordings, or this process does not see its shard."""
     missing = {one.source for one in written.skipped if one.why == _MISSING}
     unseen = [one.path for one in job.recordings if _source(one, job.root) in missing and one.path.is_file()]
-    path = job.folder / written.info.name
-    if not path.exists():
+    if isinstance(job.out, Path) and not (path := job.out / written.info.name).exists():
         unseen.append(path)
     if unseen:
         raise UserError(
@@ -598,17 +662,36 @@ def _check_seen(job: _Job, written: _Written) -> None:
 
 def _finish_shard(job: _Job) -> _Written:
     """The shard of a job, made unless it is finished."""
-    if not job.folder.is_dir():
-        raise UserError(f"a worker on {socket.gethostname()} does not see {job.folder}; expected OUT under a path that "
+    digest = _digest(job)
+    if isinstance(job.out, str):
+        return _put_shard(job, job.out, digest)
+    if not job.out.is_dir():
+        raise UserError(f"a worker on {socket.gethostname()} does not see {job.out}; expected OUT under a path that "
                         "leads all workers to the same place")  # fmt: skip
     # Named by what it is made of: whoever else makes a shard of that name makes the same.
-    name = f"{job.number:06d}-{_digest(job)}"
-    record = job.folder / f"{name}.json"
+    name = f"{job.number:06d}-{digest}"
+    record = job.out / f"{name}.json"
     written = _Written.read(record)
     if not written:
-        with written_beside(job.folder / f"{name}.tar", durable=True) as beside:
-            written = _write_shard(job, beside, f"{name}.tar")
-        written.write(record)
+        with written_beside(job.out / f"{name}.tar", durable=True) as beside:
+            written = _write_shard(job, beside, f"{name}.tar", digest)
+        write_text(record, written.record, durable=True)
+    return written
+
+
+def _put_shard(job: _Job, out: str, digest: str) -> _Written:
+    """The shard of a job at a url, made and put unless it is there: its record says that it is."""
+    if written := _Written.at_url(job, digest):
+        return written
+    shard, record = shard_url(out, job.split, job.number), record_url(out, job.split, job.number)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{job.number:06d}.tar")
+        with written_beside(path) as beside:
+            written = _write_shard(job, beside, path.name, digest)
+        remove(record)  # of what is about to be replaced, if anything
+        if written.info.samples:
+            put(path, shard)
+    put_bytes(written.record.encode(), record)
     return written
 
 
@@ -625,7 +708,7 @@ def _digest(job: _Job) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_shard(job: _Job, path: Path, name: str) -> _Written:
+def _write_shard(job: _Job, path: Path, name: str, made_of: str) -> _Written:
     rows: list[tuple[int, int, int, int, int]] = []
     skipped: list[Skipped] = []
     above = 0
@@ -648,7 +731,7 @@ def _write_shard(job: _Job, path: Path, name: str) -> _Written:
     table = np.array(rows, SAMPLE)
     seconds = float(table["length"].sum(dtype=np.int64)) / job.sampling_rate
     info = ShardInfo(name, len(rows), seconds, path.stat().st_size, digest)
-    return _Written(info, table, tuple(skipped), above, socket.gethostname())
+    return _Written(info, table, tuple(skipped), above, socket.gethostname(), made_of)
 
 
 def _source(recording: Recording, root: str) -> str:
@@ -692,10 +775,10 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]
     return archive.offset - blocks * tarfile.BLOCKSIZE, len(content)
 
 
-def _names(split: str, written: Sequence[_Written]) -> dict[str, _Written]:
-    """The shards that hold something, by their names, numbered without gaps."""
+def _numbered(split: str, written: Sequence[_Written]) -> dict[int, _Written]:
+    """The shards that hold something, numbered without gaps."""
     kept = [one for one in written if one.info.samples]
     if not kept:
         first = written[0].skipped[0]
         raise UserError(f"no recording of the split {split!r} can be used; {first.source}: {first.why}")
-    return {f"{number:06d}.tar": one for number, one in enumerate(kept)}
+    return dict(enumerate(kept))

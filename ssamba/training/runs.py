@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import Logger
 
 from ssamba.errors import Stopped, UserError
 from ssamba.launch import rank
+from ssamba.printable import masked
 from ssamba.training.checkpoints import CheckpointFiles, Checkpoints
 from ssamba.training.distributed import make_strategy, part_at_exit
 from ssamba.training.loggers import MetricsFile, wandb_logger
@@ -134,7 +135,7 @@ def command_record() -> dict[str, Any]:
     git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
                          capture_output=True, text=True, check=False)  # fmt: skip
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git.stdout.strip() or None,
         "python": platform.python_version(),

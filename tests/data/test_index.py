@@ -16,7 +16,7 @@ import soundfile
 from braceexpand import braceexpand
 
 from ssamba.data.index import SAMPLE, ShardIndex, ShardInfo, Skipped, find_shards, verify_shards
-from ssamba.data.transport import expand_braces
+from ssamba.data.urls import expand_braces
 from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 

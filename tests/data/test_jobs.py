@@ -166,9 +166,9 @@ def test_a_worker_that_writes_elsewhere(
 
     def elsewhere(job: Any) -> Any:
         if whose == "the worker's":
-            job.folder.rename(tmp_path / "hidden")
+            job.out.rename(tmp_path / "hidden")
         written = finish(job)
-        (job.folder / written.info.name).unlink()
+        (job.out / written.info.name).unlink()
         return written
 
     monkeypatch.setattr(writer, "_finish_shard", elsewhere)

@@ -25,12 +25,13 @@ import pytest
 import soundfile
 import torch.utils.data
 
-from ssamba.data import remote, transport
+from ssamba.data import remote, stores, transport
 from ssamba.data.index import ShardSet, default_cache, find_shards, verify_shards
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.remote import ShardCache
 from ssamba.data.stream import ClipStream
-from ssamba.data.transport import expand_remote, fetch
+from ssamba.data.transport import Expected, fetch
+from ssamba.data.urls import expand_remote, file_name, renamed
 from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 
@@ -188,20 +189,15 @@ def until(done: Callable[[], object]) -> None:
 def test_sources(source: str, expected: list[str]) -> None:
     assert expand_remote(source) == expected
     for url in expected:
-        assert transport.renamed(transport.renamed(url, "samples.npy"), "x") != ""
-        assert transport.file_name(transport.renamed(url, "7.tar")) == "7.tar"
-        assert transport.renamed(transport.renamed(url, "7.tar"), transport.file_name(url)) == url
+        assert renamed(renamed(url, "samples.npy"), "x") != ""
+        assert file_name(renamed(url, "7.tar")) == "7.tar"
+        assert renamed(renamed(url, "7.tar"), file_name(url)) == url
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("s3://b/train", "for instance 'pipe:aws s3 cp s3://b/train/index.json -'"),
-        ("s3://b/{0..9}.tar", r"for instance 'pipe:aws s3 cp s3://b/\{0..9\}.tar -'"),
-        ("gs://b/train/", "for instance 'pipe:gsutil cat gs://b/train/index.json'"),
-        ("hf://datasets/u/n/train", "HF_TOKEN.* https://huggingface.co/datasets/u/n/resolve/main/train/index.json'"),
-        ("hf://datasets/u/n@v1/0.tar", "https://huggingface.co/datasets/u/n/resolve/v1/0.tar'"),
-        ("ftp://host/0.tar", "'ftp://host/0.tar' is not read as it is; expected http.*, or pipe: and a command"),
+        ("htp://host/0.tar", "'htp://host/0.tar' is not read as it is; expected .*, or pipe: and a command"),
         ("https://host/train", "should name one file, a shard .* or the index .*; it names none"),
         ("pipe:cat a/0.tar b/1.tar", "should name one file, .*; it names 2"),
         ("https://host/{0..9.tar", "unbalanced braces"),
@@ -329,7 +325,7 @@ def test_verify_reads_shards_from_elsewhere(server: Server, cache: Path) -> None
 def one(made: Path, source: str, cache: Path, cancelled: threading.Event | None = None) -> Path:
     """Fetch the first shard from its url or command; where it is then."""
     path, shard = cache / "one.tar", made / "000000.tar"
-    assert fetch(source, path, digest(shard), shard.stat().st_size, cancelled=cancelled)
+    assert fetch(source, path, Expected(shard.stat().st_size, sha256=digest(shard)), cancelled=cancelled)
     assert path.read_bytes() == (made / "000000.tar").read_bytes()
     return path
 
@@ -354,7 +350,7 @@ def one(made: Path, source: str, cache: Path, cancelled: threading.Event | None 
 def test_what_a_server_does_and_stops_doing(
     made: Path, server: Server, cache: Path, faults: list[str], resumed: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(stores, "STALL_SECONDS", 0.3)
     server.faults["000000.tar"] = list(faults)
     one(made, f"{server.url}000000.tar", cache)
     assert [bool(wanted) for _, wanted in server.seen] == [False, *resumed]
@@ -368,7 +364,7 @@ def test_what_a_server_does_and_stops_doing(
         ("404", 2, "HTTP 404 Not Found"),
         ("403", 2, "HTTP 403 Forbidden"),
         ("corrupt", 2, "its sha256 is [0-9a-f]{64}; the index expects [0-9a-f]{64}"),
-        ("long", 2, "it is larger than the [0-9]+ bytes expected"),
+        ("long", 2, "it has [0-9]+ bytes; expected [0-9]+$"),
     ],
 )
 def test_what_a_server_does_for_good(
@@ -448,7 +444,7 @@ def test_a_command_that_fails_for_good(made: Path, cache: Path, command: str, at
 def test_a_command_that_stalls(
     made: Path, tmp_path: Path, cache: Path, stalls: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(stores, "STALL_SECONDS", 0.3)
     os.mkfifo(tmp_path / "alive")
     alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
     command = script(tmp_path, 1, f"exec 9> {tmp_path}/alive; echo x >&9; {stalls}")
@@ -514,7 +510,7 @@ def test_threads_that_ask_for_the_same(made: Path, server: Server, cache: Path) 
         thread.start()
     assert server.stalled.wait(30)
     assert not shard.path.exists()
-    assert not fetch(str(shard.url), shard.path, shard.info.sha256, shard.info.bytes, wait=False)
+    assert not fetch(str(shard.url), shard.path, Expected(shard.info.bytes), wait=False)
     server.released.set()
     for thread in threads:
         thread.join()

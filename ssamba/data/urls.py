@@ -1,0 +1,125 @@
+"""How files that lie elsewhere are named: urls and commands (`pipe:`), patterns of them, and files beside others."""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from braceexpand import braceexpand
+
+from ssamba.errors import UserError
+from ssamba.printable import LEFT_OUT
+
+_MOST_NAMES = 100_000  # that a pattern with braces may stand for
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+# What can stand in a url and in a command as it is, so that a name from elsewhere adds nothing to either.
+_SHARD_NAME = r"\w[\w.-]*\.tar"
+_FILE = re.compile(rf"""(?<![^/\s'"=:])(index\.json|{_SHARD_NAME})(?![^\s'"?#&|;<>)])""", re.ASCII)
+
+
+def is_by_driver(url: str) -> bool:
+    """Whether fsspec has the driver: neither http(s) nor a command, which are read here."""
+    return not url.startswith(("http://", "https://", "pipe:"))
+
+
+def expand_remote(source: str) -> list[str]:
+    """The urls and commands, each of one .tar or of an index.json, that a source with braces stands for; of a url that
+    a driver of fsspec reads, wildcards (*, ?, [...]) stay, to be listed.
+
+    Raises:
+        UserError: unbalanced braces, not exactly one file named in each, or a part that a saved recipe left out.
+    """
+    if LEFT_OUT in source:
+        raise UserError(
+            f"{source!r} has {LEFT_OUT} where its secret was, which is never written into a recipe: name it again, "
+            "such as data.train=..., or put credentials where its driver looks for them"
+        )
+    urls = expand_braces(source, escape=False)
+    urls = [f"{url}index.json" if url.startswith("http") and url.endswith("/") else url for url in urls]
+    urls = [f"{url.rstrip('/')}/index.json" if is_by_driver(url) and not _is_file(url) else url for url in urls]
+    for url in urls:
+        if len(_FILE.findall(url)) != 1 and not has_wildcard(url):
+            raise UserError(
+                f"{url!r} should name one file, a shard (.../000000.tar) or the index of all (.../index.json, or for "
+                f"http a url that ends in /); it names {len(_FILE.findall(url)) or 'none'}"
+            )
+    return urls
+
+
+def has_wildcard(url: str) -> bool:
+    """Whether a url is a pattern, to be compared with a listing."""
+    return is_by_driver(url) and re.search(r"[*?\[]", url) is not None
+
+
+def _is_file(url: str) -> bool:
+    return url.endswith((".tar", "/index.json"))
+
+
+def expand_braces(pattern: str, escape: bool = True) -> list[str]:
+    """The texts that a pattern with braces stands for, as the shell has them: `{000000..000009}.tar`, `{a,b}/train`.
+
+    Args:
+        escape: a backslash takes its meaning from a brace.
+
+    Raises:
+        UserError: unbalanced braces, or more texts than can be meant.
+    """
+    shown = repr(pattern[:200])
+    try:
+        # Counted before it is written out, which takes the memory of all of them and more.
+        if _texts_in(pattern, escape) <= _MOST_NAMES:
+            return list(braceexpand(pattern, escape=escape))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
+    raise UserError(f"{shown} stands for more than {_MOST_NAMES} names; expected those of shards")
+
+
+def _texts_in(pattern: str, escape: bool) -> int:
+    """How many texts a pattern stands for; ValueError if its braces are not balanced."""
+    total, begin = 1, 0
+    for place, depth in _braces(pattern, escape):
+        if pattern[place] == "{" and depth == 1:
+            begin = place + 1
+        elif pattern[place] == "}" and depth == 0:
+            total *= _choices_in(pattern[begin:place], escape)
+    return total
+
+
+def _choices_in(inside: str, escape: bool) -> int:
+    """Of what is between a brace and its end."""
+    if numbers := _RANGE.fullmatch(inside):
+        first, last, step = (int(number or 1) for number in numbers.groups())
+        return abs(last - first) // max(1, step) + 1
+    ends = [place for place, depth in _braces(inside, escape) if inside[place] == "," and depth == 0]
+    return sum(
+        _texts_in(inside[begin + 1 : end], escape) for begin, end in itertools.pairwise([-1, *ends, len(inside)])
+    )
+
+
+def _braces(pattern: str, escape: bool) -> Iterator[tuple[int, int]]:
+    """(place, depth behind it) of each brace and comma; ValueError if the braces are not balanced."""
+    depth, escaped = 0, False
+    for place, letter in enumerate(pattern):
+        if escaped or (escape and letter == "\\"):
+            escaped = not escaped
+        elif letter in "{},":
+            depth += (letter == "{") - (letter == "}")
+            if depth < 0:
+                raise ValueError(pattern)
+            yield place, depth
+    if depth:
+        raise ValueError(pattern)
+
+
+def file_name(url: str) -> str:
+    """The name of the file that a url or a command gives."""
+    return _FILE.findall(url)[0]
+
+
+def renamed(url: str, name: str) -> str:
+    """The url or command of another file in the same folder."""
+    return _FILE.sub(lambda _: name, url)
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a name is plain enough to stand in a url and in a command."""
+    return re.fullmatch(_SHARD_NAME, name, re.ASCII) is not None
