@@ -6,18 +6,24 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from fsspec.implementations.local import LocalFileSystem
+from safetensors.torch import load_file
 
+from ssamba.cli import main
 from ssamba.config import load_recipe, save_recipe
 from ssamba.data import elsewhere, stores, transport
 from ssamba.data.index import ShardIndex, find_shards, verify_shards
@@ -276,6 +282,20 @@ def test_a_shard_that_is_another_one_now(made: Path, copy_of: Callable[[Path], P
         ShardCache(BIG).local(found.shards[1])
     assert ShardCache(BIG).local(found.shards[2]).exists()
     assert not list(tmp_path.glob("cache/*.part"))
+
+
+def test_a_run_trains_from_a_url_and_goes_on(
+    recipes: dict[str, Path], pretrained: Callable[[str], Path], corpus: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", f"data.train=file://{corpus}/train",
+             f"data.cache={tmp_path / 'cache'}", "trainer.checkpoint_every_steps=1"]  # fmt: skip
+    for steps, resume in ((2, []), (4, ["--resume", str(run)])):
+        assert main([*words, f"trainer.max_steps={steps}", *resume]) == 0, capsys.readouterr().err
+    there, here = (load_file(one / "model" / "model.safetensors") for one in (run, pretrained("ssamba")))
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)
+    assert len(list(tmp_path.glob("cache/*.tar"))) == 5 and not list(tmp_path.glob("cache/*.part"))
 
 
 # Secrets
@@ -589,3 +609,79 @@ def test_one_call_in_five_fails(made: Path, noises: list[Recording], tmp_path: P
 def test_a_bucket_is_no_folder(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("folder").main([str(tmp_path), out]) == 2
     assert "expected a folder in a bucket, such as s3://BUCKET/FOLDER" in capsys.readouterr().err
+
+
+# A hub
+
+
+@pytest.fixture
+def hub(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A server that answers as the Hugging Face Hub does: its datasets/us/noise has `made` as the revision v1. What it
+    was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, content: Any, status: int = 200, **headers: str) -> None:
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def entry(self, name: str) -> dict[str, Any]:
+            path = made / name
+            return {"type": "directory" if path.is_dir() else "file", "path": name, "oid": "0",
+                    "size": 0 if path.is_dir() else path.stat().st_size}  # fmt: skip
+
+        def do_GET(self) -> None:
+            path, _, _ = self.path.partition("?")
+            asked.append(path)
+            if self.headers.get("Authorization") != "Bearer hidden":
+                self.answer({"error": "Access to dataset us/noise is restricted."}, 403, X_Error_Code="GatedRepo")
+            elif path.startswith("/datasets/us/noise/resolve/v1/"):
+                content = (made / path.removeprefix("/datasets/us/noise/resolve/v1/")).read_bytes()
+                first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+                part = content[int(first) : int(last) + 1]
+                self.answer(part, 206, Content_Range=f"bytes {first}-{last}/{len(content)}")
+            elif path.startswith("/api/datasets/us/noise/tree/v1"):
+                folder = unquote(path.removeprefix("/api/datasets/us/noise/tree/v1").strip("/"))
+                self.answer([self.entry(str(one.relative_to(made))) for one in sorted((made / folder).iterdir())])
+            elif path == "/api/datasets/us/noise/revision/v1":
+                self.answer({"id": "us/noise", "sha": "0" * 40})
+            else:
+                self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.answer([self.entry(name) for name in told["paths"] if (made / name).exists()])
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    thread.start()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    endpoint = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": endpoint, "token": "hidden"})
+    yield asked
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def test_a_hub(hub: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = find_shards(str(made / "train"))
+    for source in ("hf://datasets/us/noise@v1/train", "hf://datasets/us/noise@v1/train/*.tar"):
+        found = find_shards(source, tmp_path / "cache")
+        assert found.fingerprint == here.fingerprint
+    assert verify_shards(found, progress=False, local=ShardCache(BIG).local) == []
+    assert "/datasets/us/noise/resolve/v1/train/000003.tar" in hub
+    monkeypatch.setitem(fsspec.config.conf["hf"], "token", False)
+    with pytest.raises(UserError, match="in 2 attempts; the last: .*make sure you are authenticated") as told:
+        find_shards("hf://datasets/us/noise@v1/train", tmp_path / "cache")
+    assert "hidden" not in str(told.value)
