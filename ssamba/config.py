@@ -147,9 +147,9 @@ class DataConfig:
     """Where clips come from. A source is a split's folder (with its index.json) or a pattern of shards in one."""
 
     train: list[SourceText] = field(default_factory=list)
-    """Here (FOLDER/train, FOLDER/train/{000000..000009}.tar), on a web server (https://HOST/train/,
-    https://HOST/train/{000000..000009}.tar), or wherever a command reads them from: `pipe:` and the command that writes
-    one of the folder's files to its stdout, with its name in it ("pipe:aws s3 cp s3://BUCKET/train/index.json -";
+    """Here (FOLDER/train, FOLDER/train/{000000..000009}.tar), at the same urls (s3://BUCKET/train, gs://, az://, hf://,
+    https://HOST/train/ and others, by fsspec's drivers), or wherever a command reads them from: `pipe:` and the command
+    that writes one of the folder's files to its stdout, with its name in it ("pipe:ssh HOST cat train/index.json";
     index.json stands for all shards). The commands of a recipe are executed: read a stranger's first."""
     weights: list[float] | None = None
     """Of the sources in train: their shares of the clips, to a thousandth; null: every recording equally often."""

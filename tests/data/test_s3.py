@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from safetensors.torch import load_file
 
 from ssamba.cli import main
