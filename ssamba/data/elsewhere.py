@@ -20,10 +20,10 @@ from ssamba.printable import masked
 
 
 def new_url(text: str) -> str:
-    """A url of a folder that can be written to, without a slash at its end; ValueError or UserError if it is none."""
+    """A url of a folder that can be written to, without a slash at its end; UserError if it is none."""
     check_writable(text)
     if "/" not in text.partition("://")[2].strip("/"):
-        raise ValueError("expected a folder in a bucket, such as s3://BUCKET/FOLDER")
+        raise UserError(f"{masked(text)!r} names no folder; expected one in a bucket, such as s3://BUCKET/FOLDER")
     return text.rstrip("/")
 
 

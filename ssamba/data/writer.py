@@ -278,8 +278,7 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dat
     _check_settings(sampling_rate, samples_per_shard, workers, min_seconds, max_seconds, max_bad_fraction)
     _check_recordings(splits)
     label_lists = _label_lists(splits, labels or {})
-    if not is_remote(str(out)):
-        out = Path(os.path.realpath(out))
+    out = new_url(str(out)) if is_remote(str(out)) else Path(os.path.realpath(out))
     _check_out(out, overwrite)
     # Names in the shards are relative, so that the same data in another place makes the same bytes.
     splits = {split: [_absolute(one) for one in recordings] for split, recordings in splits.items()}

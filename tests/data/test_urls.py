@@ -608,7 +608,7 @@ def test_one_call_in_five_fails(made: Path, noises: list[Recording], tmp_path: P
 @pytest.mark.parametrize("out", ["shelf://noise", "shelf:///"])
 def test_a_bucket_is_no_folder(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("folder").main([str(tmp_path), out]) == 2
-    assert "expected a folder in a bucket, such as s3://BUCKET/FOLDER" in capsys.readouterr().err
+    assert "names no folder; expected one in a bucket, such as s3://BUCKET/FOLDER" in capsys.readouterr().err
 
 
 # A hub
