@@ -29,7 +29,7 @@ from ssamba.data.transport import Expected, fetch_into_cache, read, remote_files
 from ssamba.data.urls import expand_braces, file_name, is_shard_name, renamed
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, written_beside
-from ssamba.printable import printable
+from ssamba.printable import masked, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoded_length
 from ssamba.values import is_remote
@@ -270,7 +270,7 @@ class Shard:
     @property
     def place(self) -> str:
         """For messages."""
-        return self.url or str(self.path)
+        return masked(self.url or str(self.path))
 
 
 @dataclass(frozen=True)

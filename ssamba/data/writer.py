@@ -360,7 +360,8 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
 
     def work() -> int:
         given = parser.parse_args(arguments)
-        log_to_stderr("%(message)s", logging.INFO)
+        log_to_stderr("%(message)s", logging.WARNING)
+        logging.getLogger("ssamba").setLevel(logging.INFO)
         workers = usable_cores() if given.workers is None else given.workers
         _check_settings(given.sampling_rate, given.samples_per_shard, workers, MIN_SECONDS, given.max_seconds,
                         given.max_bad_fraction)  # fmt: skip
