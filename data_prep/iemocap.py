@@ -18,7 +18,7 @@ from ssamba.errors import UserError
 from ssamba.folders import instead
 from ssamba.values import add_argument, share, whole_number
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ssamba.iemocap")
 
 EMOTIONS = ("ang", "hap", "neu", "sad")
 MERGED = {"exc": "hap"}

@@ -1,6 +1,5 @@
 """A server that speaks S3: shards are made into a bucket, indexed there, trained from, and gone on with."""
 
-import importlib.util
 import json
 import threading
 from collections import Counter
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import script
 from safetensors.torch import load_file
 
 from ssamba.cli import main
@@ -87,15 +87,6 @@ def bucket(running: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
         running.client.delete_object(Bucket="shards", Key=key)
     running.asked.clear()
     return running
-
-
-def script(name: str) -> Any:
-    path = Path(__file__).parents[2] / "data_prep" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def content(bucket: Bucket, folder: str) -> dict[str, bytes]:

@@ -1,10 +1,10 @@
 """Shards at urls that drivers of fsspec know: found, read, indexed and written there, with drivers that fail."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import fsspec
+import layouts
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
 from fsspec.implementations.local import LocalFileSystem
+from layouts import SCRIPTS, script
 from safetensors.torch import load_file
 
 from ssamba.cli import main
@@ -35,8 +37,8 @@ from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 from ssamba.printable import masked
 
-SCRIPTS = Path(__file__).parents[2] / "data_prep"
 BIG = 10**9
+THAT_MUST_BE = {"iemocap": ["--test-session=5"], "speech_commands": ["--version=v2"]}
 
 
 class Shelf(LocalFileSystem):
@@ -410,14 +412,6 @@ def test_where_nothing_can_be_written(
 # Shards that are put there
 
 
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -449,10 +443,25 @@ def test_a_script_writes_there(made: Path, noises: list[Recording], tmp_path: Pa
 def test_every_script_takes_a_url(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
-    needed = {"iemocap": ["--test-session=5"], "speech_commands": ["--version=v2"]}.get(name, [])
-    assert script(name).main([str(tmp_path / "in"), f"{shelf(tmp_path)}/out", *needed]) == 2
+    words = [str(tmp_path / "in"), f"{shelf(tmp_path)}/out", *THAT_MUST_BE.get(name, [])]
+    assert script(name).main(words) == 2
     assert "/out exists; expected a new folder" in capsys.readouterr().err
     assert names(tmp_path) == {"out/mine.txt"}
+
+
+def test_trials_lie_beside_the_shards_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.voxceleb1(tmp_path / "in")
+    first, second = (f"id10001/1zcIwh-deo4/0000{number}.wav" for number in (1, 2))
+    (tmp_path / "trials.txt").write_text(f"1 {first} {second}\n")
+    out = f"{shelf(tmp_path)}/out"
+    words = [str(tmp_path / "in"), out, f"--trials={tmp_path / 'trials.txt'}", "--workers=1"]
+    for place in (out, str(tmp_path / "here")):
+        assert script("voxceleb1").main([words[0], place, *words[2:]]) == 0, capsys.readouterr().err
+    assert digests(tmp_path / "out") == digests(tmp_path / "here")
+    assert (tmp_path / "out-trials.txt").read_bytes() == (tmp_path / "here-trials.txt").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    assert script("voxceleb1").main(words) == 2
+    assert f"{out}-trials.txt exists; --overwrite replaces it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("gone")])
