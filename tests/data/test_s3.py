@@ -1,6 +1,7 @@
 """A server that speaks S3: shards are made into a bucket, indexed there, trained from, and gone on with."""
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -195,6 +196,7 @@ def test_credentials_that_expired(
     expired = "expected credentials that are valid, where s3fs looks for them"
     for words in (("info", "s3://shards/train"), ("index", "s3://shards/train"), ("info", "s3://shards/*/train")):
         said = refused("shards", *words)
-        assert expired in said and "in 2 attempts" in said and "hidden" not in said
+        # An answer that is final is asked for once more; a connection that breaks beside it counts, too.
+        assert expired in said and re.search("in [23] attempts", said) and "hidden" not in said
     assert script("folder").main([str(tmp_path), "s3://shards/train", "--workers=1"]) == 2
     assert expired in capsys.readouterr().err
