@@ -196,8 +196,8 @@ def read_bytes(shards: ShardSet, cold: bool) -> tuple[float, float]:
         batches = [[made.order.clip(place)[0].number for place in some] for some in places]
         for batch, later in itertools.zip_longest(batches, batches[2:], fillvalue=[]):  # as the stream does
             for number in later:
-                made.reader.expect(number)
-            read = [(made.reader.audio(number), made.reader.description(number)) for number in batch]
+                made.source.reader.expect(number)
+            read = [(made.source.reader.audio(number), made.reader.description(number)) for number in batch]
             size += sum(len(audio) for audio, _ in read)
         return size
 

@@ -20,12 +20,23 @@ from ssamba.audio import LogMel, frames_in, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, ProbeShards, TrainingShards
 from ssamba.data.index import ShardSet, find_shards
-from ssamba.data.labels import LabelCounts, balancing_weights, class_weights, count_labels, in_fold, one_name_each
+from ssamba.data.labels import (
+    LabelCounts,
+    Labels,
+    balancing_weights,
+    class_weights,
+    count_labels,
+    in_fold,
+    one_name_each,
+    read_asked_labels,
+    read_labels,
+    stratified_rows,
+)
 from ssamba.data.order import ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
 from ssamba.data.sequences import HopLabels, Transcripts, least_hops, read_texts, vocabulary
 from ssamba.data.statistics import Statistics, measure_statistics
-from ssamba.data.stream import ClipStream, Labels, read_asked_labels, read_labels, stratified_rows
+from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
 from ssamba.evaluation.scores import scoring_device

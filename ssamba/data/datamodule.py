@@ -12,13 +12,15 @@ from typing import Any
 
 import lightning
 import torch
-import torch.utils.data
+import webdataset as wds
 
+from ssamba.data.batches import Batch, Stage
 from ssamba.data.index import ShardSet
+from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import Batch, ClipStream, Labels
+from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
 
 
@@ -60,18 +62,22 @@ class ClipDataModule(lightning.LightningDataModule):
 
     Args:
         mixup: the chance that a training clip is mixed with one of all training recordings.
+        stages, members: of the training clips, as `ssamba.data.pipeline` has them.
         rows: of the tables of "validation" and "test", those that are used; all of a split that is not named.
 
     Attributes:
+        stages, members: may be set until training begins.
         consumed: training clips that are behind, over all ranks. Whoever trains sets it; checkpoints keep it.
     """
 
     def __init__(self, settings: ClipSettings, *, train: TrainingShards | None = None,
                  validation: ShardSet | None = None, test: ShardSet | None = None,
                  labels: Labels | None = None, mixup: float = 0.0, rows: Mapping[str, Numbers] | None = None,
-                 probe: ProbeShards | None = None) -> None:  # fmt: skip
+                 probe: ProbeShards | None = None, stages: Sequence[Stage] = (),
+                 members: Sequence[str] = ()) -> None:  # fmt: skip
         super().__init__()
         self.settings, self.labels, self.mixup, self.rows = settings, labels, mixup, rows or {}
+        self.stages, self.members = stages, members
         self.train, self.validation, self.test, self.probe = train, validation, test, probe
         self.consumed = 0
 
@@ -83,13 +89,15 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def training_stream(self) -> ClipStream:
         """This rank's share of the order from `consumed` on: what is left of a trainer's steps, or without end."""
-        # Of known length, because Lightning reads a batch ahead of what has none, and loses it in a checkpoint.
         trainer = self.trainer
         batches = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches if trainer else None
         train, mixup = self._train(), None
         if self.mixup:
             mixup = Mixup.of(self.mixup, train.shards, self.settings.rules, train.rows)
-        return self._stream(train.shards, self.order, True, trainer, self.consumed, batches, mixup)
+        return self._stream(
+            train.shards, self.order, True, trainer, first=self.consumed, batches=batches, mixup=mixup,
+            stages=self.stages, members=self.members,
+        )  # fmt: skip
 
     def validation_stream(self) -> ClipStream:
         """This rank's share of the validation clips."""
@@ -118,10 +126,10 @@ class ClipDataModule(lightning.LightningDataModule):
             consumed=0, skipped=[],
         )  # fmt: skip
 
-    def train_dataloader(self) -> torch.utils.data.DataLoader[Batch]:
+    def train_dataloader(self) -> wds.WebLoader:
         return self._loader(self.training_stream())
 
-    def val_dataloader(self) -> torch.utils.data.DataLoader[Batch] | list[Batch]:
+    def val_dataloader(self) -> wds.WebLoader | list[Batch]:
         return self._loader(self.validation_stream()) if self.validation else []
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,21 +158,21 @@ class ClipDataModule(lightning.LightningDataModule):
         return ClipOrder(shards, replace(self.settings.rules, mixed=0), self.rows.get(split))
 
     def _stream(self, shards: ShardSet, order: ClipOrder, training: bool, trainer: lightning.Trainer | None,
-                first: int = 0, batches: int | None = None, mixup: Mixup | None = None,
-                labels: Labels | None = None) -> ClipStream:  # fmt: skip
+                labels: Labels | None = None, **options: Any) -> ClipStream:  # fmt: skip
         s = self.settings
         return ClipStream(
             shards, order, batch_size=s.batch_size, sampling_rate=s.sampling_rate, training=training,
             max_bad_fraction=s.max_bad_fraction, cache=ShardCache(s.cache_bytes), labels=labels or self.labels,
-            first=first, batches=batches, mixup=mixup,
-            rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1, **options,
         )  # fmt: skip
 
-    def _loader(self, stream: ClipStream) -> torch.utils.data.DataLoader[Batch]:
-        return torch.utils.data.DataLoader(
+    def _loader(self, stream: ClipStream) -> wds.WebLoader:
+        loader = wds.WebLoader(
             stream, batch_size=None, num_workers=self.settings.num_workers, pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_parent_alone,
         )  # fmt: skip
+        # Lightning reads a batch ahead of what has no length, and loses it in a checkpoint.
+        return loader.with_length(len(stream), silent=True) if stream.source.batches is not None else loader
 
 
 def _obey_the_parent_alone(worker: int) -> None:

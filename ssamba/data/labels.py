@@ -1,12 +1,16 @@
-"""What the samples of shards say of a label, counted before training is begun. Imports no torch."""
+"""What the samples of shards say of a label: as numbers for training, and read before it begins."""
 
 import json
+import random
 from array import array
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ssamba.data.index import ShardSet
 from ssamba.data.order import Weights
@@ -15,7 +19,106 @@ from ssamba.data.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
 
+NO_LABEL = -100
+"""In a batch's labels, where a clip has no further hop or character."""
+
 _EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which label of a sample is read, the list that numbers it, and whether a clip may have several."""
+
+    key: str
+    names: Sequence[str]
+    several: bool = False
+    numbers: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", {name: number for number, name in enumerate(self.names)})
+
+    def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> int | np.ndarray[Any, Any]:
+        """What training learns of samples `start` to `stop` of a sample's audio, by its JSON: here the class number (or
+        the multi-hot vector) of all of it. UserError for a label that is not known."""
+        value = sample["labels"].get(self.key)
+        values = value if isinstance(value, list) else [value]
+        unknown = [one for one in values if not isinstance(one, str) or one not in self.numbers]
+        if unknown or (not self.several and len(values) != 1):
+            raise UserError(
+                f"{sample['key']} in {shard} has {self.key} {value!r:.200}; expected "
+                f"{'some' if self.several else 'one'} of the {len(self.names)} of the label list"
+                + ("" if unknown or not values else "; task.loss=bce is for several")
+            )
+        if not self.several:
+            return self.numbers[values[0]]
+        hot = np.zeros(len(self.names), np.float32)
+        hot[[self.numbers[one] for one in values]] = 1
+        return hot
+
+    def stack(self, labels: Sequence[int | np.ndarray[Any, Any]]) -> Tensor:
+        """A batch's labels, of what `encode` gives."""
+        return torch.from_numpy(np.stack(labels))
+
+    def noise(self, size: int, samples: int) -> Tensor:
+        """Labels of as many clips of so many samples in which there is nothing to be heard."""
+        return torch.eye(len(self.names))[:1].repeat(size, 1) if self.several else torch.zeros(size).long()
+
+    def vector(self, label: int | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What `encode` gives as float32 (C,), 1 of each class that the sample has."""
+        if isinstance(label, np.ndarray):
+            return label
+        hot = np.zeros(len(self.names), np.float32)
+        hot[label] = 1
+        return hot
+
+
+def read_labels(shards: ShardSet, key: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
+    """Name and label `key` (as JSON) of each sample that has one, by its number; no audio is read."""
+    reader = SampleReader(shards, cache)
+    found: dict[int, tuple[str, str]] = {}
+    with progress_bar(shards.samples, "sample", "labels") as bar:
+        for number in range(shards.samples):
+            try:
+                described = reader.description(number)
+            except BadAudio as error:
+                raise UserError(
+                    f"sample {number} of {reader.shard_of(number).place}: {error}; "
+                    "`ssamba shards verify` finds all that is damaged"
+                ) from error
+            if key in described["labels"]:
+                found[number] = described["key"], json.dumps(described["labels"][key])
+            bar.update()
+    return found
+
+
+def read_asked_labels(shards: ShardSet, key: str, option: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
+    """`read_labels` of the label that an option names; UserError if the shards have none such."""
+    if key not in shards.labels:
+        raise UserError(f"{option} is {key!r}, which the shards lack; they have {', '.join(shards.labels) or 'none'}")
+    return read_labels(shards, key, cache)
+
+
+def stratified_rows(found: Mapping[int, tuple[str, str]], fraction: float, seed: int) -> list[int]:
+    """Of samples as `read_labels` gives them the rows of a `stratified_subset`: chosen by name, so that it does not
+    matter how the recordings are spread over shards."""
+    chosen = stratified_subset(dict(found.values()), fraction, seed)
+    return [row for row, (name, _) in found.items() if name in chosen]
+
+
+def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> frozenset[str]:
+    """round(fraction * n) of n names, each label in its proportion (largest remainders), at random by the seed."""
+    rng = random.Random(seed)
+    groups: dict[str, list[str]] = {}
+    for name in sorted(labels):
+        groups.setdefault(labels[name], []).append(name)
+    share = {label: len(names) * fraction for label, names in groups.items()}
+    counts = {label: int(value) for label, value in share.items()}
+    order = list(groups)
+    rng.shuffle(order)
+    order.sort(key=lambda label: counts[label] - share[label])
+    for label in order[: round(fraction * len(labels)) - sum(counts.values())]:
+        counts[label] += 1
+    return frozenset(name for label, names in groups.items() for name in rng.sample(names, counts[label]))
 
 
 @dataclass

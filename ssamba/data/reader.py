@@ -1,7 +1,9 @@
 """Samples of shards by their number, each read by itself. Imports no torch."""
 
 import os
+import tarfile
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from ssamba.data.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 
 _OPEN = 64  # shards that are held open; a window of the order seldom needs more
+_NAME_BYTES = 100  # of a member's name in its own header; a longer one lies before it
+_NO_ENDING = "audio"  # in the place of an extension that is damaged
+
+_Members = Mapping[int, tuple[str, Mapping[str, tuple[int, int]]]]
+"""Where a sample's recording begins -> its key, and of each of its members, by extension, the place and the bytes."""
 
 
 class SampleReader:
@@ -27,10 +34,11 @@ class SampleReader:
         self.table = shards.table
         self._ends = np.cumsum([shard.info.samples for shard in self.shards])
         self._files: OrderedDict[Path, int] = OrderedDict()
+        self._members: OrderedDict[Path, _Members] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process opens its own files.
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "_members": OrderedDict()}
 
     def __del__(self) -> None:
         for file in self._files.values():
@@ -51,6 +59,14 @@ class SampleReader:
         """
         return self._read(number, "audio")
 
+    def json(self, number: int) -> bytes:
+        """The bytes of a sample's JSON, or of its line in labels.jsonl; none for a sample without.
+
+        Raises:
+            BadAudio, UserError: as `audio`.
+        """
+        return self._read(number, "json")
+
     def description(self, number: int) -> Description:
         """A sample's JSON: its key, its labels, and the full scale that its audio is to be multiplied by, if it gives
         one. A sample without a JSON, or whose JSON gives no key, is named after its place.
@@ -59,15 +75,73 @@ class SampleReader:
             BadAudio: it cannot be parsed, its key is no text, it has no labels, or a full scale that cannot be.
             UserError: as `audio`.
         """
-        content = self._read(number, "json")
-        name = self._name(number)
+        content, name = self.json(number), self.place_name(number)
         return parse_description(content, name) if content else {"key": name, "labels": {}}
 
-    def _name(self, number: int) -> str:
+    def place_name(self, number: int) -> str:
         """Of a sample by its place: its shard and its number within it."""
+        place = self._place(number)
+        info = self.shards[place].info
+        return f"{Path(info.name).stem}/{number - int(self._ends[place]) + info.samples}"
+
+    def name(self, number: int) -> tuple[str, str]:
+        """The key and the extension of a sample's recording, as webdataset has them, by the header before it. Where
+        that is damaged, its place takes the place of the key.
+
+        Raises:
+            UserError: as `audio`.
+        """
+        audio = int(self.table[number]["audio"])
         shard = self.shard_of(number)
-        first = int(self._ends[self._place(number)]) - shard.info.samples
-        return f"{Path(shard.info.name).stem}/{number - first}"
+        header = self._pread(shard, tarfile.BLOCKSIZE, max(0, audio - tarfile.BLOCKSIZE))
+        name = header[:_NAME_BYTES].partition(b"\0")[0]
+        # What does not fit in there, or is not in ASCII, is said before it.
+        if len(name) < _NAME_BYTES and b"?" not in name:
+            folder = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+            path = (b"%s/%s" % (folder, name) if folder else name).decode(errors="replace")
+            key, extension = _key(path)
+        else:
+            key, members = self._members_of(shard).get(audio, ("", {}))
+            extension = next((one for one, (place, _) in members.items() if place == audio), "")
+        return key or self.place_name(number), extension or _NO_ENDING
+
+    def members(self, number: int, extensions: Iterable[str]) -> dict[str, bytes]:
+        """Extension -> the bytes of those members of a sample that it has; a shard's headers are read once for it.
+
+        Raises:
+            BadAudio, UserError: as `audio`.
+        """
+        shard = self.shard_of(number)
+        _, members = self._members_of(shard).get(int(self.table[number]["audio"]), ("", {}))
+        found = {}
+        for extension in extensions:
+            if extension in members:
+                place, size = members[extension]
+                found[extension] = self._content(shard, size, place)
+        return found
+
+    def _members_of(self, shard: Shard) -> _Members:
+        members = self._members.get(shard.path)
+        if members is None:
+            if len(self._members) >= _OPEN:
+                self._members.popitem(last=False)
+            members = self._members[shard.path] = self._scanned(shard)
+        return members
+
+    def _scanned(self, shard: Shard) -> _Members:
+        """What a shard's headers say, as far as they can be read."""
+        samples: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with open(self._file(shard), "rb", closefd=False) as file, tarfile.open(fileobj=file) as tar:
+                for member in tar:
+                    key, extension = _key(member.name)
+                    if member.isreg() and key:
+                        samples.setdefault(key, {})[extension] = member.offset_data, member.size
+        except tarfile.TarError:
+            pass  # what is behind the damage is named by its place
+        except OSError as error:
+            raise self._unreadable(shard, error) from error
+        return {place: (key, members) for key, members in samples.items() for place, _ in members.values()}
 
     def expect(self, number: int) -> None:
         """Tell the system that a sample will be read, so that a disk is at work while others are decoded."""
@@ -85,17 +159,21 @@ class SampleReader:
         return shard.descriptions or shard if part == "json" else shard
 
     def _read(self, number: int, part: str) -> bytes:
-        shard = self._holder(number, part)
         row = self.table[number]
-        size = int(row[f"{part}_bytes"])
-        file = self._file(shard)
-        try:
-            content = os.pread(file, size, int(row[part]))
-        except OSError as error:
-            raise self._unreadable(shard, error) from error
+        return self._content(self._holder(number, part), int(row[f"{part}_bytes"]), int(row[part]))
+
+    def _content(self, shard: Shard, size: int, place: int) -> bytes:
+        content = self._pread(shard, size, place)
         if len(content) < size:
             raise BadAudio("its shard ends before it does")
         return content
+
+    def _pread(self, shard: Shard, size: int, place: int) -> bytes:
+        file = self._file(shard)
+        try:
+            return os.pread(file, size, place)
+        except OSError as error:
+            raise self._unreadable(shard, error) from error
 
     def _file(self, shard: Shard) -> int:
         file = self._files.get(shard.path)
@@ -119,3 +197,11 @@ class SampleReader:
 
     def _unreadable(self, shard: Shard, error: OSError) -> UserError:
         return UserError(f"the shard {shard.place} cannot be read: {error}")
+
+
+def _key(name: str) -> tuple[str, str]:
+    """A member's key and extension, as webdataset has them: what is before the first dot behind its folder, and what is
+    after it in small letters; without a key, if it has none."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and extension else ("", "")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ssamba.data.index import ShardSet
+from ssamba.data.labels import NO_LABEL, Labels, read_labels
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import NO_LABEL, Labels, read_labels
 from ssamba.errors import UserError
 
 BLANK = "<blank>"

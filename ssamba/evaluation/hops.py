@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import LogMel
-from ssamba.data.stream import NO_LABEL, ClipStream
+from ssamba.data.labels import NO_LABEL
+from ssamba.data.stream import ClipStream
 from ssamba.evaluation.classification import Predictions
 from ssamba.models.heads import TokenClassifier
 from ssamba.progress import progress_bar

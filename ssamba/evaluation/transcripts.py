@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics.functional.text import char_error_rate, word_error_rate
 
 from ssamba.audio import LogMel
-from ssamba.data.stream import NO_LABEL, ClipStream
+from ssamba.data.labels import NO_LABEL
+from ssamba.data.stream import ClipStream
 from ssamba.evaluation.intervals import RESAMPLES, Interval, drawn, interval
 from ssamba.models.heads import TokenClassifier
 from ssamba.progress import progress_bar

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssamba.data.batches import Batch
 from ssamba.data.index import ShardSet
-from ssamba.data.labels import one_name_each
+from ssamba.data.labels import Labels, one_name_each, read_asked_labels, stratified_rows
 from ssamba.data.order import ClipOrder, ClipRules, Numbers
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import Batch, ClipStream, Labels, read_asked_labels, stratified_rows
+from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import log_mel_features
 from ssamba.hub import SsambaModel

@@ -14,9 +14,8 @@ from torch import Tensor
 from ssamba.build import fingerprints
 from ssamba.config import DataConfig
 from ssamba.data.index import ShardSet, find_shards
-from ssamba.data.labels import all_folds, in_fold
+from ssamba.data.labels import Labels, all_folds, in_fold
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import Labels
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import BASELINES
 from ssamba.evaluation.classification import Predictions

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from tqdm import tqdm
 
+from ssamba.data.batches import Batch
 from ssamba.data.datamodule import ClipDataModule
-from ssamba.data.stream import Batch
 from ssamba.evaluation.pictures import draw_reconstruction
 from ssamba.evaluation.ridge import ridge_score
 from ssamba.models.pools import DEFAULT_POOLING, Pool

@@ -25,8 +25,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from ssamba.data.batches import Batch
 from ssamba.data.datamodule import ClipDataModule
-from ssamba.data.stream import Batch
 from ssamba.errors import UserError
 from ssamba.files import TEMPORARY, Count, Sha256, read_json, written_beside
 from ssamba.models.record import Start

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ssamba.data.stream import Batch
+from ssamba.data.batches import Batch
 from ssamba.errors import UserError
 from ssamba.masking import clip_generator
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel

@@ -11,7 +11,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from ssamba.audio import LogMel
-from ssamba.data.stream import Batch
+from ssamba.data.batches import Batch
 from ssamba.evaluation.metrics import clip_metrics
 from ssamba.masking import clip_generator
 from ssamba.models.heads import AudioClassifier

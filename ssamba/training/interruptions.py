@@ -13,7 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ssamba.data.stream import Batch
+from ssamba.data.batches import Batch
 from ssamba.errors import Stopped
 from ssamba.training.checkpoints import Checkpoints
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.audio import LogMel
-from ssamba.data.stream import Batch
+from ssamba.data.batches import Batch
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel

@@ -176,12 +176,8 @@ def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: st
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # Lightning advises more loader workers than a small machine has; the recipe decides that.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # What is logged without it is the same on every rank already.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    # Each worker makes its own batches of the stream.
-    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     # A start late in a run has few batches left: that they are fewer than the steps between two logs means nothing.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # One that has all its steps behind it has none.

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.data.stream import NO_LABEL, Batch
+from ssamba.data.batches import Batch
+from ssamba.data.labels import NO_LABEL
 from ssamba.evaluation.hops import fit_hops
 from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.transcripts import Errors, count_errors, greedy, spell

@@ -11,9 +11,10 @@ import torch
 
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
 from ssamba.data.index import find_shards
+from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipRules
-from ssamba.data.stream import ClipStream, Labels
+from ssamba.data.stream import ClipStream
 
 RULES = ClipRules(8000, "pad", mixed=30, seed=3)
 SOUNDS = ("falling", "high", "low", "rising")
@@ -28,7 +29,7 @@ def stream(corpus: Path, mixup: float, *, tags: bool = False, rank: int = 0, ran
     if workers:
         return iter(data.train_dataloader())
     found: ClipStream = data.training_stream()
-    found.rank, found.world_size = rank, ranks
+    found.source.rank, found.source.world_size = rank, ranks
     return iter(found)
 
 

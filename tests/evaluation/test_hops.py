@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from ssamba.data.stream import NO_LABEL
+from ssamba.data.labels import NO_LABEL
 from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.hops import (
     Event,

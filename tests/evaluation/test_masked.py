@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import LogMel, samples_for
-from ssamba.data.stream import Batch
+from ssamba.data.batches import Batch
 from ssamba.evaluation.masked import MaskedEvaluation, MaskedScores, mean_patches, score_masked
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.encoder import AudioEncoder

@@ -14,8 +14,8 @@ import torch
 
 from ssamba.cli import main
 from ssamba.data.index import find_shards
+from ssamba.data.labels import Labels
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import Labels
 from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation import probes
 from ssamba.evaluation.scores import read_scores

@@ -13,7 +13,7 @@ import soundfile
 from ssamba.build import build_finetuner, build_shards, check_labels
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
-from ssamba.data.stream import Labels
+from ssamba.data.labels import Labels
 from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import webdataset as wds
 
-from ssamba.build import build_pretrainer
+from ssamba.build import Pretrainer, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.training.callbacks import Throughput
@@ -109,6 +111,36 @@ def test_a_run_that_was_stopped_is_as_if_it_was_not(
     assert [again["step"] for again in record["resumed"]] == [step]
     assert record["resumed"][0]["started"] >= record["started"]
     assert record["training_seconds"] >= saved.run["seconds"] > 0
+
+
+def test_stages_of_a_user_belong_to_a_run_that_goes_on(
+    recipes: Recipes, pretrained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter of webdataset that draws at random, by the place: stopped, and gone on with other workers."""
+    plain = (pretrained("ssast") / "model" / "model.safetensors").read_bytes()
+    keys: list[str] = []
+
+    def noisy(clip: dict[str, Any]) -> dict[str, Any]:
+        keys.append(clip["__key__"])
+        chance = np.random.default_rng([7, clip["__place__"]])
+        return {**clip, "waveform": clip["waveform"].numpy() + chance.normal(0, 0.1, len(clip["waveform"]))}
+
+    def build(recipe: PretrainRecipe) -> Pretrainer:
+        built = build_pretrainer(recipe)
+        built.data.stages = [wds.map(noisy)]
+        return built
+
+    monkeypatch.setattr("ssamba.build.build_pretrainer", build)
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    command = ["pretrain", str(recipes["pretrain"]), "model.encoder=ssast"]
+    assert main([*command, f"run_dir={undisturbed}"]) == 0
+    heard, keys[:] = list(keys), []
+    with signalled(signal.SIGTERM, step=2):
+        assert main([*command, f"run_dir={run}"]) == 143
+    assert main(["pretrain", str(run), "--resume", str(run), "data.num_workers=2"]) == 0
+    assert_same(run, undisturbed)
+    assert len(heard) == 16 and keys[:8] == heard[:8]
+    assert (run / "model" / "model.safetensors").read_bytes() != plain
 
 
 def test_a_run_that_is_stopped_at_every_step_and_looked_at_in_between(

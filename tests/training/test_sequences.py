@@ -18,7 +18,7 @@ from torch import Tensor
 from ssamba.build import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
-from ssamba.data.stream import NO_LABEL
+from ssamba.data.labels import NO_LABEL
 from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.scores import read_scores
 
