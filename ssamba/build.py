@@ -37,6 +37,7 @@ from ssamba.data.remote import ShardCache
 from ssamba.data.sequences import HopLabels, Transcripts, least_hops, read_texts, vocabulary
 from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream
+from ssamba.data.streaming import ShardList, list_shards
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
 from ssamba.evaluation.scores import scoring_device
@@ -82,28 +83,36 @@ _MEASURED_CLIPS = 2000  # enough for three digits of the statistics
 class Shards:
     """The splits of a recipe; None where it names none. With folds, test is train, of which rows are used."""
 
-    train: ShardSet
+    train: ShardSet | ShardList
     validation: ShardSet | None
     test: ShardSet | None
 
+    @property
+    def indexed(self) -> ShardSet:
+        """The training split, as fine-tuning has it in any case."""
+        assert isinstance(self.train, ShardSet)
+        return self.train
+
     def given(self) -> dict[str, ShardSet]:
-        """Name -> shards, of the splits that there are."""
+        """Name -> shards, of the splits that there are and have an index."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: held for name, held in splits.items() if held is not None}
+        return {name: held for name, held in splits.items() if isinstance(held, ShardSet)}
 
     def fingerprints(self) -> dict[str, Any]:
         """For run.json: what each split holds; a fold is part of what is there already."""
-        return fingerprints(
-            {name: held for name, held in self.given().items() if name == "train" or held is not self.train}
-        )
+        splits = {"train": self.train, **self.given()}
+        return fingerprints({name: held for name, held in splits.items() if name == "train" or held is not self.train})
 
 
-def fingerprints(splits: Mapping[str, ShardSet]) -> dict[str, Any]:
-    """For the record of a run: what each split holds."""
-    return {
-        name: {"samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint}
-        for name, held in splits.items()
-    }
+def fingerprints(splits: Mapping[str, ShardSet | ShardList]) -> dict[str, Any]:
+    """For the record of a run: what each split holds, as `SplitRecord` has it."""
+    return {name: _held(held) for name, held in splits.items()}
+
+
+def _held(split: ShardSet | ShardList) -> dict[str, Any]:
+    if isinstance(split, ShardList):
+        return {"samples": None, "seconds": None, "fingerprint": split.fingerprint, "shards": len(split.urls)}
+    return {"samples": split.samples, "seconds": round(split.seconds, 3), "fingerprint": split.fingerprint}
 
 
 @dataclass(frozen=True)
@@ -132,15 +141,21 @@ class Finetuner:
 def build_shards(recipe: Recipe) -> Shards:
     """Find every shard that a recipe names; UserError for what is missing, damaged or of another sampling rate."""
     data = recipe.data
-    train = find_shards(data.train, data.cache)
-    shards = Shards(
-        train,
-        find_shards(data.validation, data.cache) if data.validation else None,
-        train if data.fold_by else find_shards(data.test, data.cache) if data.test else None,
-    )
+    train = find_training(recipe)
+    validation = find_shards(data.validation, data.cache) if data.validation else None
+    test = find_shards(data.test, data.cache) if data.test else None
+    if data.fold_by and isinstance(train, ShardSet):
+        test = train
+    shards = Shards(train, validation, test)
     for name, held in shards.given().items():
         _check_rate(recipe, f"data.{name}", held)
     return shards
+
+
+def find_training(recipe: Recipe) -> ShardSet | ShardList:
+    """The shards that a recipe trains on, as its data.order reads them."""
+    data = recipe.data
+    return list_shards(data.train) if data.order == "streaming" else find_shards(data.train, data.cache)
 
 
 def _check_rate(recipe: Recipe, option: str, shards: ShardSet) -> None:
@@ -243,9 +258,11 @@ def build_clip_settings(recipe: Recipe) -> ClipSettings:
 
 
 def build_training_shards(
-    recipe: Recipe, train: ShardSet, rows: Numbers | None = None, balance: Weights | None = None
-) -> TrainingShards:
+    recipe: Recipe, train: ShardSet | ShardList, rows: Numbers | None = None, balance: Weights | None = None
+) -> TrainingShards | ShardList:
     """All training shards, or some rows of their table, with the recipe's weights."""
+    if isinstance(train, ShardList):
+        return train
     weights = recipe.data.weights
     sources = [len(find_shards(source, recipe.data.cache).shards) for source in recipe.data.train] if weights else None
     return TrainingShards(train, rows, sources, weights, balance)
@@ -266,19 +283,25 @@ def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
             )
         if audio.mean is None:
             audio.mean, audio.std = heard.mean, heard.std
-    local = all(shard.url is None for shard in shards.train.shards)
+    train = shards.train
+    local = train.local if isinstance(train, ShardList) else all(shard.url is None for shard in train.shards)
     if audio.mean is None or local:
-        data = ClipDataModule(build_clip_settings(recipe), train=build_training_shards(recipe, shards.train))
+        data = ClipDataModule(build_clip_settings(recipe), train=build_training_shards(recipe, train))
         stream = data.training_stream()
         # Where they are known, too, a few clips are heard: whether they say anything.
         clips = _MEASURED_CLIPS if audio.mean is None else _HEARD_CLIPS
-        measured = measure_statistics(stream, audio.num_mel_bins, min(clips, shards.train.samples))
+        measured = measure_statistics(stream, audio.num_mel_bins, _at_most(clips, train))
         if audio.mean is None:
             audio.mean, audio.std = round(measured.mean, 4), round(measured.std, 4)
     assert audio.std is not None
     # Packed clips have no end to be filled.
     short = "keep" if recipe.data.short == "pack" else recipe.data.short
     return AudioSettings(audio.sampling_rate, audio.mean, audio.std, short)
+
+
+def _at_most(clips: int, train: ShardSet | ShardList) -> int:
+    """So many, or all that there are if they are fewer and can be known."""
+    return clips if isinstance(train, ShardList) else min(clips, train.samples)
 
 
 def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
@@ -463,7 +486,7 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
         weights = torch.from_numpy(class_weights(counts, labels.names, labels.several)).float()
     if recipe.data.balance:
         assert counts is not None
-        balance = balancing_weights(counts, shards.train.samples)
+        balance = balancing_weights(counts, shards.indexed.samples)
     augmentation = asdict(recipe.augmentation)
     mixup = augmentation["mixup"] if augmentation.pop("mixup_from") == "set" else 0.0
     if mixup:
@@ -480,7 +503,7 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     )  # fmt: skip
     _compile(recipe, module)
     data = ClipDataModule(
-        build_clip_settings(recipe), train=build_training_shards(recipe, shards.train, rows.get("train"), balance),
+        build_clip_settings(recipe), train=build_training_shards(recipe, shards.indexed, rows.get("train"), balance),
         validation=shards.validation, test=shards.test, labels=labels, mixup=mixup, rows=rows,
     )  # fmt: skip
     return Finetuner(module, data, audio, classifier, shards, groups)
@@ -494,7 +517,7 @@ def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
     if data.fold is not None and data.fold_by is None:
         raise UserError(f"data.fold is {data.fold!r}, a name of the label data.fold_by, which is null")
     if data.fold_by is not None:
-        folds = read_folds(recipe, shards.train)
+        folds = read_folds(recipe, shards.indexed)
         if data.fold is None:
             raise UserError(
                 f"data.fold is null; expected one of the {len(set(folds.values()))} names of data.fold_by "
@@ -510,7 +533,7 @@ def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
                 raise UserError(f"all recordings of data.validation are in the fold {data.fold!r}; expected others")
             rows["validation"] = np.array(others, np.int64)
     if data.label_fraction < 1:
-        found = read_labels(shards.train, recipe.task.label, cache)
+        found = read_labels(shards.indexed, recipe.task.label, cache)
         if "train" in rows:
             kept = frozenset(rows["train"].tolist())
             found = {row: held for row, held in found.items() if row in kept}
@@ -545,9 +568,9 @@ def build_spoken_rows(recipe: FinetuneRecipe, shards: Shards, rows: Mapping[str,
     """
     audio, patch, cache = recipe.audio, recipe.model, ShardCache(recipe.data.cache_bytes)
     longest, stride = samples_for(audio.max_length, audio.sampling_rate), patch.time_stride or patch.tshape
-    texts = read_texts(shards.train, recipe.task.label, "data.train", cache)
-    some = rows["train"].tolist() if "train" in rows else range(shards.train.samples)
-    lengths, kept = shards.train.table["length"], []
+    texts = read_texts(shards.indexed, recipe.task.label, "data.train", cache)
+    some = rows["train"].tolist() if "train" in rows else range(shards.indexed.samples)
+    lengths, kept = shards.indexed.table["length"], []
     for row in some:
         columns = max(0, frames_in(int(lengths[row]), audio.sampling_rate) - patch.tshape) // stride + 1
         if lengths[row] <= longest and least_hops(texts[row]) <= columns // (recipe.hop_columns or 1):
@@ -623,7 +646,7 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
     if recipe.audio.mean is None:
         recipe.audio.mean, recipe.audio.std = earlier.audio.mean, earlier.audio.std
     complaints = list(differences(earlier, recipe))
-    held = find_shards(recipe.data.train, recipe.data.cache).fingerprint
+    held = find_training(recipe).fingerprint
     before = saved.run["record"]["data"]["train"]["fingerprint"]
     if held != before:
         complaints.append(f"data.train has fingerprint {held}; in the run it is {before}")
@@ -763,8 +786,8 @@ def build_baseline_streams(recipe: FinetuneRecipe, built: Finetuner) -> tuple[Cl
     themselves, and no more training clips than it needs."""
     settings = build_clip_settings(recipe)
     settings = replace(settings, rules=replace(settings.rules, short="pad"))
-    train = built.shards.train
-    rows = built.data.train.rows if built.data.train else None
+    train = built.shards.indexed
+    rows = built.data.train.rows if isinstance(built.data.train, TrainingShards) else None
     rows = np.arange(train.samples) if rows is None else rows
     if len(rows) > _BASELINE_CLIPS:
         rows = np.sort(np.random.default_rng(recipe.seed).choice(rows, _BASELINE_CLIPS, replace=False))
@@ -785,7 +808,7 @@ def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
     train = build_training_shards(recipe, shards.train)
     data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation)
     return MaskedEvaluation(
-        saved.model, _log_mel(recipe, saved.audio), data.training_stream(), min(_MEASURED_CLIPS, shards.train.samples),
+        saved.model, _log_mel(recipe, saved.audio), data.training_stream(), _at_most(_MEASURED_CLIPS, shards.train),
         data.validation_stream(), build_masking(recipe), recipe.seed,
     )  # fmt: skip
 

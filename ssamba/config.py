@@ -153,6 +153,10 @@ class DataConfig:
     index.json stands for all shards). The commands of a recipe are executed: read a stranger's first."""
     weights: list[float] | None = None
     """Of the sources in train: their shares of the clips, to a thousandth; null: every recording equally often."""
+    order: str = "indexed"
+    """indexed | streaming, of train: one order for any workers and devices, in which a run goes on exactly where it
+    was; or, in pretraining, shards of which there is no index (a folder of .tar, their names, urls in any scheme that
+    webdataset opens), read from front to back: a run that goes on hears what is left of an epoch in another order."""
     validation: list[SourceText] = field(default_factory=list)
     """Held-out clips; null: no validation."""
     test: list[SourceText] = field(default_factory=list)
@@ -163,7 +167,8 @@ class DataConfig:
     num_workers: int = 0
     """Processes that decode, for each device; 0: the training process itself."""
     shuffle_buffer: int = 2000
-    """Shards come in an order of chance; so many recordings at least (whole shards) are mixed at a time."""
+    """Shards come in an order of chance; so many recordings at least (whole shards) are mixed at a time. Streaming, so
+    many are in memory on each device, as they were read."""
     short: str = "pad"
     """What fills the clip of a short recording: pad | repeat (it again) | pack (pretraining: the next ones)."""
     label_fraction: float = 1.0
@@ -193,6 +198,12 @@ class DataConfig:
 
     def problems(self) -> Iterator[str]:
         yield from _within("data.batch_size", self.batch_size, 1, 1_000_000)
+        yield from _one_of("data.order", self.order, ("indexed", "streaming"))
+        if self.order == "streaming" and self.weights is not None:
+            yield (
+                "data.weights mixes sources by their recordings, which data.order=streaming does not know; expected "
+                "null, or data.order=indexed"
+            )
         yield from _one_of("data.short", self.short, ("pad", "repeat", "pack"))
         yield from _within("data.num_workers", self.num_workers, 0, 1024)
         yield from _within("data.shuffle_buffer", self.shuffle_buffer, 1, _MANY)
@@ -552,6 +563,11 @@ class FinetuneRecipe:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def problems(self) -> Iterator[str]:
+        if self.data.order == "streaming":
+            yield (
+                "data.order is streaming; fine-tuning needs the labels that an index lists: `ssamba shards index "
+                "FOLDER --label KEY=FIELD` makes one"
+            )
         if self.data.short == "pack":
             yield "data.short is pack, which joins recordings of different labels; fine-tuning takes pad or repeat"
         if self.task.is_sequence:

@@ -20,7 +20,7 @@ from ssamba.files import write_json
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_model, model_folder, save_model
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 from ssamba.models.pools import DEFAULT_POOLING, Pool
-from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.models.record import RECORD_NAME, read_record, split_text
 from ssamba.printable import markdown_code, markdown_text
 
 log = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ def _card(model: SsambaModel) -> str:
             ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         )
         for name, held in record["data"].items():
-            facts[f"data, {markdown_text(name)}"] = f"{held['samples']:,} recordings, {held['seconds'] / 3600:.2f} h"
+            facts[f"data, {markdown_text(name)}"] = split_text(held)
     lines += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
     if record is None:
         lines += ["These weights came without the record of a run, so no score is given here.", ""]

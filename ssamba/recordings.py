@@ -107,16 +107,28 @@ def read_segment(source: bytes, sampling_rate: int, start: int, out: Waveform) -
             above `LOUDEST`.
     """
     with _decoder(source) as decoder:
-        if decoder.rate not in (0, sampling_rate):
-            raise BadAudio(f"it is of {decoder.rate} Hz; expected {sampling_rate} Hz")
-        read, mix = decoder.fill(start, out) if isinstance(decoder, _Sndfile) else 0, _Mix()
-        for _, samples in decoder.blocks(start, start + len(out)) if not read else ():
-            out[read : read + len(samples)] = mix(samples)
-            read += len(samples)
-    mix.check()
-    if read < len(out):
-        raise BadAudio(f"it ends after {start + read} samples; at least {start + len(out)} are expected")
-    check_level(out, sampling_rate, start)
+        _fill(decoder, sampling_rate, start, out)
+
+
+def read_crop(source: bytes, sampling_rate: int, samples: int, chance: float, max_seconds: float) -> Waveform:
+    """Decode a recording, or of a longer one so many samples, mixed to mono: float32 (S,), S at most `samples`.
+
+    Args:
+        chance: from 0 to below 1: which of the places that such a part can begin at.
+        max_seconds: a longer recording is not read where its format does not tell where a part lies.
+
+    Raises:
+        BadAudio: as `read_segment`; empty, or cut where all of it is decoded.
+    """
+    with _decoder(source) as decoder:
+        if isinstance(decoder, _Sndfile) and decoder.counts and decoder.frames:
+            out = np.empty(min(samples, decoder.frames), np.float32)
+            _fill(decoder, sampling_rate, int(chance * (decoder.frames - len(out) + 1)), out)
+            return out
+        _check_rate(decoder, sampling_rate)
+        whole = _joined([mono for _, mono in _mono(decoder, max_seconds)])
+    start = int(chance * (max(0, len(whole) - samples) + 1))
+    return whole[start : start + samples]
 
 
 def measured_length(source: Source) -> tuple[int, int]:
@@ -444,6 +456,23 @@ def _decoding() -> Iterator[None]:
         raise BadAudio(f"it cannot be decoded: {said}") from error
     except (OSError, TypeError) as error:  # the name of an open file ends in .raw
         raise BadAudio(f"it cannot be decoded: {error}") from error
+
+
+def _fill(decoder: _Decoder, sampling_rate: int, start: int, out: Waveform) -> None:
+    _check_rate(decoder, sampling_rate)
+    read, mix = decoder.fill(start, out) if isinstance(decoder, _Sndfile) else 0, _Mix()
+    for _, samples in decoder.blocks(start, start + len(out)) if not read else ():
+        out[read : read + len(samples)] = mix(samples)
+        read += len(samples)
+    mix.check()
+    if read < len(out):
+        raise BadAudio(f"it ends after {start + read} samples; at least {start + len(out)} are expected")
+    check_level(out, sampling_rate, start)
+
+
+def _check_rate(decoder: _Decoder, sampling_rate: int) -> None:
+    if decoder.rate not in (0, sampling_rate):
+        raise BadAudio(f"it is of {decoder.rate} Hz; expected {sampling_rate} Hz")
 
 
 def _block(channels: int) -> int:

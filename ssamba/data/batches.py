@@ -18,7 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -45,9 +45,9 @@ class Batch(TypedDict):
     label a clip, float32 (B, C) for several and for clips that may be mixed, int64 (B, N) for one a hop or character,
     `NO_LABEL` after a clip's last, empty without labels; keys: the clips' names; positions: their places in the order,
     the same whatever the ranks; consumed: clips of the order that are behind once every rank has had this batch;
-    skipped: names and reasons of bad recordings met since the batch before. What else clips have, from their samples or
-    from stages, stands under its own name: numbers and arrays of one shape as one array, tensors as one tensor
-    (B, ...), anything else as a list."""
+    skipped: names and reasons of bad recordings met since the batch before; taken, ended: of shards without an index,
+    what `Progress.add` counts. What else clips have, from their samples or from stages, stands under its own name:
+    numbers and arrays of one shape as one array, tensors as one tensor (B, ...), anything else as a list."""
 
     waveform: Tensor
     lengths: Tensor
@@ -56,6 +56,8 @@ class Batch(TypedDict):
     positions: list[int]
     consumed: int
     skipped: list[str]
+    taken: NotRequired[list[list[int]]]
+    ended: NotRequired[list[list[int]]]
 
 
 @dataclass(eq=False)
@@ -183,7 +185,7 @@ def collated(clips: Iterable[Sample], labels: Labels | None) -> Iterator[Batch]:
             usable = [one for one in held if one["waveform"] is not None]
             held = []
             if usable:
-                yield _batch(rows, usable, labels)
+                yield batched(rows, usable, labels)
             elif rows.shared:
                 raise UserError(
                     f"no clip of a validation batch can be used, and the other devices would wait for it; the last: "
@@ -191,7 +193,8 @@ def collated(clips: Iterable[Sample], labels: Labels | None) -> Iterator[Batch]:
                 )
 
 
-def _batch(rows: Rows, clips: Sequence[Sample], labels: Labels | None) -> Batch:
+def batched(rows: Rows, clips: Sequence[Sample], labels: Labels | None) -> Batch:
+    """A batch of those of its clips that can be used."""
     for clip in clips:
         _put(clip)
     waveform = rows.waveform

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import os
 import signal
 import sys
@@ -20,8 +21,11 @@ from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules, Numbers, Weights
 from ssamba.data.remote import ShardCache
-from ssamba.data.stream import ClipStream
+from ssamba.data.stream import BatchStream, ClipStream, ShardStream
+from ssamba.data.streaming import Progress, ShardList
 from ssamba.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,11 @@ class ClipDataModule(lightning.LightningDataModule):
 
     Attributes:
         stages, members: may be set until training begins.
-        consumed: training clips that are behind, over all ranks. Whoever trains sets it; checkpoints keep it.
+        consumed: training clips that are behind, over all ranks. Whoever trains says what is; checkpoints keep it.
+        progress: of shards without an index, what of them is behind on this rank.
     """
 
-    def __init__(self, settings: ClipSettings, *, train: TrainingShards | None = None,
+    def __init__(self, settings: ClipSettings, *, train: TrainingShards | ShardList | None = None,
                  validation: ShardSet | None = None, test: ShardSet | None = None,
                  labels: Labels | None = None, mixup: float = 0.0, rows: Mapping[str, Numbers] | None = None,
                  probe: ProbeShards | None = None, stages: Sequence[Stage] = (),
@@ -80,24 +85,34 @@ class ClipDataModule(lightning.LightningDataModule):
         self.stages, self.members = stages, members
         self.train, self.validation, self.test, self.probe = train, validation, test, probe
         self.consumed = 0
+        self.progress = Progress() if isinstance(train, ShardList) else None
 
     @functools.cached_property
     def order(self) -> ClipOrder:
         """The order of training."""
-        train = self._train()
+        train = self._indexed()
         return ClipOrder(train.shards, self.settings.rules, train.rows, train.sources, train.weights, train.balance)
 
-    def training_stream(self) -> ClipStream:
-        """This rank's share of the order from `consumed` on: what is left of a trainer's steps, or without end."""
+    def training_stream(self) -> BatchStream:
+        """This rank's share of what is not behind: what is left of a trainer's steps, or without end."""
         trainer = self.trainer
         batches = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches if trainer else None
-        train, mixup = self._train(), None
+        options: dict[str, Any] = {
+            "first": self.consumed,
+            "batches": batches,
+            "stages": self.stages,
+            "members": self.members,
+        }
+        if isinstance(self.train, ShardList):
+            s = self.settings
+            return ShardStream(
+                self.train, s.rules, batch_size=s.batch_size, sampling_rate=s.sampling_rate,
+                max_bad_fraction=s.max_bad_fraction, progress=self.progress, **_place(trainer), **options,
+            )  # fmt: skip
+        train, mixup = self._indexed(), None
         if self.mixup:
             mixup = Mixup.of(self.mixup, train.shards, self.settings.rules, train.rows)
-        return self._stream(
-            train.shards, self.order, True, trainer, first=self.consumed, batches=batches, mixup=mixup,
-            stages=self.stages, members=self.members,
-        )  # fmt: skip
+        return self._stream(train.shards, self.order, True, trainer, mixup=mixup, **options)
 
     def validation_stream(self) -> ClipStream:
         """This rank's share of the validation clips."""
@@ -132,15 +147,25 @@ class ClipDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> wds.WebLoader | list[Batch]:
         return self._loader(self.validation_stream()) if self.validation else []
 
+    def behind(self, batch: Batch) -> None:
+        """Count a training batch that was learned from."""
+        self.consumed = batch["consumed"]
+        if self.progress is not None:
+            self.progress.add(batch["taken"], batch["ended"])
+
     def state_dict(self) -> dict[str, Any]:
         """The clips that are behind, the same on every rank, and what their order depends on."""
-        train = self._train()
+        rules = asdict(self.settings.rules)
+        if isinstance(self.train, ShardList) and self.progress is not None:
+            order = {**rules, "data": self.train.fingerprint}
+            epoch = self.progress.first // len(self.train.urls)
+            return {"epoch": epoch, "clips": self.consumed, "order": order, "shards": self.progress.state()}
+        train = self._indexed()
         rows = "all" if train.rows is None else hashlib.sha256(train.rows.tobytes()).hexdigest()
         balance = None if train.balance is None else hashlib.sha256(train.balance.tobytes()).hexdigest()
         data = {"data": train.shards.fingerprint, "recordings": rows, "weights": train.weights and list(train.weights),
                 "balance": balance}  # fmt: skip
-        order = {**asdict(self.settings.rules), **data}
-        return {"epoch": self.consumed // len(self.order), "clips": self.consumed, "order": order}
+        return {"epoch": self.consumed // len(self.order), "clips": self.consumed, "order": {**rules, **data}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the clips that are consumed; UserError if they were of another order."""
@@ -149,9 +174,18 @@ class ClipDataModule(lightning.LightningDataModule):
             said = "; ".join(f"{name} was {theirs.get(name)!r} and is {ours[name]!r}" for name in differ)
             raise UserError(f"the checkpoint stands in another order of the training clips: {said}")
         self.consumed = int(state_dict["clips"])
+        if self.progress is not None:
+            self.progress = Progress.of(state_dict["shards"])
+            if self.trainer is None or self.trainer.is_global_zero:
+                log.warning(
+                    "data.order=streaming: %d shards that were begun are read again, but for the recordings that are "
+                    "behind; what is left of this epoch comes in another order, and a recording that the end of a clip "
+                    "cut (data.short=pack) is heard from its beginning",
+                    len(self.progress.taken),
+                )
 
-    def _train(self) -> TrainingShards:
-        assert self.train is not None
+    def _indexed(self) -> TrainingShards:
+        assert isinstance(self.train, TrainingShards)
         return self.train
 
     def _as_they_lie(self, shards: ShardSet, split: str) -> ClipOrder:
@@ -163,16 +197,21 @@ class ClipDataModule(lightning.LightningDataModule):
         return ClipStream(
             shards, order, batch_size=s.batch_size, sampling_rate=s.sampling_rate, training=training,
             max_bad_fraction=s.max_bad_fraction, cache=ShardCache(s.cache_bytes), labels=labels or self.labels,
-            rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1, **options,
+            **_place(trainer), **options,
         )  # fmt: skip
 
-    def _loader(self, stream: ClipStream) -> wds.WebLoader:
+    def _loader(self, stream: BatchStream) -> wds.WebLoader:
         loader = wds.WebLoader(
             stream, batch_size=None, num_workers=self.settings.num_workers, pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_parent_alone,
         )  # fmt: skip
         # Lightning reads a batch ahead of what has no length, and loses it in a checkpoint.
         return loader.with_length(len(stream), silent=True) if stream.source.batches is not None else loader
+
+
+def _place(trainer: lightning.Trainer | None) -> dict[str, Any]:
+    """Of this process among those that train together."""
+    return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {"rank": 0, "world_size": 1}
 
 
 def _obey_the_parent_alone(worker: int) -> None:

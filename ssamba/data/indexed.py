@@ -141,6 +141,8 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
     def _sample(self, part: _Part) -> Sample:
         number, reader = part.segment.number, self.reader
         key, part.audio = reader.name(number)
+        if part.audio == "json" or part.audio in self.members or part.audio.startswith("__"):
+            part.audio = "audio"  # what a damaged header may say, or a member that is asked for
         sample: Sample = {"__key__": key, "__url__": reader.shard_of(number).place, "__part__": part}
         what = "json"
         try:

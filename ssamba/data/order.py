@@ -51,15 +51,16 @@ class ClipRules:
 def _words(size: int, *name: int | str) -> npt.NDArray[np.uint64]:
     """Numbers of chance below 2^64, by a name alone."""
     # Raw words of a bit generator are the same in every version of NumPy, which its permutations need not be.
-    words: npt.NDArray[np.uint64] = np.random.PCG64(_number("/".join(map(str, name)))).random_raw(size)
+    words: npt.NDArray[np.uint64] = np.random.PCG64(hashed("/".join(map(str, name)))).random_raw(size)
     return words
 
 
-def _permutation(size: int, *name: int | str) -> Numbers:
+def permutation(size: int, *name: int | str) -> Numbers:
+    """An order of chance of 0 to size - 1, by a name alone."""
     return np.argsort(_words(size, *name), kind="stable")
 
 
-def _number(name: str) -> int:
+def hashed(name: str) -> int:
     """A number of chance below 2^64, by its name alone."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
@@ -154,7 +155,7 @@ class Recordings:
             counts = np.array([len(rows) for rows in shards], np.int64)
             lengths = np.array([self.lengths[rows].sum(dtype=np.int64) for rows in shards], np.int64)
             count = len(shards)
-            order = _permutation(count, "shards", *self.name, number) if self.mixed else np.arange(count)
+            order = permutation(count, "shards", *self.name, number) if self.mixed else np.arange(count)
             order = order[counts[order] > 0]
             # A window ends with the shard that makes it full.
             windows, some, held = [], [], 0
@@ -177,7 +178,7 @@ class Recordings:
             epoch = self._epoch(number)
             rows = np.concatenate([epoch.shards[shard] for shard in epoch.windows[window]])
             if self.mixed:
-                rows = rows[_permutation(len(rows), "window", *self.name, number, window)]
+                rows = rows[permutation(len(rows), "window", *self.name, number, window)]
             ends = np.cumsum(self.lengths[rows], dtype=np.int64)
             _remember(self._windows, (number, window), (rows, ends))
         return self._windows[number, window]
@@ -257,7 +258,7 @@ class ClipOrder:
         row = source.recording(within[number])
         length = int(self.lengths[row])
         longer = max(0, length - size)
-        start = _number(f"crop/{self.rules.seed}/{place}") % (longer + 1) if self.rules.mixed else 0
+        start = hashed(f"crop/{self.rules.seed}/{place}") % (longer + 1) if self.rules.mixed else 0
         return [Segment(row, start, min(length, start + size))]
 
     def upcoming(self, place: int) -> list[int]:
@@ -277,7 +278,7 @@ class ClipOrder:
         block, within = divmod(place, _BLOCK)
         owners = self._owners.get(block)
         if owners is None:
-            mixed = _permutation(_BLOCK, "sources", self.rules.seed, block)
+            mixed = permutation(_BLOCK, "sources", self.rules.seed, block)
             owners = _remember(self._owners, block, np.repeat(np.arange(len(self.shares)), self.shares)[mixed])
         before = np.bincount(owners[:within], minlength=len(self.shares))
         return int(owners[within]), [block * share + int(n) for share, n in zip(self.shares, before, strict=True)]

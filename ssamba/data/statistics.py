@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ssamba.audio import LogMel
-from ssamba.data.stream import ClipStream
+from ssamba.data.stream import BatchStream
 from ssamba.errors import UserError
 from ssamba.progress import progress_bar
 
@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
     frames: int
 
 
-def measure_statistics(stream: ClipStream, num_mel_bins: int, total: int) -> Statistics:
+def measure_statistics(stream: BatchStream, num_mel_bins: int, total: int) -> Statistics:
     """Read up to `total` clips of a stream, in float64 sums; a progress bar shows the rate and the time left.
 
     Clips that say nothing, as silence does, are counted in a warning.

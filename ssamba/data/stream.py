@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import webdataset as wds
 
@@ -13,10 +14,24 @@ from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.remote import ShardCache
+from ssamba.data.streaming import ShardList, StreamedClips, StreamedShards, list_shards
 from ssamba.errors import UserError
 
 
-class ClipStream(wds.DataPipeline):  # type: ignore[misc]
+class BatchStream(wds.DataPipeline):  # type: ignore[misc]
+    """A pipeline that yields batches of clips, of recordings of one sampling rate in Hz."""
+
+    source: IndexedShards | StreamedShards
+    sampling_rate: int
+
+    def __len__(self) -> int:
+        """Batches of this rank; TypeError for a stream without end."""
+        if self.source.batches is None:
+            raise TypeError("this stream has no end")
+        return self.source.batches
+
+
+class ClipStream(BatchStream):
     """Batches of the clips of an order, for one rank and whichever of its workers iterates: `IndexedShards`, the
     stages that decode and join, those of a user, and the one that makes batches.
 
@@ -41,18 +56,29 @@ class ClipStream(wds.DataPipeline):  # type: ignore[misc]
             self.source, wds.map(clips.decode), clips.join, in_place, functools.partial(collated, labels=labels)
         )
 
-    def __len__(self) -> int:
-        """Batches of this rank; TypeError for a stream without end."""
-        if self.source.batches is None:
-            raise TypeError("this stream has no end")
-        return self.source.batches
+
+class ShardStream(BatchStream):
+    """Batches of clips of shards without an index, without end: `StreamedShards`, the stages that decode and join,
+    those of a user, which may drop and add clips, and the one that makes batches.
+
+    Args:
+        stages: of a user, behind the clips.
+        others: those of `StreamedShards`.
+    """
+
+    def __init__(self, shards: ShardList, rules: ClipRules, *, sampling_rate: int, stages: Sequence[Stage] = (),
+                 **options: Any) -> None:  # fmt: skip
+        self.source, self.sampling_rate = StreamedShards(shards, rules, **options), sampling_rate
+        clips = StreamedClips(self.source, sampling_rate)
+        super().__init__(self.source, wds.map(clips.decode), clips.join, *stages, clips.collated)
 
 
 def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, training: bool = True, seed: int = 0,
              shuffle_buffer: int = 2000, short: str = "pad", label: str | None = None, several: bool = False,
              members: Sequence[str] = (), stages: Sequence[Stage] = (), first: int = 0, batches: int | None = None,
              rank: int = 0, world_size: int = 1, max_bad_fraction: float = 0.01, cache: str | Path | None = None,
-             cache_gigabytes: float = 100.0) -> wds.DataPipeline:  # fmt: skip
+             cache_gigabytes: float = 100.0, order: str = "indexed",
+             sampling_rate: int | None = None) -> BatchStream:  # fmt: skip
     """Shards as a pipeline of webdataset that yields batches (`ssamba.data.batches.Batch`), as training reads them.
 
         import webdataset as wds
@@ -79,6 +105,10 @@ def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, tr
     together: `batch["consumed"]` of the last batch that was used is the `first` to go on from, with whatever ranks and
     workers. Otherwise each clip is read once, from its recording's beginning.
 
+    `order="streaming"` reads shards of which there is no index, for training without labels: from front to back, as
+    webdataset does, through a buffer of `shuffle_buffer` samples. Stages may then drop and add clips, and `first` is
+    where positions and `consumed` begin, no place to go on from.
+
     Args:
         shards: as `data.train` of a recipe names them.
         seconds: of a clip.
@@ -90,11 +120,23 @@ def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, tr
         first: clips of the order that are behind, of all ranks.
         batches: of this rank, in training; None: without end.
         rank, world_size: of this process among those that train together.
+        order, sampling_rate: "indexed", or "streaming" of recordings of so many Hz.
 
     Raises:
-        UserError: shards that cannot be found or read, a label that they lack; while it is read: a stage that drops,
-            adds or reorders clips, or too many recordings that cannot be used.
+        UserError: what "streaming" cannot do, shards that cannot be found or read, a label that they lack; while it is
+            read: a stage that drops, adds or reorders clips, or too many recordings that cannot be used.
     """
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "max_bad_fraction": max_bad_fraction, "members": members, "stages": stages,
+        "first": first, "batches": batches, "rank": rank, "world_size": world_size,
+    }  # fmt: skip
+    if order == "streaming":
+        if not training or label is not None or sampling_rate is None:
+            raise UserError("order is streaming, which is for training without labels and needs the sampling_rate")
+        rules = ClipRules(round(seconds * sampling_rate), short, shuffle_buffer, seed)
+        return ShardStream(list_shards(shards), rules, sampling_rate=sampling_rate, **options)
+    if order != "indexed" or sampling_rate is not None:
+        raise UserError(f"order is {order!r}, sampling_rate {sampling_rate}; expected indexed, or streaming and Hz")
     held = find_shards(shards, cache)
     rules = ClipRules(round(seconds * held.sampling_rate), short, shuffle_buffer if training else 0, seed)
     labels = None
@@ -103,7 +145,6 @@ def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, tr
             raise UserError(f"label is {label!r}, which the shards lack; they have {', '.join(held.labels) or 'none'}")
         labels = Labels(label, held.labels[label], several)
     return ClipStream(
-        held, ClipOrder(held, rules), batch_size=batch_size, sampling_rate=held.sampling_rate, training=training,
-        max_bad_fraction=max_bad_fraction, cache=ShardCache(round(cache_gigabytes * 1e9)), labels=labels,
-        members=members, stages=stages, first=first, batches=batches, rank=rank, world_size=world_size,
+        held, ClipOrder(held, rules), sampling_rate=held.sampling_rate, training=training,
+        cache=ShardCache(round(cache_gigabytes * 1e9)), labels=labels, **options,
     )  # fmt: skip

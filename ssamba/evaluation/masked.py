@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import LogMel
-from ssamba.data.stream import ClipStream
+from ssamba.data.stream import BatchStream, ClipStream
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel
@@ -38,14 +38,14 @@ class MaskedEvaluation(NamedTuple):
 
     model: MaskedPatchModel
     log_mel: LogMel
-    train: ClipStream
+    train: BatchStream
     train_clips: int
     validation: ClipStream
     masking: Masking
     seed: int
 
 
-def mean_patches(model: MaskedPatchModel, log_mel: LogMel, stream: ClipStream, total: int) -> Tensor:
+def mean_patches(model: MaskedPatchModel, log_mel: LogMel, stream: BatchStream, total: int) -> Tensor:
     """The mean patch at each position, (L, K), over the first `total` clips of a stream."""
     sums, clips = torch.zeros(()), 0
     with progress_bar(total, "clip", "mean patches") as bar, torch.inference_mode():

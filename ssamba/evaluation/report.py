@@ -20,6 +20,7 @@ from ssamba.evaluation.scores import (
     probabilities,
     read_scores,
 )
+from ssamba.models.record import split_text
 
 _LONGEST_RECIPE = 1 << 20  # letters
 _CLASSES = 60  # of a table; more are not read
@@ -190,8 +191,7 @@ def fact_rows(record: Mapping[str, Any]) -> Rows:
     rows.append(("hardware", ", ".join([machine["processor"], f"{machine['threads']} threads", *machine["gpus"]])))
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())))
     for name, held in record.get("data", {}).items():
-        rows.append((f"data, {name}", f"{held['samples']:,} recordings, {held['seconds'] / 3600:.2f} h, "
-                     f"fingerprint {held['fingerprint'][:16]}"))  # fmt: skip
+        rows.append((f"data, {name}", f"{split_text(held)}, fingerprint {held['fingerprint'][:16]}"))
     if skipped := record.get("skipped_samples"):
         rows.append(("skipped samples", str(len(skipped))))
     return rows

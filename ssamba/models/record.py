@@ -1,5 +1,6 @@
 """run.json: what a run says of itself, for model cards, comparisons and whoever would make it again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ class Hardware:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """What a split held."""
+    """What a split held; of shards without an index their number is known, and no more."""
 
-    samples: Count
-    seconds: float
+    samples: Count | None
+    seconds: float | None
     fingerprint: str
+    shards: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,10 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     read_json(path, RunRecord, _EXPECTED)
     return read_json(path, dict[str, Any], _EXPECTED)
+
+
+def split_text(split: Mapping[str, Any]) -> str:
+    """What a `SplitRecord` says that a split held, in words."""
+    if split["samples"] is None or split["seconds"] is None:
+        return f"{split.get('shards') or 0:,} shards without an index"
+    return f"{split['samples']:,} recordings, {split['seconds'] / 3600:.2f} h"

@@ -58,7 +58,7 @@ def score_finetuned(recipe: FinetuneRecipe, built: Finetuner, folder: Path) -> t
     learned, scored = (
         read_statistics(one, built.module.log_mel, hop_frames) for one in build_baseline_streams(recipe, built)
     )
-    groups = groups_of(learned.keys, read_training_groups(recipe, built.shards.train), hop)
+    groups = groups_of(learned.keys, read_training_groups(recipe, built.shards.indexed), hop)
     by_key = None if groups is None else dict(zip(learned.keys, groups, strict=True))
     baseline = choose_baseline(learned, scored, len(names), recipe.seed, by_key)
     predictions = baseline.predictions

@@ -32,6 +32,7 @@ from ssamba.files import TEMPORARY, Count, Sha256, read_json, written_beside
 from ssamba.models.record import Start
 from ssamba.training.averaging import mean_of
 from ssamba.training.common import TrainingModule
+from ssamba.training.distributed import gathered
 from ssamba.training.loggers import MetricsFile
 
 log = logging.getLogger(__name__)
@@ -92,12 +93,22 @@ class _Judged:
 
 
 @dataclass(frozen=True)
+class _Turns:
+    """What it keeps of shards without an index."""
+
+    first: Count
+    done: list[Count]
+    taken: dict[Count, list[Count]]
+
+
+@dataclass(frozen=True)
 class _Place:
     """What `ClipDataModule` keeps."""
 
     epoch: Count
     clips: Count
     order: dict[str, Any]
+    shards: _Turns | None = None
 
 
 @dataclass(frozen=True)
@@ -421,6 +432,9 @@ class Checkpoints(Checkpoint):
         now = time.perf_counter()
         self.seconds, self._counted = self.seconds + now - self._counted, now
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        assert isinstance(data := trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
+        if data.progress is not None:  # shards without an index, of which each rank knows its own
+            data.progress.merge(gathered(data.progress))
         if not self._written(trainer, self.folder / f"{_name(step)}.ckpt"):
             return False
         self._saved = (step, validation_due)
@@ -467,7 +481,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
                            batch: Batch, batch_idx: int) -> None:  # fmt: skip
         assert isinstance(data := trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
-        data.consumed = batch["consumed"]
+        data.behind(batch)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.save(trainer):

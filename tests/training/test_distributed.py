@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import webdataset as wds
 from safetensors.torch import load_file
 
 from ssamba.build import build_finetuner, build_pretrainer
@@ -351,3 +352,31 @@ end_rank(3)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert (ended.returncode, ended.stdout) == (3, "apart\n"), ended.stderr
+
+
+def test_ranks_with_unequal_shards_without_an_index_end_together(
+    corpus: Path, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two ranks, three shards of which one is as large as the others together; then one rank goes on."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shards = [corpus / "train" / f"00000{number}.tar" for number in range(4)]
+    with wds.TarWriter(str(folder / "large.tar")) as writer:
+        for sample in wds.tarfile_samples({"url": str(path)} for path in shards[:2]):
+            writer.write({key: value for key, value in sample.items() if key != "__url__"})
+    for path in shards[2:]:
+        shutil.copy(path, folder)
+    run = tmp_path / "run"
+    words = words_for(recipes, "pretrain", run, f"data.train={folder}", "data.order=streaming", "data.short=pad",
+                      "model.encoder=ssast", "evaluation.probe=null", "data.validation=null",
+                      "data.shuffle_buffer=2")  # fmt: skip
+    status, said = launch(torchrun(2), tmp_path, [[*words, "trainer.devices=2"]])
+    assert status == 0, said
+    state = checkpoint(run)["ClipDataModule"]
+    assert state["clips"] == 8 * STEPS  # more than the 48 of an epoch
+    # Both ranks' shards are behind.
+    assert state["shards"]["first"] + len(state["shards"]["done"]) >= 3
+    assert main([*words, f"trainer.max_steps={STEPS + 3}", "--resume", str(run)]) == 0
+    later = checkpoint(run)["ClipDataModule"]
+    assert later["clips"] == 8 * (STEPS + 3)
+    assert later["shards"]["first"] >= state["shards"]["first"]
