@@ -1,9 +1,11 @@
 """Speed and memory of the data stream on one core, beside what it must not fall behind.
 
-    taskset -c 0 python benchmarks/loader.py [--recordings FOLDER] [--parts features decode formats bytes resume memory]
+    taskset -c 0 python benchmarks/loader.py [--recordings FOLDER] [--parts features decode webdataset ...]
 
 - features: shards to normalised log-mel batches, beside soundfile and torchaudio.compliance.kaldi.fbank item by item.
 - decode: shards to waveform batches, as where the filterbank runs on the training device, beside decoding alone.
+- webdataset: shards to waveform batches in both orders (`data.order`), beside webdataset's own pipeline with the same
+  decoder.
 - formats: clips of MP3 and of M4A (which PyAV decodes) as training reads those of foreign shards, from their start and
   their middle on, beside the same of FLAC.
 - bytes: the bytes of the samples in batches, beside reading the same shards in turn through Python's tarfile; from
@@ -38,8 +40,10 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
+import webdataset as wds
 
 from ssamba.audio import LogMel
+from ssamba.data import pipeline
 from ssamba.data.index import ShardSet, find_shards, write_samples
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.reader import SampleReader
@@ -49,7 +53,7 @@ from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
 from ssamba.progress import progress_bar
-from ssamba.recordings import read_audio, read_segment
+from ssamba.recordings import read_audio, read_crop, read_segment
 
 RESULTS = Path(__file__).parent / "results"
 RATE, SECONDS, BATCH = 16000, 10, 16
@@ -153,6 +157,31 @@ def decode(shards: ShardSet) -> tuple[float, float]:
     return timed(lambda: sum(len(batch["keys"]) for batch in stream(shards, batches=batches))), timed(alone)
 
 
+def beside_webdataset(shards: ShardSet, order: str) -> tuple[float, float]:
+    """Clips a second to waveform batches, by one thread: ours, webdataset's own pipeline with the same decoder."""
+    batches = shards.samples // BATCH
+    buffer = 100
+
+    def ours() -> int:
+        made = pipeline([str(shards.shards[0].path.parent)], seconds=SECONDS, batch_size=BATCH, order=order,
+                        sampling_rate=RATE if order == "streaming" else None, shuffle_buffer=buffer,
+                        batches=batches)  # fmt: skip
+        return sum(len(batch["keys"]) for batch in made)
+
+    def decoded(sample: dict[str, Any]) -> dict[str, Any]:
+        waveform = read_crop(sample["flac"], RATE, RATE * SECONDS, 0.0, 600.0)
+        return {"waveform": torch.from_numpy(waveform), "json": json.loads(sample["json"])}
+
+    def theirs() -> int:
+        made = wds.DataPipeline(
+            wds.SimpleShardList(shards.paths, seed=0), wds.tarfile_to_samples(), wds.shuffle(buffer, seed=0),
+            wds.map(decoded), wds.batched(BATCH),
+        )  # fmt: skip
+        return sum(len(batch["waveform"]) for batch in made)
+
+    return timed(ours), timed(theirs)
+
+
 def encoded(samples: np.ndarray[Any, Any], rate: int, form: str) -> bytes:
     """A recording of float32 (S, channels) as "flac", "mp3" or "m4a"."""
     content = io.BytesIO()
@@ -191,15 +220,8 @@ def read_bytes(shards: ShardSet, cold: bool) -> tuple[float, float]:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def ours() -> int:
-        made, size = stream(shards), 0
-        places = [range(first, min(first + BATCH, shards.samples)) for first in range(0, shards.samples, BATCH)]
-        batches = [[made.order.clip(place)[0].number for place in some] for some in places]
-        for batch, later in itertools.zip_longest(batches, batches[2:], fillvalue=[]):  # as the stream does
-            for number in later:
-                made.source.reader.expect(number)
-            read = [(made.source.reader.audio(number), made.reader.description(number)) for number in batch]
-            size += sum(len(audio) for audio, _ in read)
-        return size
+        samples = itertools.islice(wds.DataPipeline(stream(shards).source), shards.samples)
+        return sum(len(sample["flac"]) for sample in samples)
 
     def in_turn() -> int:
         size = 0
@@ -273,11 +295,11 @@ def paired(rounds: int, name: str, both: Callable[[], tuple[float, float]], warm
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("features", "decode", "formats", "bytes", "resume", "memory")
+    parts = ("features", "decode", "webdataset", "formats", "bytes", "resume", "memory")
     parser.add_argument("--recordings", type=Path, help="a folder of real ones; without it they are synthesized")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--clips", type=int, default=320, help="of features, decode and formats")
+    parser.add_argument("--clips", type=int, default=320, help="of features, decode, webdataset and formats")
     parser.add_argument("--read", type=int, default=6400, help="clips of bytes, in shards of 256")
     parser.add_argument("--streamed", type=int, default=50000, help="clips of memory")
     parser.add_argument("--out", type=Path, default=RESULTS / "loader.json")
@@ -298,6 +320,11 @@ def main() -> None:
         if "decode" in given.parts:
             measured["decode"] = found = paired(given.rounds, "decode", lambda: decode(shards))
             goals.append(Goal("clips a second, the stream / decoding alone", ">=", 0.85, found["ratio"]))
+        if "webdataset" in given.parts:
+            for order, least in (("indexed", 1.0), ("streaming", 0.95)):
+                found = paired(given.rounds, order, functools.partial(beside_webdataset, shards, order))
+                measured[f"{order} beside webdataset"] = found
+                goals.append(Goal(f"clips a second, {order} / webdataset", ">=", least, found["ratio"]))
         if "formats" in given.parts:
             clips = list(itertools.islice(signal(given.recordings), given.clips))
             flac, *others = ([encoded(clip[:, None], RATE, form) for clip in clips] for form in ("flac", "mp3", "m4a"))

@@ -115,14 +115,17 @@ def read_crop(source: bytes, sampling_rate: int, samples: int, chance: float, ma
 
     Args:
         chance: from 0 to below 1: which of the places that such a part can begin at.
-        max_seconds: a longer recording is not read where its format does not tell where a part lies.
+        max_seconds: what is longer is not decoded; nor is a longer recording whose format does not tell where a part of
+            it lies.
 
     Raises:
         BadAudio: as `read_segment`; empty, or cut where all of it is decoded.
     """
     with _decoder(source) as decoder:
         if isinstance(decoder, _Sndfile) and decoder.counts and decoder.frames:
-            out = np.empty(min(samples, decoder.frames), np.float32)
+            if (length := min(samples, decoder.frames)) > max_seconds * decoder.rate:
+                raise BadAudio(f"it has {decoder.frames / decoder.rate:.0f} s; at most {max_seconds:g} s are read")
+            out = np.empty(length, np.float32)
             _fill(decoder, sampling_rate, int(chance * (decoder.frames - len(out) + 1)), out)
             return out
         _check_rate(decoder, sampling_rate)

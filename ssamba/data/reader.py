@@ -1,13 +1,13 @@
 """Samples of shards by their number, each read by itself. Imports no torch."""
 
+import bisect
+import itertools
 import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ssamba.data.descriptions import Description, parse_description
 from ssamba.data.index import Shard, ShardSet
@@ -32,7 +32,7 @@ class SampleReader:
     def __init__(self, shards: ShardSet, cache: ShardCache) -> None:
         self.shards, self.cache = shards.shards, cache
         self.table = shards.table
-        self._ends = np.cumsum([shard.info.samples for shard in self.shards])
+        self._ends = list(itertools.accumulate(shard.info.samples for shard in self.shards))
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._members: OrderedDict[Path, _Members] = OrderedDict()
 
@@ -49,7 +49,7 @@ class SampleReader:
         return self.shards[self._place(number)]
 
     def _place(self, number: int) -> int:
-        return int(np.searchsorted(self._ends, number, "right"))
+        return bisect.bisect_right(self._ends, number)
 
     def audio(self, number: int) -> bytes:
         """The bytes of a sample's audio file.
@@ -82,7 +82,7 @@ class SampleReader:
         """Of a sample by its place: its shard and its number within it."""
         place = self._place(number)
         info = self.shards[place].info
-        return f"{Path(info.name).stem}/{number - int(self._ends[place]) + info.samples}"
+        return f"{info.name.rpartition('.')[0]}/{number - self._ends[place] + info.samples}"
 
     def name(self, number: int) -> tuple[str, str]:
         """The key and the extension of a sample's recording, as webdataset has them, by the header before it. Where
@@ -91,7 +91,7 @@ class SampleReader:
         Raises:
             UserError: as `audio`.
         """
-        audio = int(self.table[number]["audio"])
+        audio, _ = self._where(number, "audio")
         shard = self.shard_of(number)
         header = self._pread(shard, tarfile.BLOCKSIZE, max(0, audio - tarfile.BLOCKSIZE))
         name = header[:_NAME_BYTES].partition(b"\0")[0]
@@ -112,7 +112,7 @@ class SampleReader:
             BadAudio, UserError: as `audio`.
         """
         shard = self.shard_of(number)
-        _, members = self._members_of(shard).get(int(self.table[number]["audio"]), ("", {}))
+        _, members = self._members_of(shard).get(self._where(number, "audio")[0], ("", {}))
         found = {}
         for extension in extensions:
             if extension in members:
@@ -150,8 +150,8 @@ class SampleReader:
             holder = self._holder(number, part)
             # Not what would have to be fetched first.
             if holder.path in self._files or holder.url is None:
-                row = self.table[number]
-                os.posix_fadvise(self._file(holder), int(row[part]), int(row[f"{part}_bytes"]), os.POSIX_FADV_WILLNEED)
+                place, size = self._where(number, part)
+                os.posix_fadvise(self._file(holder), place, size, os.POSIX_FADV_WILLNEED)
 
     def _holder(self, number: int, part: str) -> Shard:
         """What holds a sample's part: its shard, or the descriptions of its folder."""
@@ -159,8 +159,13 @@ class SampleReader:
         return shard.descriptions or shard if part == "json" else shard
 
     def _read(self, number: int, part: str) -> bytes:
-        row = self.table[number]
-        return self._content(self._holder(number, part), int(row[f"{part}_bytes"]), int(row[part]))
+        place, size = self._where(number, part)
+        return self._content(self._holder(number, part), size, place)
+
+    def _where(self, number: int, part: str) -> tuple[int, int]:
+        """Where a sample's part begins in its holder, and how many bytes it has."""
+        audio, audio_bytes, text, text_bytes, _ = self.table[number].item()
+        return (audio, audio_bytes) if part == "audio" else (text, text_bytes)
 
     def _content(self, shard: Shard, size: int, place: int) -> bytes:
         content = self._pread(shard, size, place)

@@ -167,7 +167,7 @@ class Progress:
 
     def _settle(self, turns: Iterable[int]) -> None:
         for turn in turns:
-            if self.ended.get(turn, -1) == len(self.taken.get(turn, ())):
+            if turn in self.ended and len(self.taken.get(turn, ())) >= self.ended[turn]:
                 self.done.add(turn)
         while self.first in self.done:
             self.first += 1
@@ -202,7 +202,9 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
                  progress: Progress | None = None, members: Sequence[str] = (), first: int = 0,
                  batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
         self.shards, self.rules, self.batch_size, self.members = shards, rules, batch_size, tuple(members)
-        self.max_bad_fraction, self.progress = max_bad_fraction, progress or Progress()
+        self.max_bad_fraction = max_bad_fraction
+        # As it is now: whose turn it is must not change while others go on.
+        self.progress = Progress.of(progress.state()) if progress else Progress()
         self.first, self.batches, self.rank, self.world_size = first, batches, rank, world_size
         self.tally = Turns(max_bad_fraction)
 

@@ -209,6 +209,19 @@ def test_a_run_goes_on_with_other_ranks_and_workers_and_repeats_nothing(
     assert progress.first > 10 and len(json.dumps(progress.state())) < 1000
 
 
+def test_what_others_have_done_meanwhile_changes_no_turn(foreign: Path) -> None:
+    """Ranks tell each other at a checkpoint what is behind; whose turn it is was settled when they began."""
+    progress = Progress()
+    made = ShardStream(list_shards(str(foreign)), ClipRules(3200, "pad", 2, 0), sampling_rate=RATE, batch_size=4,
+                       max_bad_fraction=0.0, progress=progress, rank=0, world_size=2)  # fmt: skip
+    batches = iter(made)
+    first = next(batches)
+    for turn in (1, 3, 5):
+        progress.add([[turn, sample] for sample in range(10)], [[turn, 10]])
+    read = {turn for batch in [first, *itertools.islice(batches, 20)] for turn, _ in batch["taken"]}
+    assert read == set(range(0, 2 * len(read), 2)) and len(read) > 5
+
+
 def test_joined_recordings_are_behind_once_their_last_clip_is(foreign: Path) -> None:
     made = ShardStream(list_shards(str(foreign)), ClipRules(3200, "pack", 1, 0), sampling_rate=RATE, batch_size=1,
                        max_bad_fraction=0.0)  # fmt: skip
