@@ -106,7 +106,7 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
     def run(self) -> Iterator[Sample]:
         worker = torch.utils.data.get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        tally = Tally(self.max_bad_fraction, self.order.recordings)
+        tally, self._upcoming = Tally(self.max_bad_fraction, self.order.recordings), []
         self._expect(number)
         self._expect(number + step)
         while self.batches is None or number < self.batches:

@@ -147,7 +147,8 @@ def test_ranks_share_the_draw(recipes: Recipes, rare: Path) -> None:
 
     def stream(rank: int, ranks: int, batch_size: int, first: int = 0) -> Any:
         found = made.data.training_stream()
-        found.rank, found.world_size, found.batch_size, found.first = rank, ranks, batch_size, first
+        source = found.source
+        source.rank, source.world_size, source.batch_size, source.first = rank, ranks, batch_size, first
         return iter(found)
 
     whole, parts = stream(0, 1, 4), [stream(rank, 2, 2) for rank in range(2)]
