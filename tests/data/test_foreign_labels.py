@@ -94,7 +94,9 @@ def test_one_label_wherever_it_is(tmp_path: Path, kind: str, elsewhere: bool) ->
     held = ShardCache(1 << 20)
     assert read_labels(found, "animal", held) == {0: ("s0", json.dumps(second)), 1: ("s1", json.dumps(first))}
     reader = SampleReader(found, held)
-    encoded = [Labels("animal", found.labels["animal"]).encode(reader.description(number), "") for number in (0, 1)]
+    encoded = [
+        Labels("animal", found.labels["animal"]).encode(reader.description(number), "", 0, 1) for number in (0, 1)
+    ]
     assert encoded == [1, 0]
     assert verify_shards(found, progress=False, local=held.local) == []
 
@@ -113,7 +115,7 @@ def test_several_labels(tmp_path: Path, field: str, samples: list[dict[str, byte
     assert index.labels == {"sound": ("bark", "dog")}
     found = find_shards(str(folder))
     reader = SampleReader(found, ShardCache(1))
-    encoded = [Labels("sound", index.labels["sound"], True).encode(reader.description(n), "") for n in (0, 1)]
+    encoded = [Labels("sound", index.labels["sound"], True).encode(reader.description(n), "", 0, 1) for n in (0, 1)]
     assert np.array_equal(encoded, [[1, 1], [1, 0]])
 
 
