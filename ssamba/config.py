@@ -155,8 +155,8 @@ class DataConfig:
     """Of the sources in train: their shares of the clips, to a thousandth; null: every recording equally often."""
     order: str = "indexed"
     """indexed | streaming, of train: one order for any workers and devices, in which a run goes on exactly where it
-    was; or, in pretraining, shards of which there is no index (a folder of .tar, their names, urls in any scheme that
-    webdataset opens), read from front to back: a run that goes on hears what is left of an epoch in another order."""
+    was; or, in pretraining, shards of which there is no index (a folder of .tar, their names or urls), read from front
+    to back: a run that goes on hears what is left of an epoch in another order."""
     validation: list[SourceText] = field(default_factory=list)
     """Held-out clips; null: no validation."""
     test: list[SourceText] = field(default_factory=list)

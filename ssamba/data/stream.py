@@ -1,13 +1,14 @@
 """Shards to batches: pipelines of webdataset, whose source is the one order that the seed decides."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
 
-from ssamba.data.batches import InPlace, Stage, collated
+from ssamba.data.batches import Batch, InPlace, Stage, collated
 from ssamba.data.index import ShardSet, find_shards
 from ssamba.data.indexed import IndexedClips, IndexedShards
 from ssamba.data.labels import Labels
@@ -45,7 +46,7 @@ class ClipStream(BatchStream):
                  max_bad_fraction: float, cache: ShardCache, labels: Labels | None = None, mixup: Mixup | None = None,
                  members: Sequence[str] = (), stages: Sequence[Stage] = (), first: int = 0,
                  batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
-        self.source = IndexedShards(
+        self.source: IndexedShards = IndexedShards(
             shards, order, batch_size=batch_size, training=training, max_bad_fraction=max_bad_fraction, cache=cache,
             members=members, mixup=mixup, first=first, batches=batches, rank=rank, world_size=world_size,
         )  # fmt: skip
@@ -55,6 +56,10 @@ class ClipStream(BatchStream):
         super().__init__(
             self.source, wds.map(clips.decode), clips.join, in_place, functools.partial(collated, labels=labels)
         )
+
+    def __iter__(self) -> Iterator[Batch]:
+        with closing(self.source.reader.cache):  # however it ends, nothing is fetched ahead any more
+            yield from super().__iter__()
 
 
 class ShardStream(BatchStream):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import fsspec
 import numpy as np
 import torch
 import torch.utils.data
@@ -30,8 +31,11 @@ from ssamba.audio import samples_for
 from ssamba.data.batches import Batch, Row, Rows, Sample, Tally, batched
 from ssamba.data.descriptions import parse_description
 from ssamba.data.order import ClipRules, hashed, permutation
-from ssamba.data.transport import expand_braces
+from ssamba.data.stores import check_driver
+from ssamba.data.transport import listed_folder, remote_files
+from ssamba.data.urls import expand_braces, expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import BadAudio, UserError
+from ssamba.printable import LEFT_OUT, masked
 from ssamba.recordings import ENDINGS, Waveform, read_crop
 from ssamba.values import is_remote
 
@@ -64,11 +68,12 @@ def list_shards(sources: str | Sequence[str]) -> ShardList:
     """The shards that are meant; none is opened.
 
     Args:
-        sources: each a folder (all shards in it), a shard, a pattern of shards with wildcards or braces, or, with
-            braces, the url of one in any scheme that webdataset opens, or `pipe:` and a command that writes one.
+        sources: each a folder (all shards in it), a shard, or a pattern of shards with wildcards or braces; the same at
+            a url that a driver of fsspec reads; or, with braces alone, the url of a shard at a web server, or `pipe:`
+            and a command that writes one.
 
     Raises:
-        UserError: none are there, one is missing or given twice, or a scheme that webdataset does not open.
+        UserError: none are there, one is missing or given twice, they cannot be listed, or a driver is missing.
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     urls = [url for source in given for url in (_remote(source) if is_remote(source) else _local(source))]
@@ -77,28 +82,41 @@ def list_shards(sources: str | Sequence[str]) -> ShardList:
     seen: set[str] = set()
     for url in urls:
         if url in seen:
-            raise UserError(f"{url} is given twice; expected each shard once")
+            raise UserError(f"{masked(url)} is given twice; expected each shard once")
         seen.add(url)
-    lines = [url if is_remote(url) else f"{Path(url).name} {os.path.getsize(url)}" for url in urls]
+    lines = [masked(url) if is_remote(url) else f"{Path(url).name} {os.path.getsize(url)}" for url in urls]
     fingerprint = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
     return ShardList(tuple(urls), fingerprint, not any(map(is_remote, urls)))
 
 
 def _remote(source: str) -> list[str]:
-    scheme = source.partition(":")[0]
-    known = {"file", *wds.gopen_schemes} - {"__default__"}
-    if scheme not in known:
-        raise UserError(
-            f"{source!r} is a url that webdataset does not open; expected a path, or one of {', '.join(sorted(known))}"
-        )
-    urls = expand_braces(source, escape=False)
-    for url in urls:
-        if scheme != "pipe" and not url.partition("?")[0].endswith(_SHARDS):
+    if LEFT_OUT in source:
+        expand_remote(source)  # which tells of it
+    check_driver(source)
+    urls: list[str] = []
+    for url in expand_braces(source, escape=False):
+        named = url.partition("?")[0].endswith(_SHARDS)
+        if has_wildcard(url):
+            found = [one for one in remote_files(url) if one.endswith(_SHARDS)]
+        elif is_by_driver(url) and not named:
+            found = [one.url for one in listed_folder(url) if one.name.endswith(_SHARDS)]
+        else:
+            found = [url] if named or url.startswith("pipe:") else []
+        if not found:
             raise UserError(
-                f"{url!r} is no shard; without an index all are named, such as .../{{000000..000099}}.tar: expected "
-                f"{', '.join(_SHARDS)}"
+                f"{masked(url)!r} is no shard; without an index all are named, such as .../{{000000..000099}}.tar: "
+                f"expected {', '.join(_SHARDS)}, or where they can be listed their folder"
             )
+        urls += found
     return urls
+
+
+def _by_driver(url: str, mode: str, bufsize: int, **_: Any) -> Any:
+    """How webdataset opens what a driver of fsspec reads."""
+    try:
+        return fsspec.open(url, mode).open()
+    except Exception as error:  # each driver has errors of its own
+        raise OSError(str(error)) from error
 
 
 def _local(source: str) -> list[str]:
@@ -211,6 +229,9 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
     def run(self) -> Iterator[Sample]:
         worker, workers = self.worker()
         self.tally = Turns(self.max_bad_fraction)
+        for url in filter(is_remote, self.shards.urls):
+            if is_by_driver(url):
+                wds.gopen_schemes[url.partition(":")[0]] = _by_driver
         consumer = self.rank * workers + worker
         held = -(-self.rules.mixed // workers)
         chance = random.Random(f"buffer/{self.rules.seed}/{self.first}/{consumer}")
@@ -226,29 +247,30 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
         count, empty = len(self.shards.urls), 0
         turns = (turn for turn in itertools.count(self.progress.first) if turn not in self.progress.done)
         for turn in itertools.islice(turns, consumer, None, consumers):
-            epoch, place = divmod(turn, count)
-            url = self.shards.urls[permutation(count, "shards", self.rules.seed, epoch)[place]]
+            epoch, within = divmod(turn, count)
+            url = self.shards.urls[permutation(count, "shards", self.rules.seed, epoch)[within]]
+            place = masked(url)
             behind, read = self.progress.taken.get(turn, set()), 0
             try:
                 for read, sample in enumerate(wds.tarfile_samples([{"url": url}]), start=1):
                     if read - 1 in behind:
                         continue
                     if self.tally.in_vain > MOST_IN_VAIN + held:
-                        raise UserError(f"{MOST_IN_VAIN} samples one after another gave no clip; the last is in {url}")
+                        raise UserError(f"{MOST_IN_VAIN} samples one after another gave no clip; the last: in {place}")
                     self.tally.in_vain += 1
                     yield self._kept(sample, turn, read - 1)
             except _BROKEN as error:
                 said = getattr(error, "strerror", None) or str(error.args[0] if error.args else type(error).__name__)
                 said = said.partition(" @ ")[0]  # webdataset adds the file's address
                 if not read:
-                    raise UserError(f"the shard {url} cannot be read: {said}; expected a tar of samples") from error
+                    raise UserError(f"the shard {place} cannot be read: {said}; expected a tar of samples") from error
                 self.tally.read += 1
-                self.tally.reject(f"the shard {url} cannot be read beyond its sample {read}: {said}")
+                self.tally.reject(f"the shard {place} cannot be read beyond its sample {read}: {said}")
                 self.tally.judge()
             self.tally.ended.append([turn, read])
             empty = 0 if read else empty + 1
             if empty >= count:
-                raise UserError(f"{url} and all other shards hold no samples; expected <key>.flac or the like in them")
+                raise UserError(f"{place} and all other shards hold no samples; expected <key>.flac or the like")
 
     def _kept(self, sample: Sample, turn: int, index: int) -> Sample:
         """What is needed of a sample."""
@@ -290,7 +312,7 @@ class StreamedClips:
         try:
             sample["waveform"] = self._heard(sample)
         except BadAudio as error:
-            tally.reject(f"{sample['__key__']} in {sample['__url__']}: {error}")
+            tally.reject(f"{sample['__key__']} in {masked(sample['__url__'])}: {error}")
         tally.judge()
         return sample
 

@@ -134,6 +134,13 @@ def test_nothing_is_read_before_it_is_needed(foreign: Path, tmp_path: Path) -> N
     assert len(set(keys(list(itertools.islice(batches, 20))))) == SAMPLES
 
 
+def test_shards_elsewhere_are_read_by_their_driver(foreign: Path) -> None:
+    """By urls, a pattern, and a folder that is listed."""
+    here = keys(some(streamed(foreign), 12))
+    for source in (f"file://{foreign}", f"file://{foreign}/*.tar", f"file://{foreign}/{{000000..000004}}.tar"):
+        assert keys(some(streamed(source), 12)) == here
+
+
 def test_compressed_shards_and_full_scale(corpus: Path, tmp_path: Path) -> None:
     """Our own shards, too, one of them packed by gzip, with a recording that is to be read louder."""
     (tmp_path / "b").mkdir()
@@ -255,7 +262,7 @@ def test_stages_may_drop_and_add_clips(foreign: Path) -> None:
 
 def test_a_stage_that_lets_nothing_through_is_told(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssamba.data.streaming.MOST_IN_VAIN", 100)
-    with pytest.raises(UserError, match=r"100 samples one after another gave no clip; the last is in .*\.tar"):
+    with pytest.raises(UserError, match=r"100 samples one after another gave no clip; the last: in .*\.tar"):
         some(streamed(foreign, stages=[wds.select(lambda clip: False)]), 1)
 
 
@@ -305,7 +312,7 @@ def no_tar(folder: Path) -> str:
         (lambda folder: str(folder), r"has no \.tar, .*; expected shards, or their folder"),
         (lambda folder: f"{folder}/{{0..3}}.tar", r"0\.tar has no "),
         (lambda folder: "https://localhost/train/", r"is no shard; without an index all are named, such as"),
-        (lambda folder: "other://bucket/a.tar", "is a url that webdataset does not open; expected a path, or one of "),
+        (lambda folder: "other://bucket/a.tar", "is not read as it is; expected a path, "),
     ],
 )
 def test_shards_that_cannot_be_read(source: Callable[[Path], str], said: str, tmp_path: Path) -> None:
