@@ -340,7 +340,7 @@ def build_probe(recipe: PretrainRecipe) -> ProbeShards | None:
     several = any(not isinstance(json.loads(value), str) for _, value in found.values())
     fraction = min(1.0, told.probe_clips / len(found))
     rows = np.array(stratified_rows(found, fraction, recipe.seed), np.int64)
-    return ProbeShards(shards, rows, Labels(told.label, tuple(shards.labels[told.label]), several))
+    return ProbeShards(shards, rows, Labels(told.label, shards.label_list(told.label), several))
 
 
 def build_masking(recipe: PretrainRecipe) -> Masking:
@@ -359,11 +359,16 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
             raise UserError(
                 f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(held.labels) or 'no labels'}"
             )
-        lists[name] = tuple(held.labels[key])
+        lists[name] = held.label_list(key)
     if recipe.task.loss == "ctc":
         cache = ShardCache(recipe.data.cache_bytes)
         texts = {name: read_texts(held, key, f"data.{name}", cache) for name, held in shards.given().items()}
         return Transcripts(key, vocabulary(texts))
+    if not lists["train"]:
+        raise UserError(
+            f"task.label is {key!r}, what is said in a recording, which is no class; expected another label, or "
+            "task.loss=ctc"
+        )
     for name, names in lists.items():
         if unknown := [label for label in names if label not in lists["train"]]:
             raise UserError(f"data.{name} has {key} {', '.join(unknown[:8])}, which the training label list lacks")
@@ -768,12 +773,12 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
             f"the recipe it would be {recipe.task.loss} and {recipe.hop_columns or 'all'}: task.loss, task.hop_ms and "
             "model.time_stride are to be those of the run"
         )
-    if unknown := [label for label in held.labels.get(key, ()) if label not in names and not spoken]:
+    if key not in held.labels:
+        raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
+    if unknown := [label for label in held.label_list(key) if label not in names and not spoken]:
         raise UserError(
             f"data.test has {key} {', '.join(unknown[:8])}, which the model in {recipe.run_dir} does not know"
         )
-    if key not in held.labels:
-        raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
     check_whole(recipe, held, "data.test")
     labels = _labels_of(key, names, recipe, saved.classifier.loss)
     clips = ClipDataModule(build_clip_settings(recipe), test=held, labels=labels, rows=rows)

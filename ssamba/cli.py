@@ -240,7 +240,8 @@ def shards_info(arguments: argparse.Namespace) -> None:
     held = find_shards(arguments.shards)
     print(f"{len(held.shards)} shards, {held.samples} samples, {held.seconds / 3600:.3f} h at {held.sampling_rate} Hz")
     for key, names in held.labels.items():
-        print(printable(f"{key}: {len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"))
+        some = f"{len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+        print(printable(f"{key}: {some if names else 'what is said'}"))
     print(f"fingerprint {held.fingerprint}")
 
 
@@ -281,7 +282,7 @@ def shards_index(arguments: argparse.Namespace) -> None:
     )
     for key, names in index.labels.items():
         without = f"; {made.unlabelled[key]} samples have none" if key in made.unlabelled else ""
-        print(f"{printable(key)}: {len(names)} labels{without}")
+        print(f"{printable(key)}: {f'{len(names)} labels' if names else 'what is said'}{without}")
     if index.passed_over:
         print("passed over: " + printable(", ".join(f"{count} {kind}" for kind, count in index.passed_over.items())))
     if not index.labels and made.fields:

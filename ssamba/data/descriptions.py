@@ -20,6 +20,9 @@ MOST_BYTES = 1 << 24
 MOST_LETTERS = 10_000
 """Of a label's name."""
 
+TEXT_LABEL = "text"
+"""The label that is no class but what is said in a recording: an index does not list what it says."""
+
 _DEPTH = 4  # of objects within objects, in which labels are looked for
 _HALVES = re.compile("[\ud800-\udfff]")  # of characters, which no text file has
 

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.data.descriptions import parse_description
+from ssamba.data.descriptions import TEXT_LABEL, parse_description
 from ssamba.data.jobs import processes, run_jobs
 from ssamba.data.stores import check_driver
 from ssamba.data.transport import Expected, fetch_into_cache, read, remote_files
@@ -105,7 +105,8 @@ class ShardIndex:
     sampling_rate: SamplingRate
     """Hz of every sample."""
     labels: Mapping[Text, tuple[Text, ...]]
-    """Label key -> names, in the order of their numbers; those of the whole data set, the same in each split."""
+    """Label key -> names, in the order of their numbers; those of the whole data set, the same in each split. None of
+    `TEXT_LABEL`, unless a list was given."""
     skipped: tuple[Skipped, ...]
     shards: tuple[ShardInfo, ...]
     samples_sha256: Sha256
@@ -220,7 +221,7 @@ def _contradiction(index: ShardIndex, written: _Head) -> str | None:
             f"{written.seconds:.3f} s"
         )
     for key, names in index.labels.items():
-        if not names or len(set(names)) < len(names):
+        if (not names and key != TEXT_LABEL) or len(set(names)) < len(names):
             return f"the label {key[:80]!r} has {f'a name twice among its {len(names)}' if names else 'no names'}"
     return None
 
@@ -314,25 +315,28 @@ class ShardSet:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Label key -> names, of all folders.
+        """Label key -> names, of all folders; the first list where they have different ones (see `label_list`)."""
+        merged: dict[str, tuple[str, ...]] = {}
+        for index in self.indexes.values():
+            merged = {**index.labels, **merged}
+        return merged
 
-        Merged when asked for, not when found: pretraining may join data sets whose labels have nothing in common.
+    def label_list(self, key: str) -> tuple[str, ...]:
+        """The names of a label that there is, in the order of their numbers.
 
         Raises:
-            UserError: two folders have different lists for one key.
+            UserError: two folders have different lists: what is learned from both has other labels than these.
         """
-        merged: dict[str, tuple[str, ...]] = {}
-        owner: dict[str, str] = {}
-        for folder, index in self.indexes.items():
-            for key, names in index.labels.items():
-                if merged.setdefault(key, names) != names:
-                    raise UserError(
-                        f"the shards in {owner[key]} and {folder} have different lists for the label {key!r} "
-                        f"({_few(merged[key])} and {_few(names)}); expected the same names in the same order: "
-                        "give shards of one data set, or make them again with one label list"
-                    )
-                owner.setdefault(key, folder)
-        return merged
+        found = [(folder, index.labels[key]) for folder, index in self.indexes.items() if key in index.labels]
+        first, names = found[0]
+        for folder, others in found:
+            if others != names:
+                raise UserError(
+                    f"the shards in {first} and {folder} have different lists for the label {key!r} "
+                    f"({_few(names)} and {_few(others)}); expected the same names in the same order: "
+                    "give shards of one data set, or make them again with one label list"
+                )
+        return names
 
 
 @dataclass(frozen=True)
@@ -622,6 +626,8 @@ def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedRea
                 description = parse_description(_part(said, row, "json"), name)
                 name = f"sample {description['key']!r}" if description["key"] != name else name
                 for key, names in check.labels.items():
+                    if not names:  # of what is said, nothing is listed
+                        continue
                     value = description["labels"].get(key, [])
                     if unknown := [one for one in (value if isinstance(value, list) else [value]) if one not in names]:
                         yield f"{name}: its label {key!r} is {unknown[0]!r}, which {INDEX_NAME} does not list"

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.data.descriptions import (
+    TEXT_LABEL,
     Description,
     Names,
     label_fields,
@@ -220,7 +221,8 @@ def index_folder(
     earlier = before.descriptions.fields if before and before.descriptions else {}
     fields = earlier if fields is None else fields
     # A label that is now found elsewhere has other names.
-    kept = {key: names for key, names in before.labels.items() if earlier.get(key) == fields.get(key)} if before else {}
+    lists = before.labels if before else {}
+    kept = {key: names for key, names in lists.items() if names and earlier.get(key) == fields.get(key)}
     scanned = _scan_all([_Job(path, size, fields) for path, size in shards.items()], workers)
     bad = [problem for shard in scanned for problem in shard.problems]
     rate, scanned, other = _of_one_rate(scanned)
@@ -498,7 +500,7 @@ def _label_lists(scanned: Sequence[_Scanned], given: Labels) -> dict[str, tuple[
                 "whole list with --labels"
             )
     lists = {
-        **{key: tuple(_sorted(names)) for key, names in used.items() if names},
+        **{key: () if key == TEXT_LABEL else tuple(_sorted(names)) for key, names in used.items() if names},
         **{key: tuple(listed) for key, listed in given.items()},
     }
     return {key: lists[key] for key in sorted(lists)}

@@ -92,9 +92,11 @@ def read_labels(shards: ShardSet, key: str, cache: ShardCache) -> dict[int, tupl
 
 
 def read_asked_labels(shards: ShardSet, key: str, option: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
-    """`read_labels` of the label that an option names; UserError if the shards have none such."""
+    """`read_labels` of the label that an option names; UserError if the shards have none such, or texts."""
     if key not in shards.labels:
         raise UserError(f"{option} is {key!r}, which the shards lack; they have {', '.join(shards.labels) or 'none'}")
+    if not shards.label_list(key):
+        raise UserError(f"{option} is {key!r}, what is said in a recording; expected a label that is a class")
     return read_labels(shards, key, cache)
 
 

@@ -148,7 +148,7 @@ def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, tr
     if label is not None:
         if label not in held.labels:
             raise UserError(f"label is {label!r}, which the shards lack; they have {', '.join(held.labels) or 'none'}")
-        labels = Labels(label, held.labels[label], several)
+        labels = Labels(label, held.label_list(label), several)
     return ClipStream(
         held, ClipOrder(held, rules), sampling_rate=held.sampling_rate, training=training,
         cache=ShardCache(round(cache_gigabytes * 1e9)), labels=labels, **options,

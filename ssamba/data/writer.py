@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from ssamba.data.descriptions import TEXT_LABEL
 from ssamba.data.elsewhere import (
     check_place,
     how_to_go_on_at,
@@ -533,6 +534,7 @@ def _lacking(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mapping[str,
     Args:
         used: split -> label key -> the names that occur.
     """
+    lists = {key: names for key, names in lists.items() if names}  # of what is said, nothing is listed
     by_split = {key: {split: names.get(key, set()) for split, names in used.items()} for key in lists}
     dividing = {
         key for key, splits in by_split.items()
@@ -570,7 +572,7 @@ def _label_lists(splits: Mapping[str, Sequence[Recording]],
                 f"{first[key][unknown[0]]!r} has the {key} {unknown[0]!r}; expected one of the {len(names)} of the "
                 f"label list: {', '.join(names)}"
             )
-    lists = {key: sorted(used) for key, used in first.items()} | dict(given)
+    lists = {key: [] if key == TEXT_LABEL else sorted(used) for key, used in first.items()} | dict(given)
     return {key: tuple(lists[key]) for key in sorted(lists)}
 
 

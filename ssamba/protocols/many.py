@@ -69,7 +69,7 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
     names, by = [recipe.data.fold or ""], recipe.data.fold_by
     if folds and by:
         of = read_folds(recipe, shards.indexed)
-        names = all_folds(of, shards.indexed.labels[by], f"data.fold_by {by}", "data.fold=NAME, without --folds")
+        names = all_folds(of, shards.indexed.label_list(by), f"data.fold_by {by}", "data.fold=NAME, without --folds")
     root = Path(recipe.run_dir)
     _check_root(root, resume, overwrite)
     variants: list[FinetuneRecipe] = []

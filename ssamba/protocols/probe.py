@@ -185,7 +185,7 @@ def _parts(settings: ProbeSettings, train: LabelledShards, test: LabelledShards,
         names = {row: _name(of, row) for row in everything}
         by, chosen = f"--fold-by {settings.fold_by}", settings.folds
         if "all" in chosen:
-            chosen = all_folds(names, train.shards.labels[settings.fold_by], by, "--folds NAME ...")
+            chosen = all_folds(names, train.shards.label_list(settings.fold_by), by, "--folds NAME ...")
         folds = {fold: in_fold(names, fold, by) for fold in chosen}
     return [
         Part(seed, fold, choose_rows(train, learned, settings.fraction, seed), scored, names)

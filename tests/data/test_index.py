@@ -117,14 +117,16 @@ def test_the_fingerprint_is_of_the_content_and_its_order(made: Path, shards: Pat
 
 def test_labels_of_several_data_sets(shards: Path) -> None:
     both = [str(shards / "a" / "train"), str(shards / "b" / "train")]
-    assert find_shards(both).labels == {"parity": ("even", "odd"), "colour": ("red",)}
+    joined = find_shards(both)
+    assert joined.labels == {"parity": ("even", "odd"), "colour": ("red",)}
+    assert joined.label_list("parity") == ("even", "odd") and joined.label_list("colour") == ("red",)
     changed(shards / "b" / "train", labels={"parity": ["odd", "even"]})
     joined = find_shards(both)  # as pretraining does, which reads no labels
     assert joined.samples == 8
     with pytest.raises(
         UserError, match=r"a/train and .*b/train have different lists for the label 'parity' \(2 names: e"
     ):
-        _ = joined.labels
+        joined.label_list("parity")
 
 
 def test_an_index_comes_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from ssamba.build import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
+from ssamba.data.index import ShardIndex
 from ssamba.data.labels import NO_LABEL
 from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.scores import read_scores
@@ -193,7 +195,7 @@ def test_a_run_of_what_is_said_is_scored_by_its_errors(spoken: Path, tmp_path: P
 
 
 def test_what_is_said_is_learned(spoken: Path, tmp_path: Path) -> None:
-    words = ["trainer.max_steps=100", "trainer.validate_every_steps=100"]
+    words = ["trainer.max_steps=120", "trainer.validate_every_steps=120", "optimizer.learning_rate=1e-2"]
     assert main(["finetune", str(spoken), f"run_dir={tmp_path / 'run'}", *words]) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["test"]["CER"] < 0.3
 
@@ -244,6 +246,27 @@ def test_characters_that_training_does_not_hear_are_told(
     write_shards({"test": [one, other]}, folder / "shards", "other")
     message = refused("finetune", spoken, f"run_dir={tmp_path / 'run'}", f"data.test={folder / 'shards/test'}")
     assert "data.test has 1 texts with characters that no text of data.train has: ',' 'Z' 'ë'" in message
+
+
+def test_what_is_said_is_no_class(
+    spoken: Path, scenes: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An index lists none of it, so that shards of several corpora go together and no list is as long as they are."""
+    assert ShardIndex.read(scenes / "train").labels["text"] == ()
+    assert "task.label is 'text', what is said" in refused(
+        "finetune", spoken, f"run_dir={tmp_path / 'run'}", "task.loss=cross_entropy"
+    )
+    other = tmp_path / "other"
+    write_shards({"train": [recording(tmp_path / "a.wav", ["low", "high"], np.random.default_rng(0))]}, other, "other")
+    built = build(spoken, f"data.train=[{scenes / 'train'},{other / 'train'}]")
+    assert built.shards.train.samples == 25 and set(built.classifier.labels) == {"<blank>", *" hilo"}
+    for action in ("verify", "info"):
+        assert main(["shards", action, str(scenes / "train")]) == 0
+    assert "text: what is said" in capsys.readouterr().out
+    shutil.copytree(scenes / "train", tmp_path / "again")
+    assert main(["shards", "index", str(tmp_path / "again"), "--overwrite"]) == 0
+    assert ShardIndex.read(tmp_path / "again").labels["text"] == ()
+    assert "text: what is said" in capsys.readouterr().out
 
 
 def test_a_run_is_evaluated_as_it_was_trained(hops: Path, tmp_path: Path, refused: Refused) -> None:
