@@ -13,9 +13,8 @@ from torch import Tensor
 from ssamba.audio import LogMel
 from ssamba.data.labels import NO_LABEL
 from ssamba.data.stream import ClipStream
-from ssamba.evaluation.classification import Predictions
+from ssamba.evaluation.classification import Predictions, answers
 from ssamba.models.heads import TokenClassifier
-from ssamba.progress import progress_bar
 
 BACKGROUND = "background"
 """The name of a class that is no event."""
@@ -56,20 +55,14 @@ def predict_hops(
     model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int, device: torch.device
 ) -> Predictions:
     """Run a classifier of hops over a stream that ends; a progress bar over its `total` clips. keys: `hop_key`."""
-    model.eval().to(device)
-    log_mel.to(device)
     keys: list[str] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    with progress_bar(total, "clip", "evaluation") as bar, torch.inference_mode():
-        for batch in stream:
-            lengths = batch["lengths"].to(device)
-            found = model(log_mel(batch["waveform"].to(device), lengths), log_mel.frames(lengths)).float().cpu()
-            names, values, truth = flat_hops(batch["keys"], found, fit_hops(batch["labels"], found.shape[1]))
-            keys += names
-            logits.append(values)
-            labels.append(truth)
-            bar.update(len(batch["keys"]))
+    for batch, said, _ in answers(model, log_mel, stream, total, device):
+        names, values, truth = flat_hops(batch["keys"], said, fit_hops(batch["labels"], said.shape[1]))
+        keys += names
+        logits.append(values)
+        labels.append(truth)
     return Predictions(keys, torch.cat(logits), torch.cat(labels))
 
 

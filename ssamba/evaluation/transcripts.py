@@ -14,9 +14,9 @@ from torchmetrics.functional.text import char_error_rate, word_error_rate
 from ssamba.audio import LogMel
 from ssamba.data.labels import NO_LABEL
 from ssamba.data.stream import ClipStream
+from ssamba.evaluation.classification import answers
 from ssamba.evaluation.intervals import RESAMPLES, Interval, drawn, interval
 from ssamba.models.heads import TokenClassifier
-from ssamba.progress import progress_bar
 
 BEAM = 50
 """Hypotheses that a beam search keeps."""
@@ -73,20 +73,14 @@ def transcribe(
     model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int, names: Sequence[str], device: torch.device
 ) -> Texts:
     """Run a model over a stream that ends; a progress bar over its `total` clips."""
-    model.eval().to(device)
-    log_mel.to(device)
     found = Texts([], [], [], [])
-    with progress_bar(total, "clip", "evaluation") as bar, torch.inference_mode():
-        for batch in stream:
-            frames = log_mel.frames(batch["lengths"].to(device))
-            logits = model(log_mel(batch["waveform"].to(device), batch["lengths"].to(device)), frames).float()
-            hops = model.hops(frames, model.encoder.grid[1])
-            found.keys.extend(batch["keys"])
-            found.true.extend(spell(row[row != NO_LABEL].tolist(), names) for row in batch["labels"])
-            found.greedy.extend(spell(path, names) for path in greedy(logits, hops))
-            if HAS_BEAM_SEARCH:
-                found.beam.extend(spell(path, names) for path in beam_search(logits, hops, names))
-            bar.update(len(batch["keys"]))
+    for batch, logits, frames in answers(model, log_mel, stream, total, device):
+        hops = model.hops(frames, model.encoder.grid[1])
+        found.keys.extend(batch["keys"])
+        found.true.extend(spell(row[row != NO_LABEL].tolist(), names) for row in batch["labels"])
+        found.greedy.extend(spell(path, names) for path in greedy(logits, hops))
+        if HAS_BEAM_SEARCH:
+            found.beam.extend(spell(path, names) for path in beam_search(logits, hops, names))
     return found
 
 
