@@ -352,8 +352,9 @@ def with_earlier(rows: Rows, earlier: Rows) -> Rows:
         return rows
     column = rows[0].index("encoder")
     mine = {row[column] for row in rows[1:]}
-    kept = [tuple(row) for row in earlier[1:] if row[column] not in mine]
-    return [rows[0], *sorted([*kept, *rows[1:]], key=lambda row: ENCODERS.index(row[column]))]
+    every = [*(tuple(row) for row in earlier[1:] if row[column] not in mine), *rows[1:]]
+    before = list(dict.fromkeys(row[:column] for row in every))  # what stands left of the encoder keeps its order
+    return [rows[0], *sorted(every, key=lambda row: (before.index(row[:column]), ENCODERS.index(row[column])))]
 
 
 def report(benchmark: Benchmark, earlier: Path | None) -> None:
