@@ -51,11 +51,11 @@ from safetensors.torch import load_file
 
 from mutated_inputs import try_inputs
 from ssamba.cli import main as ssamba
-from ssamba.data.index import find_shards
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.remote import ShardCache
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
-from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 from ssamba.evaluation.efficiency import versions
 from ssamba.evaluation.tables import markdown_table

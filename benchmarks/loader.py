@@ -44,12 +44,12 @@ import webdataset as wds
 
 from ssamba.audio import LogMel
 from ssamba.data import pipeline
-from ssamba.data.index import ShardSet, find_shards, write_samples
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.reader import SampleReader
-from ssamba.data.remote import ShardCache
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards.index import ShardSet, find_shards, write_samples
+from ssamba.data.shards.reader import SampleReader
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
-from ssamba.data.writer import Recording, write_shards
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
 from ssamba.progress import progress_bar

@@ -10,8 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ssamba.data.sources import number, read_table, tell_missing
-from ssamba.data.writer import DataSet, Recording, run_script
+from ssamba.data.prepare.sources import number, read_table, tell_missing
+from ssamba.data.prepare.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
 from ssamba.folders import look_below
 

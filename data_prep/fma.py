@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ssamba.data.fetch import Archive
-from ssamba.data.writer import DataSet, Recording, check_present, run_script
+from ssamba.data.prepare.fetch import Archive
+from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script
 from ssamba.errors import UserError
 from ssamba.folders import instead
 

@@ -19,9 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssamba.data.lists import SPLITS, Columns, read_list, split_names
-from ssamba.data.sources import distinct_keys
-from ssamba.data.writer import DataSet, Recording, check_present, drawn, run_script, safe_key
+from ssamba.data.prepare.lists import SPLITS, Columns, read_list, split_names
+from ssamba.data.prepare.sources import distinct_keys
+from ssamba.data.prepare.writer import DataSet, Recording, check_present, drawn, run_script, safe_key
 from ssamba.errors import UserError
 from ssamba.folders import PassedOver, look_below
 from ssamba.recordings import ENDINGS

@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ssamba.data.fetch import Archive
-from ssamba.data.sources import seen, unpacked
-from ssamba.data.writer import DataSet, Recording, run_script
+from ssamba.data.prepare.fetch import Archive
+from ssamba.data.prepare.sources import seen, unpacked
+from ssamba.data.prepare.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
 from ssamba.folders import PassedOver, there
 

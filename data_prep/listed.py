@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssamba.data.lists import Columns, Entry, Labels, read_list, read_rows
-from ssamba.data.sources import distinct_keys
-from ssamba.data.writer import DataSet, Recording, check_present, run_script, safe_key
+from ssamba.data.prepare.lists import Columns, Entry, Labels, read_list, read_rows
+from ssamba.data.prepare.sources import distinct_keys
+from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script, safe_key
 from ssamba.errors import UserError
 from ssamba.values import add_argument, path, plain_text
 

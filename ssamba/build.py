@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import Callback
 from ssamba.audio import LogMel, frames_in, samples_for
 from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, ProbeShards, TrainingShards
-from ssamba.data.index import ShardSet, find_shards
 from ssamba.data.labels import (
     LabelCounts,
     Labels,
@@ -33,8 +32,9 @@ from ssamba.data.labels import (
     stratified_rows,
 )
 from ssamba.data.order import ClipRules, Numbers, Weights
-from ssamba.data.remote import ShardCache
 from ssamba.data.sequences import HopLabels, Transcripts, least_hops, read_texts, vocabulary
+from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream
 from ssamba.data.streaming import ShardList, list_shards

@@ -234,7 +234,7 @@ def stats(arguments: argparse.Namespace) -> None:
 
 def shards_info(arguments: argparse.Namespace) -> None:
     """Say what shards hold, from their index."""
-    from ssamba.data.index import find_shards
+    from ssamba.data.shards.index import find_shards
     from ssamba.printable import printable
 
     held = find_shards(arguments.shards)
@@ -247,8 +247,9 @@ def shards_info(arguments: argparse.Namespace) -> None:
 
 def shards_verify(arguments: argparse.Namespace) -> None:
     """Read shards in full and compare them with their index: checksums, every sample's audio and JSON."""
-    from ssamba.data.index import find_shards, verify_shards
-    from ssamba.data.remote import ShardCache
+    from ssamba.data.prepare.verification import verify_shards
+    from ssamba.data.shards.index import find_shards
+    from ssamba.data.shards.remote import ShardCache
 
     held = find_shards(arguments.shards)
     cache = ShardCache(DataConfig().cache_bytes)
@@ -260,7 +261,7 @@ def shards_verify(arguments: argparse.Namespace) -> None:
 
 def shards_index(arguments: argparse.Namespace) -> None:
     """Make the index of a folder of webdataset shards that another program or an older version wrote."""
-    from ssamba.data.indexing import fields_report, index_folder
+    from ssamba.data.prepare.indexing import fields_report, index_folder
     from ssamba.printable import masked, printable
 
     labels: dict[str, tuple[str, ...]] = {}
@@ -299,7 +300,7 @@ def _likely(field: str) -> tuple[bool, bool]:
 
 
 def _workers(arguments: argparse.Namespace) -> int:
-    from ssamba.data.jobs import usable_cores
+    from ssamba.jobs import usable_cores
 
     return usable_cores() if arguments.workers is None else int(arguments.workers)
 

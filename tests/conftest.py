@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from ssamba.cli import main
-from ssamba.data.writer import Recording, write_shards
+from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.evaluation import pictures
 from ssamba.files import made_folder, written_beside
 

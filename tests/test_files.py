@@ -209,17 +209,17 @@ _NEW = re.compile(r"(\w+\.)?(written_beside|whole_folder|open_unlinked|Temporary
 
 # What writes under a name of its own, and why it may.
 ALONE = {
-    "ssamba/data/unfinished.py:publish": "moves within the folder that it has locked, and that folder to its place",
-    "ssamba/data/unfinished.py:_adopt": "moves within the folder that it has locked",
-    "ssamba/data/transport.py:fetch": "a .part, opened by open_unlinked and locked, once it is what was expected",
-    "ssamba/data/fetch.py:_set_aside": "an archive that is wrong, as .bad",
+    "ssamba/data/prepare/unfinished.py:publish": "moves within the folder that it has locked, then that to its place",
+    "ssamba/data/prepare/unfinished.py:_adopt": "moves within the folder that it has locked",
+    "ssamba/data/shards/transport.py:fetch": "a .part, opened by open_unlinked and locked, once it is as expected",
+    "ssamba/data/prepare/fetch.py:_set_aside": "an archive that is wrong, as .bad",
     "ssamba/training/loggers.py:_append": "rows at the end of metrics.csv, cut off again if they do not fit",
     "ssamba/cli.py:main": "/dev/null in the place of a stderr that is closed",
     "ssamba/evaluation/efficiency.py:peak_memory": "a switch of the kernel's, no file",
 }
 # What is called with the temporary name of one that does.
 CALLED_WITHIN = {
-    "ssamba/data/writer.py:_write_shard", "ssamba/evaluation/scores.py:_write_predictions",
+    "ssamba/data/prepare/writer.py:_write_shard", "ssamba/evaluation/scores.py:_write_predictions",
     "ssamba/evaluation/scores.py:_write_arrays", "ssamba/evaluation/scores.py:_write_mistakes",
     "ssamba/evaluation/scores.py:_write_classes",
     "ssamba/inference/embed.py:_write_npz", "ssamba/inference/embed.py:_write_parquet",

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ssamba"
 LEAVES = {"errors", "files", "launch", "printable", "progress", "shell", "values"}
 TORCH_ALONE = {"masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
-DATA = {"audio", "recordings", "folders", *LEAVES}
+DATA = {"audio", "recordings", "folders", "jobs", *LEAVES}
 EVALUATION = {"models", "data", *MODELS, *DATA, *TORCH_ALONE}
 TRAINING = {"evaluation", *EVALUATION}
 BUILD = {"training", "config", *TRAINING}
@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "shell": {"errors", "printable"}, "values": {"errors", "files"},
     "recipe_yaml": set(), "config": {"recipe_yaml", *LEAVES}, "audio": LEAVES,
     "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
-    "folders": {"recordings", "errors"},
+    "folders": {"recordings", "errors"}, "jobs": {"errors"},
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "protocols": {"build", "inference", *INFERENCE, *BUILD},
@@ -40,6 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
     "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
 }  # fmt: skip
+# Room of ssamba/data -> the rooms that it may import, itself aside. What makes shards is for the command line and
+# data_prep alone.
+ROOMS: dict[str, set[str]] = {"data": {"shards"}, "shards": set(), "prepare": {"shards"}}
+MAY_PREPARE = {"cli"}
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}
 
@@ -63,8 +67,8 @@ def imported(path: Path, module_level: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports relatively"
             # `from ssamba import audio` imports ssamba.audio.
-            yield from ((f"ssamba.{alias.name}" for alias in node.names) if node.module == "ssamba"
-                        else [str(node.module)])  # fmt: skip
+            yield from ((f"{node.module}.{alias.name}" for alias in node.names)
+                        if node.module in ("ssamba", "ssamba.data") else [str(node.module)])  # fmt: skip
 
 
 def part(path: Path) -> str:
@@ -81,6 +85,22 @@ def test_imports_point_one_way(path: Path) -> None:
         allowed = allowed | {"config"}
     used = {name.split(".")[1] for name in imported(path) if name.startswith("ssamba.")}
     assert used <= allowed
+
+
+def room(name: str) -> str:
+    """Of a module of ssamba.data; what is in no folder of it is what training reads."""
+    below = name.split(".")[2]
+    return below if below in ROOMS else "data"
+
+
+@each_source
+def test_what_reads_shards_imports_nothing_that_makes_them(path: Path) -> None:
+    used = {room(f"{name}.") for name in imported(path) if name.split(".")[:2] == ["ssamba", "data"]}
+    if part(path) == "data":
+        mine = room(".".join(("ssamba", *path.relative_to(PACKAGE).parts)))
+        assert used <= ROOMS[mine] | {mine}
+    elif part(path) not in MAY_PREPARE:
+        assert "prepare" not in used
 
 
 @pytest.mark.parametrize("name", sorted(TORCH_ALONE))
@@ -126,11 +146,11 @@ def test_networks_know_no_lightning_and_no_recipes(part: str) -> None:
 def test_the_walk_sees_what_it_must_see(tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text(
-        "import a.b, c\nfrom d.e import f\nfrom ssamba import g\nif h:\n    import i\n"
+        "import a.b, c\nfrom d.e import f\nfrom ssamba import g\nfrom ssamba.data import prepare\nif h:\n    import i\n"
         "def j():\n    import k\nclass L:\n    import m\n    def n(self):\n        from o import p\n"
     )
-    assert list(imported(source)) == ["a.b", "c", "d.e", "ssamba.g", "i", "k", "m", "o"]
-    assert list(imported(source, module_level=True)) == ["a.b", "c", "d.e", "ssamba.g", "i", "m"]
+    assert list(imported(source)) == ["a.b", "c", "d.e", "ssamba.g", "ssamba.data.prepare", "i", "k", "m", "o"]
+    assert list(imported(source, module_level=True)) == ["a.b", "c", "d.e", "ssamba.g", "ssamba.data.prepare", "i", "m"]
 
 
 # What every Unix has; a path below another folder that exists here is this machine's alone.

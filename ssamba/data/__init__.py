@@ -1,4 +1,5 @@
-"""Shards of recordings: made, found, and read as a pipeline of webdataset (`pipeline`)."""
+"""What training reads: shards as a pipeline of webdataset (`pipeline`), their order, their labels. Imported by whatever
+trains or scores models; imports `ssamba.data.shards`, and never `ssamba.data.prepare`, which makes shards."""
 
 from typing import Any
 

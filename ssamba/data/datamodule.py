@@ -16,11 +16,11 @@ import torch
 import webdataset as wds
 
 from ssamba.data.batches import Batch, Stage
-from ssamba.data.index import ShardSet
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules, Numbers, Weights
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.index import ShardSet
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import BatchStream, ClipStream, ShardStream
 from ssamba.data.streaming import Progress, ShardList
 from ssamba.errors import UserError

@@ -14,13 +14,13 @@ import webdataset as wds
 
 from ssamba.audio import samples_for
 from ssamba.data.batches import Row, Rows, Sample, Tally
-from ssamba.data.descriptions import Description, parse_description
-from ssamba.data.index import ShardSet
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, Segment
-from ssamba.data.reader import SampleReader
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.descriptions import Description, parse_description
+from ssamba.data.shards.index import ShardSet
+from ssamba.data.shards.reader import SampleReader
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 from ssamba.recordings import Waveform, read_segment
 

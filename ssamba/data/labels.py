@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.data.index import ShardSet
 from ssamba.data.order import Weights
-from ssamba.data.reader import SampleReader
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.index import ShardSet
+from ssamba.data.shards.reader import SampleReader
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
 

@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass, replace
 
-from ssamba.data.index import ShardSet
 from ssamba.data.order import ClipOrder, ClipRules, Numbers
+from ssamba.data.shards.index import ShardSet
 
 _OTHER_SEEDS = 2**32  # above those that a recipe can have
 

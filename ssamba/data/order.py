@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.data.index import ShardSet
+from ssamba.data.shards.index import ShardSet
 from ssamba.errors import UserError
 
 Numbers = npt.NDArray[np.int64]

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.data.index import ShardSet
 from ssamba.data.labels import NO_LABEL, Labels, read_labels
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.index import ShardSet
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 
 BLANK = "<blank>"

@@ -9,12 +9,12 @@ from typing import Any
 import webdataset as wds
 
 from ssamba.data.batches import Batch, InPlace, Stage, collated
-from ssamba.data.index import ShardSet, find_shards
 from ssamba.data.indexed import IndexedClips, IndexedShards
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.streaming import ShardList, StreamedClips, StreamedShards, list_shards
 from ssamba.errors import UserError
 

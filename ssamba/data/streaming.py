@@ -29,11 +29,11 @@ import webdataset as wds
 
 from ssamba.audio import samples_for
 from ssamba.data.batches import Batch, Row, Rows, Sample, Tally, batched
-from ssamba.data.descriptions import parse_description
 from ssamba.data.order import ClipRules, hashed, permutation
-from ssamba.data.stores import check_driver
-from ssamba.data.transport import listed_folder, remote_files
-from ssamba.data.urls import expand_braces, expand_remote, has_wildcard, is_by_driver
+from ssamba.data.shards.descriptions import parse_description
+from ssamba.data.shards.stores import check_driver
+from ssamba.data.shards.transport import listed_folder, remote_files
+from ssamba.data.shards.urls import expand_braces, expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import BadAudio, UserError
 from ssamba.printable import LEFT_OUT, masked
 from ssamba.recordings import ENDINGS, Waveform, read_crop

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ssamba.data.batches import Batch
-from ssamba.data.index import ShardSet
 from ssamba.data.labels import Labels, one_name_each, read_asked_labels, stratified_rows
 from ssamba.data.order import ClipOrder, ClipRules, Numbers
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.index import ShardSet
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import log_mel_features

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from ssamba.build import build_groups, build_labels, build_rows, build_shards, check_labels, read_folds
 from ssamba.config import FinetuneRecipe, save_recipe
-from ssamba.data.jobs import cluster, run_jobs
 from ssamba.data.labels import all_folds
 from ssamba.errors import Stopped, UserError
 from ssamba.evaluation.intervals import Scored
@@ -22,6 +21,7 @@ from ssamba.evaluation.pages import Section, Table, Text, write_report
 from ssamba.evaluation.report import fact_rows, recipe_section
 from ssamba.evaluation.scores import flat_scores, groups_of, read_scores
 from ssamba.files import check_place, write_json
+from ssamba.jobs import cluster, run_jobs
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.protocols.finetuned import BASELINE
 from ssamba.protocols.summary import Member, Rows, member_folder, member_rows, summarise, summary_rows

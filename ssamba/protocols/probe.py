@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ssamba.build import fingerprints
 from ssamba.config import DataConfig
-from ssamba.data.index import ShardSet, find_shards
 from ssamba.data.labels import Labels, all_folds, in_fold
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import BASELINES
 from ssamba.evaluation.classification import Predictions

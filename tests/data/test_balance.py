@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssamba.data.index import SAMPLE, Shard, ShardInfo, ShardSet
 from ssamba.data.labels import LabelCounts, balancing_weights, class_weights
 from ssamba.data.order import ClipOrder, ClipRules
+from ssamba.data.shards.index import SAMPLE, Shard, ShardInfo, ShardSet
 from ssamba.errors import UserError
 
 COUNTS = (4, 6, 1, 5, 4, 3)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssamba.data.index import SAMPLE, Shard, ShardInfo, ShardSet
 from ssamba.data.order import ClipOrder, ClipRules, Segment
+from ssamba.data.shards.index import SAMPLE, Shard, ShardInfo, ShardSet
 from ssamba.errors import UserError
 
 COUNTS = (4, 6, 1, 5, 4, 3)

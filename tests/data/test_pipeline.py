@@ -18,11 +18,11 @@ import webdataset as wds
 
 from ssamba.data import pipeline
 from ssamba.data.batches import Batch, Sample
-from ssamba.data.index import find_shards
 from ssamba.data.indexed import IndexedShards
-from ssamba.data.indexing import index_shards
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.remote import ShardCache
+from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 
 RATE = 8000
@@ -105,7 +105,7 @@ def test_its_own_shards_have_their_json(corpus: Path) -> None:
 
 
 def test_what_makes_and_reads_samples_needs_no_torch() -> None:
-    code = "import sys, ssamba.data.writer, ssamba.data.reader; print('torch' in sys.modules)"
+    code = "import sys, ssamba.data.prepare.writer, ssamba.data.shards.reader; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

@@ -19,8 +19,8 @@ import webdataset as wds
 from ssamba.cli import main
 from ssamba.data import pipeline
 from ssamba.data.batches import Batch, Sample
-from ssamba.data.indexing import index_shards
 from ssamba.data.order import ClipRules
+from ssamba.data.prepare.indexing import index_shards
 from ssamba.data.stream import BatchStream, ShardStream
 from ssamba.data.streaming import Progress, list_shards
 from ssamba.errors import UserError

@@ -22,8 +22,8 @@ from layouts import (
 from test_scripts import counts, described
 
 from ssamba.config import FinetuneRecipe, load_recipe
-from ssamba.data.index import ShardIndex
-from ssamba.data.sources import VideoClips
+from ssamba.data.prepare.sources import VideoClips
+from ssamba.data.shards.index import ShardIndex
 
 make, fails = test_scripts.make, test_scripts.fails
 RECIPES = Path(__file__).parents[2] / "recipes" / "finetune"

@@ -8,7 +8,7 @@ import test_scripts
 from layouts import FMA_HEADER, fma, gtzan, nsynth
 from test_scripts import counts, described
 
-from ssamba.data.index import ShardIndex
+from ssamba.data.shards.index import ShardIndex
 
 make, fails = test_scripts.make, test_scripts.fails
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 from layouts import COMMANDS, OTHERS, SCRIPTS, V2_ONLY, script, speech_commands, write_wav
 
-from ssamba.data.index import ShardIndex, find_shards, verify_shards
-from ssamba.data.writer import Recording
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.prepare.writer import Recording
+from ssamba.data.shards.index import ShardIndex, find_shards
 
 
 def described(split: Path) -> dict[str, dict[str, Any]]:
@@ -442,7 +443,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(job: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssamba.data.writer._finish_shard", interrupted)
+    monkeypatch.setattr("ssamba.data.prepare.writer._finish_shard", interrupted)
     assert script("folder").main([str(animals), str(tmp_path / "out"), "--workers=1"]) == 130
     assert "interrupted. No shards were written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

@@ -16,8 +16,8 @@ import test_scripts
 from layouts import script
 from test_scripts import described
 
-from ssamba.data.index import ShardIndex
-from ssamba.data.mixing import Event, Mix
+from ssamba.data.prepare.mixing import Event, Mix
+from ssamba.data.shards.index import ShardIndex
 from ssamba.errors import BadAudio
 
 make, fails = test_scripts.make, test_scripts.fails

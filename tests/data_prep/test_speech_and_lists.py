@@ -12,7 +12,7 @@ from layouts import iemocap, script, voxceleb1, write_ramp
 from test_scripts import counts, described, error_in
 
 from ssamba.config import load_recipe
-from ssamba.data.index import ShardIndex
+from ssamba.data.shards.index import ShardIndex
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 from ssamba.cli import main
-from ssamba.data.index import find_shards
 from ssamba.data.labels import Labels
-from ssamba.data.remote import ShardCache
-from ssamba.data.writer import Recording, write_shards
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.evaluation import probes
 from ssamba.evaluation.scores import read_scores
 from ssamba.hub import SsambaModel

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from ssamba.cli import main
-from ssamba.data.index import find_shards
-from ssamba.data.writer import Recording
+from ssamba.data.prepare.writer import Recording
+from ssamba.data.shards.index import find_shards
 from ssamba.evaluation.ridge import ridge_score
 from ssamba.hub import SsambaModel
 from ssamba.training.checkpoints import read_checkpoint

@@ -19,9 +19,9 @@ from torch import Tensor
 from ssamba.build import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
-from ssamba.data.index import ShardIndex
 from ssamba.data.labels import NO_LABEL
-from ssamba.data.writer import Recording, write_shards
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.evaluation.scores import read_scores
 
 RATE, HOP = 16000, 0.4

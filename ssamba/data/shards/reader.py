@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssamba.data.descriptions import Description, parse_description
-from ssamba.data.index import Shard, ShardSet
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.descriptions import Description, parse_description
+from ssamba.data.shards.index import Shard, ShardSet
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 
 _OPEN = 64  # shards that are held open; a window of the order seldom needs more

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.data.lists import LABELS, PATHS, SPLITS, Columns, Labels, read_list, split_names
+from ssamba.data.prepare.lists import LABELS, PATHS, SPLITS, Columns, Labels, read_list, split_names
 from ssamba.errors import UserError
 
 PAIRS = {"wav/0.wav": "cat", "wav/1.wav": "dog", "wav/2 b.wav": "Speech, human"}

@@ -25,14 +25,15 @@ import pytest
 import soundfile
 import torch.utils.data
 
-from ssamba.data import remote, stores, transport
-from ssamba.data.index import ShardSet, default_cache, find_shards, verify_shards
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.remote import ShardCache
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards import remote, stores, transport
+from ssamba.data.shards.index import ShardSet, default_cache, find_shards
+from ssamba.data.shards.remote import ShardCache
+from ssamba.data.shards.transport import Expected, fetch
+from ssamba.data.shards.urls import expand_remote, file_name, renamed
 from ssamba.data.stream import ClipStream
-from ssamba.data.transport import Expected, fetch
-from ssamba.data.urls import expand_remote, file_name, renamed
-from ssamba.data.writer import Recording, write_shards
 from ssamba.errors import UserError
 
 BIG = 10**9
@@ -473,9 +474,9 @@ def test_a_cache_that_is_no_folder(made: Path, server: Server, tmp_path: Path) -
 
 READER = """
 import hashlib, sys
-from ssamba.data.index import find_shards
+from ssamba.data.shards.index import find_shards
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.remote import ShardCache
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
 source, folder = sys.argv[1:]
 cache = ShardCache(10**9)
@@ -520,7 +521,7 @@ def test_threads_that_ask_for_the_same(made: Path, server: Server, cache: Path) 
 def test_a_fetcher_that_is_killed(made: Path, server: Server, cache: Path) -> None:
     found = find_shards(server.url, cache)
     server.faults["000000.tar"] = ["stall"]
-    process = reader(server.url, cache, "from ssamba.data import transport; transport._CHUNK = 4096" + READER)
+    process = reader(server.url, cache, "from ssamba.data.shards import transport; transport._CHUNK = 4096" + READER)
     assert server.stalled.wait(60)
     (part,) = cache.glob("*.part")
     until(lambda: part.stat().st_size)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ssamba.data.index import Shard
-from ssamba.data.transport import Cancelled, DiskFull, Expected, fetch_into_cache, locked
+from ssamba.data.shards.index import Shard
+from ssamba.data.shards.transport import Cancelled, DiskFull, Expected, fetch_into_cache, locked
 from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)

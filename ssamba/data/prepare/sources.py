@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ssamba.data.lists import read_rows
-from ssamba.data.writer import Recording
+from ssamba.data.prepare.lists import read_rows
+from ssamba.data.prepare.writer import Recording
 from ssamba.errors import UserError
 from ssamba.folders import PassedOver, instead, look_below, there
 

@@ -16,12 +16,13 @@ import soundfile
 import soxr
 import webdataset
 
-from ssamba.data.index import ShardIndex, find_shards, verify_shards
-from ssamba.data.indexing import index_shards
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.remote import ShardCache
+from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, check_present, safe_key, write_shards
+from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
-from ssamba.data.writer import Recording, _finish_shard, _Written, check_present, safe_key, write_shards
 from ssamba.errors import UserError
 from ssamba.recordings import read_audio
 
@@ -384,7 +385,7 @@ def test_a_disk_that_fills(recordings: list[Recording], tmp_path: Path, monkeypa
         finished.append(_finish_shard(job))
         return finished[-1]
 
-    monkeypatch.setattr("ssamba.data.writer._finish_shard", full)
+    monkeypatch.setattr("ssamba.data.prepare.writer._finish_shard", full)
     refused(
         tmp_path, {"train": recordings}, "cannot be written to .*out: .*No space left", finished=2, samples_per_shard=3
     )
@@ -396,7 +397,7 @@ def _die(job: Any) -> _Written:
 
 
 def test_a_worker_that_is_killed(recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssamba.data.writer._finish_shard", _die)
+    monkeypatch.setattr("ssamba.data.prepare.writer._finish_shard", _die)
     refused(tmp_path, {"train": recordings}, "a worker was killed.*fewer --workers", workers=2, samples_per_shard=3)
 
 
@@ -455,5 +456,5 @@ def test_of_many_labels_without_recordings_some_are_named(
 
 
 def test_neither_module_imports_torch() -> None:
-    code = "import sys, ssamba.data.index, ssamba.data.writer; print('torch' in sys.modules)"
+    code = "import sys, ssamba.data.shards.index, ssamba.data.prepare.writer; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssamba.data.index import INDEX_NAME, SAMPLES_NAME
-from ssamba.data.stores import check_writable
-from ssamba.data.transport import bytes_of, files_below, move, put, put_bytes, read_if_there, remove
-from ssamba.data.unfinished import Plan, other_plan
+from ssamba.data.prepare.unfinished import Plan, other_plan
+from ssamba.data.shards.index import INDEX_NAME, SAMPLES_NAME
+from ssamba.data.shards.stores import check_writable
+from ssamba.data.shards.transport import bytes_of, files_below, move, put, put_bytes, read_if_there, remove
 from ssamba.errors import UserError
 from ssamba.files import MOST_BYTES, parse_json
 from ssamba.printable import masked

@@ -30,7 +30,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.data.descriptions import (
+from ssamba.data.prepare.elsewhere import probe
+from ssamba.data.prepare.writer import MAX_BAD_FRACTION
+from ssamba.data.shards.descriptions import (
     TEXT_LABEL,
     Description,
     Names,
@@ -41,8 +43,7 @@ from ssamba.data.descriptions import (
     parse_foreign,
     value_at,
 )
-from ssamba.data.elsewhere import probe
-from ssamba.data.index import (
+from ssamba.data.shards.index import (
     DESCRIPTIONS_NAME,
     INDEX_NAME,
     SAMPLE,
@@ -56,13 +57,12 @@ from ssamba.data.index import (
     Text,
     write_samples,
 )
-from ssamba.data.jobs import processes, run_jobs
-from ssamba.data.stores import check_writable
-from ssamba.data.transport import Expected, fetch, listed_folder, put, read_if_there
-from ssamba.data.urls import is_shard_name
-from ssamba.data.writer import MAX_BAD_FRACTION
+from ssamba.data.shards.stores import check_writable
+from ssamba.data.shards.transport import Expected, fetch, listed_folder, put, read_if_there
+from ssamba.data.shards.urls import is_shard_name
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import MOST_BYTES, Count, parse_json, read_bounded, written_beside
+from ssamba.jobs import processes, run_jobs
 from ssamba.printable import printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import ENDINGS, measured_length

@@ -1,4 +1,4 @@
-"""Jobs of data preparation, done here, by processes of this machine or by a cluster's workers. Imports no torch."""
+"""Jobs done here, by processes of this machine or by a cluster's workers. Imports no torch."""
 
 import itertools
 import logging

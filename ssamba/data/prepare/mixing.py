@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.data.writer import MAX_SECONDS
+from ssamba.data.prepare.writer import MAX_SECONDS
 from ssamba.errors import BadAudio
 from ssamba.recordings import read_audio
 

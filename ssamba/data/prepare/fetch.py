@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from ssamba.data.transport import Expected
-from ssamba.data.transport import fetch as fetch_file
+from ssamba.data.shards.transport import Expected
+from ssamba.data.shards.transport import fetch as fetch_file
 from ssamba.errors import UserError
 from ssamba.files import whole_folder
 from ssamba.progress import progress_bar

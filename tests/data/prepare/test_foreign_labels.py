@@ -13,12 +13,20 @@ import pytest
 import soundfile
 
 from ssamba.cli import main
-from ssamba.data.descriptions import label_fields, names_in, names_in_text, parse_description, parse_foreign, value_at
-from ssamba.data.index import ShardIndex, find_shards, verify_shards
-from ssamba.data.indexing import index_folder, index_shards
 from ssamba.data.labels import Labels, read_labels
-from ssamba.data.reader import SampleReader
-from ssamba.data.remote import ShardCache
+from ssamba.data.prepare.indexing import index_folder, index_shards
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.shards.descriptions import (
+    label_fields,
+    names_in,
+    names_in_text,
+    parse_description,
+    parse_foreign,
+    value_at,
+)
+from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.reader import SampleReader
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 
 RATE = 8000

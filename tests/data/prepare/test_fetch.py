@@ -26,10 +26,11 @@ import pytest
 import soundfile
 from layouts import SCRIPTS, script
 
-from ssamba.data import fetch, transport
-from ssamba.data.fetch import Archive, download, unpack
-from ssamba.data.index import ShardIndex, find_shards
-from ssamba.data.transport import RedirectRefused, Redirects
+from ssamba.data.prepare import fetch
+from ssamba.data.prepare.fetch import Archive, download, unpack
+from ssamba.data.shards import transport
+from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.transport import RedirectRefused, Redirects
 from ssamba.errors import UserError
 
 DATA = np.random.default_rng(0).bytes(300_000)

@@ -17,11 +17,12 @@ import pytest
 import soundfile
 
 from ssamba.cli import main
-from ssamba.data.index import ShardIndex, find_shards, verify_shards
-from ssamba.data.indexing import index_shards
-from ssamba.data.reader import SampleReader
-from ssamba.data.remote import ShardCache
-from ssamba.data.writer import Recording, write_shards
+from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.reader import SampleReader
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 
 
@@ -433,7 +434,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssamba.data.indexing.write_samples", full)
+    monkeypatch.setattr("ssamba.data.prepare.indexing.write_samples", full)
     with pytest.raises(UserError, match="the index cannot be written to .*No space left"):
         index_shards(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]

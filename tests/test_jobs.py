@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba.data import jobs, writer
-from ssamba.data.jobs import cluster, processes, run_jobs
-from ssamba.data.writer import Recording, run_script, write_shards
+from ssamba import jobs
+from ssamba.data.prepare import writer
+from ssamba.data.prepare.writer import Recording, run_script, write_shards
 from ssamba.errors import BadAudio, UserError
+from ssamba.jobs import cluster, processes, run_jobs
 
 
 def square(number: int) -> int:
@@ -305,7 +306,7 @@ def test_workers_are_begun_with_interrupts_blocked() -> None:
     """So that none is ended in its first moments; here they are as they were. In a process that has no server yet."""
     code = (
         "import signal, sys; sys.path[:0] = sys.argv[1:]\n"
-        "from ssamba.data.jobs import processes, run_jobs; from test_jobs import blocked\n"
+        "from ssamba.jobs import processes, run_jobs; from test_jobs import blocked\n"
         "if __name__ == '__main__':\n"
         "    with processes(2) as pool: print(all(answer for _, answer in run_jobs(blocked, range(8), pool)))\n"
         "    print(blocked(0))\n"

@@ -6,57 +6,22 @@ import math
 import pickle
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from braceexpand import braceexpand
+from changed_index import changed, table
 
-from ssamba.data.index import SAMPLE, ShardIndex, ShardInfo, Skipped, find_shards, verify_shards
-from ssamba.data.urls import expand_braces
-from ssamba.data.writer import Recording, write_shards
+from ssamba.data.shards.index import SAMPLE, ShardIndex, ShardInfo, Skipped, find_shards
+from ssamba.data.shards.urls import expand_braces
 from ssamba.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets: a (train: 3 shards of 2; test: 1 of 2) and b (train: 1 of 2), with other labels."""
-    folder = tmp_path_factory.mktemp("made")
-    recordings = []
-    for number in range(8):
-        path = folder / "in" / f"{number}.wav"
-        path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, np.full(1600, number / 10), 16000)
-        recordings.append(Recording(f"key{number}", path, {"parity": ["even", "odd"][number % 2]}))
-    splits = {"train": recordings[:6], "test": recordings[6:]}
-    write_shards(splits, folder / "a", "a", samples_per_shard=2)
-    coloured = [Recording(one.key, one.path, {"colour": "red"}) for one in recordings[:2]]
-    write_shards({"train": coloured}, folder / "b", "b")
-    shutil.rmtree(folder / "in")
-    return folder
-
-
-@pytest.fixture
-def shards(made: Path, tmp_path: Path) -> Path:
-    """A copy of them to damage."""
-    return Path(shutil.copytree(made, tmp_path / "shards"))
 
 
 def names(found: Any, root: Path) -> list[str]:
     return [str(shard.path.relative_to(root)) for shard in found.shards]
-
-
-def changed(folder: Path, **values: Any) -> None:
-    """Change values of an index; its totals are those of its shards."""
-    path = folder / "index.json"
-    content = {**json.loads(path.read_text()), **values}
-    if "shards" in values:
-        totals = {name: [shard[name] for shard in values["shards"]] for name in ("samples", "seconds")}
-        content |= {name: sum(each) for name, each in totals.items() if not any(isinstance(one, str) for one in each)}
-    path.write_text(json.dumps(content))
 
 
 def test_a_folder(made: Path) -> None:
@@ -300,8 +265,8 @@ def test_an_index_that_is_no_json(shards: Path, content: bytes) -> None:
 
 
 def test_an_index_without_an_end(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssamba.data.index._MOST_BYTES", 1000)
-    monkeypatch.setattr("ssamba.data.transport.FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("ssamba.data.shards.index._MOST_BYTES", 1000)
+    monkeypatch.setattr("ssamba.data.shards.transport.FIRST_WAIT_SECONDS", 0.0)
     path = shards / "b" / "train" / "index.json"
     path.write_bytes(path.read_bytes() + b" " * 1000)
     with pytest.raises(UserError, match="index.json has more than 1000 bytes; expected the index.json"):
@@ -472,97 +437,6 @@ def test_sets_that_do_not_fit_together(shards: Path) -> None:
         find_shards([train, str(shards / "b" / "train")])
 
 
-def flac(samples: int = 1600, rate: int = 16000, channels: int = 1) -> bytes:
-    content = io.BytesIO()
-    soundfile.write(content, np.zeros((samples, channels), np.int16), rate, format="FLAC")
-    return content.getvalue()
-
-
-def test_verify(shards: Path) -> None:
-    both = find_shards([str(shards / "a" / "train"), str(shards / "b" / "train")])
-    assert verify_shards(both, progress=False) == []
-
-    path = shards / "a" / "train" / "000001.tar"
-    content = bytearray(path.read_bytes())
-    content[600:700] = bytes(100)  # in the middle of a FLAC
-    path.write_bytes(content)
-    problems = verify_shards(both, progress=False)
-    assert all(problem.startswith(f"{path}: ") for problem in problems)
-    assert f"its sha256 is {hashlib.sha256(content).hexdigest()}; the index expects " in problems[0]
-
-
-def test_verify_names_each_bad_sample(shards: Path) -> None:
-    folder = shards / "b" / "train"
-    samples = {
-        "good": (flac(), b'{"key": "good", "labels": {}}'),
-        "bare": (flac(), b""),
-        "torn": (flac()[:40], b'{"key": "torn", "labels": {}}'),
-        "odd": (flac(), b"{"),
-        "plain": (flac(), b'{"key": "plain"}'),
-        "stereo": (flac(channels=2), b'{"key": "stereo", "labels": {}}'),
-        "slow": (flac(rate=8000), b'{"key": "slow", "labels": {}}'),
-        "short": (flac(1599), b'{"key": "short", "labels": {}}'),
-    }
-    content = b"".join(part for parts in samples.values() for part in parts)
-    rows, at = [], 0
-    for audio, text in samples.values():
-        rows.append((at, len(audio), at + len(audio), len(text), 1600))
-        at += len(audio) + len(text)
-    (folder / "000000.tar").write_bytes(content)
-    np.save(folder / "samples.npy", np.array(rows, SAMPLE))
-    listed = ShardInfo("000000.tar", len(rows), 0.8, len(content), hashlib.sha256(content).hexdigest())
-    digest = hashlib.sha256((folder / "samples.npy").read_bytes()).hexdigest()
-    changed(folder, shards=[vars(listed)], samples_sha256=digest)
-    problems = verify_shards(find_shards(str(folder)), progress=False)
-    prefix = f"{folder / '000000.tar'}: "
-    assert [problem.removeprefix(prefix).partition(": ")[0] for problem in problems] == [
-        "sample 'torn'", "sample 3", "sample 4", "sample 'slow'", "sample 'short'"
-    ]  # fmt: skip
-    for problem, words in zip(
-        problems,
-        ("its audio cannot be used: ", "its .json cannot be used: Input data was", "missing required field `labels`",
-         "its audio is of 8000 Hz; expected 16000 Hz", "its audio has 1599 samples; samples.npy expects 1600"),
-        strict=True,
-    ):  # fmt: skip
-        assert words in problem
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_verify_finds_one_bit_wherever_it_is(made: Path, shards: Path, workers: int) -> None:
-    """In a header, a name, a checksum, audio, JSON, padding, the end of the tar; in any shard, and in the table."""
-    folder = shards / "a" / "train"
-    row = np.load(folder / "samples.npy")[0]
-    places = [0, 148, 257, 400, row["audio"], row["audio"] + 30, row["audio"] + row["audio_bytes"] // 2,
-              row["audio"] + row["audio_bytes"], row["json"] + 3, row["json"] + row["json_bytes"] + 1, -1]  # fmt: skip
-    for number, place in enumerate(places):
-        path = folder / f"00000{number % 3}.tar"
-        whole = path.read_bytes()
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << (number % 8)
-        path.write_bytes(flipped)
-        problems = verify_shards(find_shards(str(folder)), progress=False, workers=workers)
-        assert problems and all(problem.startswith(f"{path}: ") for problem in problems)
-        assert f"its sha256 is {hashlib.sha256(flipped).hexdigest()}; the index expects " in problems[0]
-        path.write_bytes(whole)
-    assert verify_shards(find_shards(str(folder)), progress=False, workers=workers) == []
-
-    table = (folder / "samples.npy").read_bytes()
-    for place in range(0, len(table), 11):
-        flipped = bytearray(table)
-        flipped[place] ^= 1 << (place % 8)
-        (folder / "samples.npy").write_bytes(flipped)
-        with pytest.raises(UserError, match="samples.npy is not what index.json expects"):
-            find_shards(str(folder))
-
-
-def table(folder: Path, change: Callable[[Any], None]) -> None:
-    """Change the table of a folder, and the index with it."""
-    samples = np.load(folder / "samples.npy")
-    change(samples)
-    np.save(folder / "samples.npy", samples)
-    changed(folder, samples_sha256=hashlib.sha256((folder / "samples.npy").read_bytes()).hexdigest())
-
-
 def test_the_table_says_where_each_sample_lies(made: Path) -> None:
     found = find_shards([str(made / "a/train/000002.tar"), str(made / "a/test")])
     assert found.table.dtype == SAMPLE and found.table.shape == (4,)
@@ -595,23 +469,3 @@ def test_a_table_that_leads_out_of_its_shard(shards: Path, name: str, value: int
     table(folder, lambda samples: samples[name].__setitem__(1, value))
     with pytest.raises(UserError, match="samples.npy names places outside of 000000.tar"):
         find_shards(str(folder))
-
-
-def test_verify_compares_the_table(shards: Path) -> None:
-    folder = shards / "b" / "train"
-    table(folder, lambda samples: samples["length"].__setitem__(1, 1599))
-    (problem,) = verify_shards(find_shards(str(folder)), progress=False)
-    assert problem.endswith("its audio has 1600 samples; samples.npy expects 1599")
-    table(folder, lambda samples: samples["audio"].__setitem__(1, 3))
-    (problem,) = verify_shards(find_shards(str(folder)), progress=False)
-    assert "its audio cannot be used: it cannot be decoded" in problem
-
-
-def test_verify_goes_on_after_a_shard_that_is_none(shards: Path) -> None:
-    both = find_shards([str(shards / "a" / "train"), str(shards / "b" / "train")])
-    noise, gone = both.shards[0].path, both.shards[1].path
-    noise.write_bytes(b"noise" * 1000)
-    gone.unlink()
-    problems = verify_shards(both, progress=False)
-    assert [problem.partition(": ")[0] for problem in problems] == [*[str(noise)] * (len(problems) - 1), str(gone)]
-    assert "its sha256 is" in problems[0] and "it cannot be read" in problems[-1]

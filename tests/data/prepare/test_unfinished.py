@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba.data import unfinished, writer
-from ssamba.data.index import ShardIndex, find_shards, verify_shards
-from ssamba.data.writer import Recording, _finish_shard, _Written, drawn, write_shards
+from ssamba.data.prepare import unfinished, writer
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, drawn, write_shards
+from ssamba.data.shards.index import ShardIndex, find_shards
 from ssamba.errors import UserError
 
 SHARDS = 6
-FOLDER = Path(__file__).parents[2] / "data_prep" / "folder.py"
+FOLDER = Path(__file__).parents[3] / "data_prep" / "folder.py"
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return made[-1]
 
         with monkeypatch.context() as patch, pytest.raises((UserError, type(error))):
-            patch.setattr("ssamba.data.writer._finish_shard", finish)
+            patch.setattr("ssamba.data.prepare.writer._finish_shard", finish)
             write(recordings, out, **settings)
         assert len(finished(out)) == after
 
@@ -269,7 +270,7 @@ def test_two_writers_at_once(
         return _finish_shard(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssamba.data.writer._finish_shard", second)
+        patch.setattr("ssamba.data.prepare.writer._finish_shard", second)
         assert write(recordings, tmp_path / "out").samples == 12
 
     stopped(recordings, tmp_path / "other", 3, KeyboardInterrupt())

@@ -14,10 +14,11 @@ from layouts import script
 from safetensors.torch import load_file
 
 from ssamba.cli import main
-from ssamba.data import transport
-from ssamba.data.index import find_shards, verify_shards
-from ssamba.data.remote import ShardCache
-from ssamba.data.writer import Recording, write_shards
+from ssamba.data.prepare.verification import verify_shards
+from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards import transport
+from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 
 pytest.importorskip("s3fs", reason="the extra s3 is not installed")
@@ -163,7 +164,7 @@ def test_an_interrupted_call_goes_on_in_the_bucket(
         done.append(url)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ssamba.data.writer.put", interrupted)
+        patch.setattr("ssamba.data.prepare.writer.put", interrupted)
         write_shards(mine, "s3://shards/set", "sounds", samples_per_shard=4)
     assert set(bucket.objects("set/")) == {"set/train/000000.tar", "set/train/000001.tar"}
     record = json.loads(content(bucket, "set.partial/finished")["/train/000000.json"])

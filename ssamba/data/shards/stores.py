@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from ssamba.data.urls import is_by_driver
+from ssamba.data.shards.urls import is_by_driver
 from ssamba.errors import UserError
 from ssamba.printable import masked
 

@@ -28,9 +28,9 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from ssamba.data import stores
-from ssamba.data.stores import Failed, Listed, Piece, Store, Wrong, check_writable
-from ssamba.data.urls import expand_remote, has_wildcard, is_by_driver
+from ssamba.data.shards import stores
+from ssamba.data.shards.stores import Failed, Listed, Piece, Store, Wrong, check_writable
+from ssamba.data.shards.urls import expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import UserError
 from ssamba.files import open_unlinked, written_beside
 from ssamba.printable import masked, printable

@@ -30,8 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from ssamba.data.descriptions import TEXT_LABEL
-from ssamba.data.elsewhere import (
+from ssamba.data.prepare.elsewhere import (
     check_place,
     how_to_go_on_at,
     is_put,
@@ -41,8 +40,10 @@ from ssamba.data.elsewhere import (
     shard_url,
     unfinished_at,
 )
-from ssamba.data.fetch import Archive, fetch
-from ssamba.data.index import (
+from ssamba.data.prepare.fetch import Archive, fetch
+from ssamba.data.prepare.unfinished import how_to_go_on, partial_folder, publish, unfinished
+from ssamba.data.shards.descriptions import TEXT_LABEL
+from ssamba.data.shards.index import (
     FORMAT,
     INDEX_NAME,
     SAMPLE,
@@ -54,12 +55,11 @@ from ssamba.data.index import (
     Skipped,
     write_samples,
 )
-from ssamba.data.jobs import cluster, processes, run_jobs, usable_cores
-from ssamba.data.transport import put, put_bytes, read_if_there, remove
-from ssamba.data.unfinished import how_to_go_on, partial_folder, publish, unfinished
+from ssamba.data.shards.transport import put, put_bytes, read_if_there, remove
 from ssamba.errors import BadAudio, UserError
 from ssamba.files import MOST_BYTES, Count, parse_json, read_json, write_text, written_beside
 from ssamba.folders import PassedOver, instead
+from ssamba.jobs import cluster, processes, run_jobs, usable_cores
 from ssamba.printable import log_to_stderr, masked, printable
 from ssamba.progress import progress_bar
 from ssamba.recordings import decoder_versions, read_audio, read_cut
