@@ -20,7 +20,7 @@ from ssamba.data import pipeline
 from ssamba.data.batches import Batch, Sample
 from ssamba.data.indexed import IndexedShards
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.shards.index import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
@@ -61,7 +61,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with wds.TarWriter(str(folder / f"part-{shard}.tar")) as writer:
             for number in range(shard * 7, min(26, shard * 7 + 7)):
                 writer.write(of_others(number))
-    index_shards(folder)
+    index_folder(folder)
     return folder
 
 
@@ -227,7 +227,7 @@ def test_what_cannot_be_used_passes_by(foreign: Path, tmp_path: Path) -> None:
     with wds.TarWriter(str(folder / "part.tar")) as writer:
         for number in range(12):
             writer.write({"__key__": name(number), "wav": encoded(sound(900, number), "WAV")})
-    index_shards(folder)
+    index_folder(folder)
     path = folder / "part.tar"
     content = bytearray(path.read_bytes())
     rows = find_shards(str(folder)).table["audio"]

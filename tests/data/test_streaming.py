@@ -20,7 +20,7 @@ from ssamba.cli import main
 from ssamba.data import pipeline
 from ssamba.data.batches import Batch, Sample
 from ssamba.data.order import ClipRules
-from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.stream import BatchStream, ShardStream
 from ssamba.data.streaming import Progress, list_shards
 from ssamba.errors import UserError
@@ -356,7 +356,7 @@ def test_a_strangers_shards_train_in_both_orders(
     assert "5 shards without an index" in (run / "report.md").read_text()
     assert not (foreign / "index.json").exists()
     folder = copy_of(foreign)
-    index_shards(folder)
+    index_folder(folder)
     assert main(words(recipes, folder, tmp_path / "indexed")) == 0
     record = json.loads((tmp_path / "indexed" / "run.json").read_text())
     assert record["data"]["train"]["samples"] == SAMPLES

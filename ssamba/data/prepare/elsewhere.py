@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssamba.data.prepare.unfinished import Plan, other_plan
+from ssamba.data.prepare.unfinished import Plan, other_plan, what_stays, with_what_stays
 from ssamba.data.shards.index import INDEX_NAME, SAMPLES_NAME
 from ssamba.data.shards.stores import check_writable
 from ssamba.data.shards.transport import bytes_of, files_below, move, put, put_bytes, read_if_there, remove
@@ -84,20 +84,16 @@ def unfinished_at(out: str, plan: Plan, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        said, *details = error.args
         if _count(out):
-            stays = how_to_go_on_at(out)
-            said, details = (said, [*details, stays]) if details else (f"{said.rstrip('.')}. {stays}", [])
-        elif not files_below(out):
+            raise UserError(*with_what_stays(error.args, how_to_go_on_at(out))) from error
+        if not files_below(out):
             remove(f"{out}.partial")
-        raise UserError(said, *details) from error
+        raise
 
 
 def how_to_go_on_at(out: str) -> str:
     """What is told of the work that a call has done which did not come to its end."""
-    if not (done := _count(out)):
-        return "No shards were written"
-    return masked(f"Finished shards ({done}) stay in {out}: the same call goes on from them")
+    return what_stays(_count(out), masked(out))
 
 
 def publish_at(out: str, folder: Path, moves: Mapping[str, Mapping[int, int]]) -> None:

@@ -33,6 +33,7 @@ import numpy.typing as npt
 from ssamba.data.prepare.elsewhere import probe
 from ssamba.data.prepare.writer import MAX_BAD_FRACTION
 from ssamba.data.shards.descriptions import (
+    HALVES,
     TEXT_LABEL,
     Description,
     Names,
@@ -76,7 +77,6 @@ _MOST_NAME = 1 << 16  # bytes of a header that gives a long name
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # say more
 _WITHOUT_CONTENT = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE,
                     tarfile.BLKTYPE)  # fmt: skip
-_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which no text file has
 _NAMED = 3  # problems that an error names
 _MOST_FIELDS = 40  # that may be labels, of which is told
 _MOST_NAMES_SEEN = 1000  # of such a field
@@ -163,21 +163,6 @@ class Indexed:
     """Label key -> samples that have none."""
     fields: Mapping[str, Sequence[str]]
     """What may be labels: member or field of the JSON -> the first names that occur."""
-
-
-def index_shards(
-    folder: Path | str,
-    labels: Labels | None = None,
-    *,
-    fields: Mapping[str, str] | None = None,
-    workers: int = 1,
-    max_bad_fraction: float = MAX_BAD_FRACTION,
-    overwrite: bool = False,
-) -> ShardIndex:
-    """The index that `index_folder` makes."""
-    return index_folder(
-        folder, labels, fields=fields, workers=workers, max_bad_fraction=max_bad_fraction, overwrite=overwrite
-    ).index
 
 
 def index_folder(
@@ -804,7 +789,7 @@ def _native_labels(said: object, places: Mapping[str, str]) -> dict[str, Names] 
     }
     for key, value in labels.items():
         names = value if isinstance(value, list) else [value]
-        if not all(isinstance(name, str) and name and not _HALVES.search(name) for name in (key, *names)):
+        if not all(isinstance(name, str) and name and not HALVES.search(name) for name in (key, *names)):
             raise BadAudio(
                 f"its label {key!r} is {str(value)[:80]!r}; expected a name or a list of names: `--label "
                 f"{key}=labels.{key}` takes numbers as names"

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -61,12 +61,8 @@ def unfinished(out: Path, plan: Plan, overwrite: bool) -> Iterator[Path]:
         try:
             yield folder
         except (UserError, OSError) as error:
-            is_ours = not isinstance(error, OSError)
-            said, *details = error.args if is_ours else (f"the shards cannot be written to {out}: {error}",)
-            if _finished(folder):
-                stays = how_to_go_on(out)
-                said, details = (said, [*details, stays]) if details else (f"{said.rstrip('.')}. {stays}", [])
-            raise UserError(said, *details) from error
+            said = (f"the shards cannot be written to {out}: {error}",) if isinstance(error, OSError) else error.args
+            raise UserError(*(with_what_stays(said, how_to_go_on(out)) if _finished(folder) else said)) from error
         finally:
             if not _finished(folder):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -75,10 +71,19 @@ def unfinished(out: Path, plan: Plan, overwrite: bool) -> Iterator[Path]:
 def how_to_go_on(out: Path) -> str:
     """What is told of the work that a call has done which did not come to its end."""
     folder = partial_folder(out)
-    done = _finished(folder)
-    if not done:
+    return what_stays(_finished(folder), folder)
+
+
+def what_stays(shards: int, place: object) -> str:
+    """What is told of that many finished shards."""
+    if not shards:
         return "No shards were written"
-    return f"Finished shards ({done}) stay in {folder}: the same call goes on from them"
+    return f"Finished shards ({shards}) stay in {place}: the same call goes on from them"
+
+
+def with_what_stays(said: Sequence[str], stays: str) -> Sequence[str]:
+    """The message of an error and its details, with a word on what stays: in the message, or as the last detail."""
+    return [*said, stays] if said[1:] else [f"{said[0].rstrip('.')}. {stays}"]
 
 
 def publish(folder: Path, out: Path, moves: Mapping[str, str]) -> None:

@@ -19,12 +19,12 @@ MOST_BYTES = 1 << 24
 """Of a sample's JSON, or of a file with its label."""
 MOST_LETTERS = 10_000
 """Of a label's name."""
-
 TEXT_LABEL = "text"
 """The label that is no class but what is said in a recording: an index does not list what it says."""
+HALVES = re.compile("[\ud800-\udfff]")
+"""Of characters, which no text file has."""
 
 _DEPTH = 4  # of objects within objects, in which labels are looked for
-_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which no text file has
 
 Names = str | list[str]
 """A label's name, or the names of several."""
@@ -94,7 +94,7 @@ def names_in(value: Any) -> Names | None:
         return str(value).lower()
     elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    elif isinstance(value, str) and (name := value.strip()) and len(name) <= MOST_LETTERS and not _HALVES.search(name):
+    elif isinstance(value, str) and (name := value.strip()) and len(name) <= MOST_LETTERS and not HALVES.search(name):
         return name
     shown = "an array or an object" if isinstance(value, list | dict) else repr(str(value)[:80])
     raise BadAudio(f"{shown} is no label; expected a name or a list of names")

@@ -14,7 +14,7 @@ import soundfile
 
 from ssamba.cli import main
 from ssamba.data.labels import Labels, read_labels
-from ssamba.data.prepare.indexing import index_folder, index_shards
+from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.shards.descriptions import (
     label_fields,
@@ -119,7 +119,7 @@ def test_one_label_wherever_it_is(tmp_path: Path, kind: str, elsewhere: bool) ->
 )
 def test_several_labels(tmp_path: Path, field: str, samples: list[dict[str, bytes]]) -> None:
     folder = write_set(tmp_path / "set", *samples)
-    index = index_shards(folder, fields={"sound": field})
+    index = index_folder(folder, fields={"sound": field}).index
     assert index.labels == {"sound": ("bark", "dog")}
     found = find_shards(str(folder))
     reader = SampleReader(found, ShardCache(1))
@@ -134,7 +134,7 @@ def test_several_keys_and_our_own(tmp_path: Path) -> None:
     made = index_folder(folder, fields={"number": "cls", "n": "n"})
     assert read_set(str(folder), tmp_path) == {"s0": {"a": "x", "b": ["y", "z"], "number": "1", "n": "3"}, "s1": {}}
     assert made.unlabelled == {"a": 1, "b": 1, "n": 1, "number": 1} and made.index.passed_over == {".txt": 2}
-    again = index_shards(folder, overwrite=True)  # the places are those of the index that is replaced
+    again = index_folder(folder, overwrite=True).index  # the places are those of the index that is replaced
     assert again == made.index and again.descriptions and again.descriptions.fields == {"number": "cls", "n": "n"}
     content = (folder / "labels.jsonl").read_bytes()
     assert hashlib.sha256(content).hexdigest() == again.descriptions.sha256
@@ -143,17 +143,17 @@ def test_several_keys_and_our_own(tmp_path: Path) -> None:
 
 def test_labels_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", {"cls": b"1", "txt": b"a"}, {"cls": b"0", "txt": b"b"})
-    index_shards(folder)
+    index_folder(folder)
     prints = {find_shards(str(folder)).fingerprint}
     for field in ("cls", "txt"):
-        index_shards(folder, fields={"label": field}, overwrite=True)
+        index_folder(folder, fields={"label": field}, overwrite=True)
         prints.add(find_shards(str(folder)).fingerprint)
     assert len(prints) == 3
 
 
 def test_labels_that_changed_after_the_index(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", {"cls": b"1"}, {"cls": b"0"})
-    index_shards(folder, fields={"label": "cls"})
+    index_folder(folder, fields={"label": "cls"})
     said = folder / "labels.jsonl"
     whole = said.read_bytes()
     said.write_bytes(whole.replace(b'"1"', b'"7"'))
@@ -197,7 +197,7 @@ def test_labels_that_are_none(tmp_path: Path, fields: dict[str, str], message: s
     folder = write_set(tmp_path / "set", {**as_json({"n": 1, "o": [[1]], "f": 1.5}), "cls": b"1", "bin": b"\xff"})
     (folder / "000001.tar").unlink()
     with pytest.raises(UserError, match=message):
-        index_shards(folder, fields=fields)
+        index_folder(folder, fields=fields)
     assert [path.name for path in folder.iterdir()] == ["000000.tar"]
 
 
@@ -292,5 +292,5 @@ def test_a_description_that_is_none(content: bytes) -> None:
 def test_an_index_keeps_its_words(tmp_path: Path) -> None:
     """What another program's labels are called is text like any other: it is read back as it was."""
     folder = write_set(tmp_path / "set", {"txt": '=cmd|"\u202e'.encode()}, {"txt": b"b"})
-    index_shards(folder, fields={"l\u2028": "txt"})
+    index_folder(folder, fields={"l\u2028": "txt"})
     assert ShardIndex.read(folder).labels == {"l\u2028": ('=cmd|"\u202e', "b")}

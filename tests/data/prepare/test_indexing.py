@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from ssamba.cli import main
-from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards.index import ShardIndex, find_shards
@@ -51,7 +51,7 @@ def write_tar(
 
 def indexed(folder: Path, **settings: Any) -> tuple[ShardIndex, dict[str, tuple[bytes, dict[str, Any]]]]:
     """The index that is made, and name -> audio and description of each sample, as the stream reads them."""
-    index = index_shards(folder, **settings)
+    index = index_folder(folder, **settings).index
     found = find_shards(str(folder))
     reader = SampleReader(found, ShardCache(1))
     samples = {}
@@ -62,7 +62,7 @@ def indexed(folder: Path, **settings: Any) -> tuple[ShardIndex, dict[str, tuple[
 
 
 def problems(folder: Path, fraction: float = 1.0, **settings: Any) -> dict[str, str]:
-    return {one.source: one.why for one in index_shards(folder, max_bad_fraction=fraction, **settings).skipped}
+    return {one.source: one.why for one in index_folder(folder, max_bad_fraction=fraction, **settings).index.skipped}
 
 
 @pytest.mark.parametrize("form", ["FLAC", "WAV", "OGG", "MP3", "AIFF", "CAF"])
@@ -111,7 +111,7 @@ def test_a_flac_without_a_length_in_its_header(tmp_path: Path) -> None:
     content[21] &= 0xF0
     content[22:26] = bytes(4)
     write_tar(tmp_path / "x.tar", {"a.flac": bytes(content)})
-    index_shards(tmp_path)
+    index_folder(tmp_path)
     found = find_shards(str(tmp_path))
     assert found.table["length"].tolist() == [5000] and verify_shards(found, progress=False) == []
 
@@ -134,8 +134,8 @@ def test_shards_of_this_program_in_an_older_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'ssamba-shards-1'; expected 'ssamba-shards-2', which `ssamba shards index"):
         find_shards(str(folder))
     with pytest.raises(UserError, match="index.json exists; --overwrite replaces it"):
-        index_shards(folder)
-    assert index_shards(folder, overwrite=True) == made == ShardIndex.read(folder)
+        index_folder(folder)
+    assert index_folder(folder, overwrite=True).index == made == ShardIndex.read(folder)
     assert (folder / "samples.npy").read_bytes() == table
 
 
@@ -145,7 +145,7 @@ def test_label_lists(tmp_path: Path) -> None:
     assert main(["shards", "index", str(tmp_path), f"--labels=animal={tmp_path / 'classes.txt'}", "--workers=1"]) == 0
     assert ShardIndex.read(tmp_path).labels == {"animal": ("owl", "dog")}
     with pytest.raises(UserError, match="the label list 'animal' lacks 'dog', which a sample has"):
-        index_shards(tmp_path, {"animal": ["owl"]}, overwrite=True)
+        index_folder(tmp_path, {"animal": ["owl"]}, overwrite=True)
     assert ShardIndex.read(tmp_path).labels == {"animal": ("owl", "dog")}
 
 
@@ -176,9 +176,9 @@ def test_several_sampling_rates(tmp_path: Path) -> None:
     message = (r"x.tar/a has 16000 Hz and x.tar/c has 8000 Hz; expected one sampling rate: unpack the shards and make "
                "them again with data_prep/folder.py")  # fmt: skip
     with pytest.raises(UserError, match=message):
-        index_shards(tmp_path)
+        index_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
-    index = index_shards(tmp_path, max_bad_fraction=0.5)
+    index = index_folder(tmp_path, max_bad_fraction=0.5).index
     assert index.samples == 2 and [one.source for one in index.skipped] == ["x.tar/c"]
     assert index.seconds == pytest.approx(0.2)
 
@@ -224,7 +224,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture
         "first dot after its folder, as webdataset has it: both.flac has the key 'both'"
     )
     with pytest.raises(UserError, match=message):
-        index_shards(tmp_path, overwrite=True)
+        index_folder(tmp_path, overwrite=True)
 
 
 def test_damage_between_members(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_damage_between_members(tmp_path: Path) -> None:
 
     def found(content: bytes) -> list[tuple[str, str]]:
         path.write_bytes(content)
-        skipped = index_shards(tmp_path, max_bad_fraction=1, overwrite=True).skipped
+        skipped = index_folder(tmp_path, max_bad_fraction=1, overwrite=True).index.skipped
         return [(one.source, one.why) for one in skipped]
 
     def flipped(name: str) -> bytes:
@@ -283,7 +283,7 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
     assert index.passed_over == {"shards without samples": 1}
     (tmp_path / "good.tar").unlink()
     with pytest.raises(UserError, match="no sample of .* can be used"):
-        index_shards(tmp_path, max_bad_fraction=1, overwrite=True)
+        index_folder(tmp_path, max_bad_fraction=1, overwrite=True)
 
 
 COMPRESSED = {
@@ -306,10 +306,10 @@ def test_compressed_shards(tmp_path: Path, ending: str, beside: bool) -> None:
         write_tar(tmp_path / "a.tar", {"a.flac": sound()})
     (tmp_path / f"b c{ending}").write_bytes(b"")
     with pytest.raises(UserError, match=rf"1 of the shards are compressed; .*: {COMPRESSED[ending]} .*b c{ending}'"):
-        index_shards(tmp_path, max_bad_fraction=1)
+        index_folder(tmp_path, max_bad_fraction=1)
     assert not (tmp_path / "index.json").exists()
     write_tar(tmp_path / "b c.tar", {"a.flac": sound()})  # it has been unpacked, and is still there
-    assert index_shards(tmp_path).samples == 1 + beside
+    assert index_folder(tmp_path).index.samples == 1 + beside
 
 
 @pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
@@ -319,7 +319,7 @@ def test_a_compressed_shard_that_is_called_tar(tmp_path: Path, kind: str) -> Non
     with tarfile.open(path, f"w:{kind}") as archive:  # type: ignore[call-overload]
         archive.addfile(tarfile.TarInfo("readme"))
     with pytest.raises(UserError, match=rf"mv \S*a.tar \S*a.tar.{kind} && \w+ \S*a.tar.{kind}") as told:
-        index_shards(tmp_path)
+        index_folder(tmp_path)
     if shutil.which(str(told.value).rpartition(" && ")[2].split()[0]):
         subprocess.run(str(told.value).rpartition(": ")[2], shell=True, check=True)
         with tarfile.open(path, "r:") as archive:
@@ -330,9 +330,9 @@ def test_folders_of_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     for part in ("one", "two"):
         write_tar(tmp_path / "set" / part / "a.tar", {"a.flac": sound()})
     with pytest.raises(UserError, match="set has no .tar; its folders have: give .*set/one and .*set/two"):
-        index_shards(tmp_path / "set")
+        index_folder(tmp_path / "set")
     write_tar(tmp_path / "set" / "a.tar", {"a.flac": sound()})
-    assert index_shards(tmp_path / "set").passed_over == {"folders of shards": 2}
+    assert index_folder(tmp_path / "set").index.passed_over == {"folders of shards": 2}
     assert "set/two are passed over" in caplog.text
 
 
@@ -400,14 +400,14 @@ def test_tars_one_after_another(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.flac": sound()})
     path.write_bytes(path.read_bytes() + write_tar(tmp_path / "y.tar", {"b.flac": sound()}).read_bytes())
     (tmp_path / "y.tar").unlink()
-    assert index_shards(tmp_path).samples == 2
+    assert index_folder(tmp_path).index.samples == 2
 
 
 @pytest.mark.parametrize("name", [b"\xff.tar", b"a\x1b[2J.tar", "a\u202e.tar".encode()])
 def test_a_shard_whose_name_cannot_be_shown(tmp_path: Path, name: bytes) -> None:
     (tmp_path / os.fsdecode(name)).write_bytes(write_tar(tmp_path / "a.tar", {"a.flac": sound()}).read_bytes())
     with pytest.raises(UserError, match=r"\\.*tar has a name that cannot be shown or written") as told:
-        index_shards(tmp_path)
+        index_folder(tmp_path)
     assert str(told.value).isprintable()
 
 
@@ -421,7 +421,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(Path, method, denied)
             with pytest.raises(UserError, match=rf"{tmp_path}.* cannot be read .Permission denied"):
-                index_shards(tmp_path)
+                index_folder(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,14 +429,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
         with pytest.raises(UserError, match="cannot be written to"):
-            index_shards(tmp_path)
+            index_folder(tmp_path)
 
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ssamba.data.prepare.indexing.write_samples", full)
     with pytest.raises(UserError, match="the index cannot be written to .*No space left"):
-        index_shards(tmp_path)
+        index_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
@@ -492,7 +492,7 @@ def test_an_accident(tmp_path: Path, sound_tar: bytes, seed: int) -> None:
     shutil.copytree(folder, tmp_path / "before")
     for fraction in (0.0, 1.0):
         try:
-            index = index_shards(folder, max_bad_fraction=fraction, overwrite=True)
+            index = index_folder(folder, max_bad_fraction=fraction, overwrite=True).index
         except UserError as error:
             assert any(words in str(error) for words in ("have a problem", "no sample of", "Hz"))
             assert not (folder / "index.json").exists()

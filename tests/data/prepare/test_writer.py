@@ -17,7 +17,7 @@ import soxr
 import webdataset
 
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, check_present, safe_key, write_shards
 from ssamba.data.shards.index import ShardIndex, find_shards
@@ -184,7 +184,7 @@ def test_samples_above_full_scale_are_kept_at_their_level(tmp_path: Path) -> Non
     assert held["loud"][2]["full_scale"] == 3 and "full_scale" not in held["full"][2]
     np.testing.assert_array_equal(held["loud"][0][:5], [32767, -16384, 10923, -8192, 0])
     np.testing.assert_array_equal(held["full"][0][:5], [32767, -32768, 16384, 0, 0])
-    index_shards(tmp_path / "out" / "train", overwrite=True)
+    index_folder(tmp_path / "out" / "train", overwrite=True)
     assert ShardIndex.read(tmp_path / "out" / "train").above_full_scale == 1
     shards = find_shards(str(tmp_path / "out" / "train"))
     assert verify_shards(shards, progress=False) == []

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from ssamba.cli import main
 from ssamba.config import load_recipe, save_recipe
 from ssamba.data.prepare import elsewhere
-from ssamba.data.prepare.indexing import index_shards
+from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards import stores, transport
@@ -347,7 +347,7 @@ def test_an_index_that_is_made_there(made: Path, copy_of: Callable[[Path], Path]
     before = digests(folder)
     (folder / "index.json").unlink()
     (folder / "samples.npy").unlink()
-    index = index_shards(shelf(folder))
+    index = index_folder(shelf(folder)).index
     assert {name: digest for name, digest in digests(folder).items() if name != "index.json"} == {
         name: digest for name, digest in before.items() if name != "index.json"
     }
@@ -356,9 +356,9 @@ def test_an_index_that_is_made_there(made: Path, copy_of: Callable[[Path], Path]
                                                                   expected.samples_sha256)  # fmt: skip
     assert (index.dataset, index.split) == (folder.parent.name, "train")
     with pytest.raises(UserError, match=r"train/index.json exists; --overwrite replaces it"):
-        index_shards(shelf(folder))
+        index_folder(shelf(folder))
     again = digests(folder)
-    index_shards(shelf(folder), overwrite=True)
+    index_folder(shelf(folder), overwrite=True)
     assert digests(folder) == again
     last = [name for call, name in Shelf.calls if call == "put_file"]
     assert last[-1] == "index.json.ssamba-tmp"
@@ -374,7 +374,7 @@ def test_labels_of_others_are_indexed_there(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(folder / "a.tar")) as writer:
         for number in range(4):
             writer.write({"__key__": f"s{number}", "wav": wav.getvalue(), "cls": number % 2})
-    index = index_shards(shelf(folder), fields={"kind": "cls"})
+    index = index_folder(shelf(folder), fields={"kind": "cls"}).index
     assert index.labels == {"kind": ("0", "1")} and (folder / "labels.jsonl").is_file()
     found = find_shards(shelf(folder), tmp_path / "cache")
     assert verify_shards(found, progress=False, local=ShardCache(BIG).local) == []
@@ -396,7 +396,7 @@ def test_a_folder_there_that_cannot_be_indexed(names: list[str], message: str, t
         (tmp_path / name).write_bytes(bytes(10240))
     before = digests(tmp_path)
     with pytest.raises(UserError, match=message):
-        index_shards(shelf(tmp_path))
+        index_folder(shelf(tmp_path))
     assert digests(tmp_path) == before
 
 
