@@ -237,7 +237,7 @@ TASKS = (
     Task(
         "One's own recordings",
         "one's own",
-        "a folder, or lists (data_prep/listed.py)",
+        "a folder, lists (data_prep/listed.py), the Hub (data_prep/huggingface.py), cuts (data_prep/lhotse.py)",
         "python data_prep/folder.py RECORDINGS shards/labelled --validation 0.1 --test 0.1",
         "recipes/finetune/folder.yaml, recipes/finetune/laptop.yaml",
         "splits by chance, by folder, by list, or folds of any label",

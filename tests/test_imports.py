@@ -125,7 +125,8 @@ ADAPTORS = {
 @each_source
 def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
-    optional = {"mamba_ssm", "causal_conv1d", "numba", "triton", "wandb", "pyarrow", "distributed", "av"}
+    optional = {"mamba_ssm", "causal_conv1d", "numba", "triton"}
+    optional |= {"wandb", "pyarrow", "distributed", "av", "datasets", "lhotse"}
     assert not used & optional - ADAPTORS.get(path.stem, set())
 
 

@@ -1,21 +1,26 @@
-"""What data_prep's scripts read: tables, and folders of recordings. Imports no torch."""
+"""What data_prep's scripts read: tables, folders of recordings, what other packages hold. Imports no torch."""
 
 import hashlib
+import importlib
 import logging
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from ssamba.data.prepare.lists import read_rows
-from ssamba.data.prepare.writer import Recording
+from ssamba.data.prepare.writer import Recording, safe_key
 from ssamba.errors import UserError
+from ssamba.files import written_beside
 from ssamba.folders import PassedOver, instead, look_below, there
 
 log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 200  # bytes: file systems take 255, and a file that is being written has a longer one
 
 # A video's name has 11 characters. Some put a Y or id_ before it, as a name that begins with - is an option to many a
 # command.
@@ -154,3 +159,67 @@ class VideoClips:
         fits = (start, int(start), round(1000 * start), None)
         clips = self.clips.get(video, ())
         return next((path for fit in fits for begin, path in clips if begin == fit), None)
+
+
+def import_extra(package: str) -> Any:
+    """A package that one script needs, and that ssamba's extra of the same name brings.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        why = "which is not installed" if error.name == package else f"which cannot be imported ({error})"
+        raise UserError(f"this script needs {package}, {why}: pip install 'ssamba[{package}]'") from error
+
+
+class Unpacked:
+    """Recordings whose sound lies in no file of its own (in a table, an archive, a stream), written to a folder.
+
+    A file there has the name that its source gives it, which cannot lead out of the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: set[PurePosixPath] = set()
+        self._folders: set[PurePosixPath] = set()
+
+    def add(self, name: str | None, otherwise: str, content: bytes) -> Path:
+        """Write one; the file that holds it.
+
+        Args:
+            name: by its source: perhaps none, or that of another one, too.
+            otherwise: a name within the folder that is this one's alone.
+        """
+        text = (name or "").replace("\0", "").encode(errors="replace").decode()
+        parts = [part for part in re.split(r"[\\/]+", text) if part not in ("", ".", "..")]
+        if any(len(part.encode()) > _LONGEST_NAME for part in parts):
+            parts = []
+        place = PurePosixPath(*parts)
+        if not parts or place in self._folders or self._files & {place, *place.parents}:
+            place = PurePosixPath(otherwise, *parts[-1:])
+        self._files.add(place)
+        self._folders.update(place.parents)
+        path = self.folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as beside:
+            beside.write_bytes(content)
+        # The writer knows a file by its size and time: made again it is known, and with another content it is not.
+        stamp = zlib.crc32(content) >> 1
+        os.utime(path, (stamp, stamp))
+        return path
+
+
+def keyed(splits: Mapping[str, Sequence[Recording]], folder: Path | None) -> dict[str, list[Recording]]:
+    """Recordings without keys get those of their paths: within the folder if all lie below it, else within what all
+    paths have in common. Names that give one key are told apart."""
+    paths = [one.path for recordings in splits.values() for one in recordings]
+    if paths and not (folder and all(path.is_relative_to(folder) for path in paths)):
+        folder = Path(os.path.commonpath([path.parent for path in paths]))
+
+    def with_key(one: Recording) -> Recording:
+        name = os.path.splitext(os.path.relpath(one.path, folder))[0]
+        return one if one.key else replace(one, key=safe_key(name).strip("-"))
+
+    return distinct_keys({split: [with_key(one) for one in recordings] for split, recordings in splits.items()})

@@ -344,20 +344,24 @@ def _place(out: Path | str, plan: Mapping[str, str | int | float], overwrite: bo
 def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespace], DataSet],
                arguments: Sequence[str] | None = None,
                archives: Callable[[argparse.Namespace], Sequence[Archive]] | None = None,
-               after: Callable[[argparse.Namespace], None] | None = None) -> int:  # fmt: skip
+               after: Callable[[argparse.Namespace], None] | None = None,
+               read_source: Callable[[str], Path | str] | None = None) -> int:  # fmt: skip
     """A script of data_prep: the arguments that all of them have, the writing, and what is told at the end.
 
     Args:
         parser: with the script's own arguments, each by a reader of `ssamba.values`.
-        find: from the arguments, `source` (a Path that exists) and `seed` among them, to the recordings.
+        find: from the arguments, `source` (a Path that exists, or what read_source gives) and `seed` among them, to
+            the recordings.
         arguments: those of the command line by default.
         archives: from the arguments to the data set's public archives, for a script that has the option --fetch.
         after: what the script writes besides, once the shards are there.
+        read_source: what SOURCE is where it can be other than a path: a reader that gives a Path, or the text of a
+            place that is not on this machine, which is `find`'s to look at.
 
     Returns:
         The exit status: 0, or after a message on stderr 2 for an error and 130 for an interrupt.
     """
-    _add_arguments(parser, fetches=archives is not None)
+    _add_arguments(parser, read_source or whole_path, fetches=archives is not None)
 
     def work() -> int:
         given = parser.parse_args(arguments)
@@ -369,7 +373,7 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
         _check_out(given.out, given.overwrite)  # now, and not only after hours
         if archives and given.fetch:
             fetch(archives(given), given.source)
-        if not given.source.exists():
+        if isinstance(given.source, Path) and not given.source.exists():
             raise UserError(f"SOURCE is {given.source}, which does not exist; expected the recordings of the data set")
         try:
             found = find(given)
@@ -398,9 +402,9 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
     return run_program(work)
 
 
-def _add_arguments(parser: argparse.ArgumentParser, fetches: bool) -> None:
+def _add_arguments(parser: argparse.ArgumentParser, read_source: Callable[[str], Path | str], fetches: bool) -> None:
     """Those that all scripts have."""
-    add_argument(parser, "source", _whole_path, metavar="SOURCE", help="where the recordings are")
+    add_argument(parser, "source", read_source, metavar="SOURCE", help="where the recordings are")
     out = "folder to make, or its url, such as s3://BUCKET/FOLDER; each split is a folder of shards in it"
     add_argument(parser, "out", _new_place, metavar="OUT", help=out)
     by = parser.add_mutually_exclusive_group()
@@ -430,7 +434,8 @@ def _add_arguments(parser: argparse.ArgumentParser, fetches: bool) -> None:
         parser.add_argument("--fetch", action="store_true", help=get)
 
 
-def _whole_path(text: str) -> Path:
+def whole_path(text: str) -> Path:
+    """A path as SOURCE is one."""
     # Workers elsewhere have another working directory.
     return path(text).absolute()
 
