@@ -151,6 +151,8 @@ def report(out: Path) -> None:
         if record is None:
             continue
         records[name] = {key: record[key] for key in kept if key in record}
+        words = record["command"]
+        records[name]["command"] = [word.replace(str(out), "OUT").replace(f"{ROOT}/", "") for word in words]
         records[name]["cpu_seconds"] = json.loads((out / f"{name}-run" / "cpu_seconds.json").read_text())
     if speech := records.get("speech"):
         rows = [("decoding", "WER", "CER")]
