@@ -567,10 +567,14 @@ windows:
   window counts for the seconds from the start of the one before it, so the one that was added counts for what it
   adds. To the model each window is a recording of its own, filled up to its clip where training did that.
 
+  A model that answers hop by hop (task.hop_ms, task.loss=ctc) has windows every half of one, unless --hop says
+  otherwise; each hop is told by the window in whose middle it lies, and is what a window is above.
+
 exit status:
   0; 1 if a recording failed, which is named on stderr while the others go on; 2 for a mistake, before any work."""
 _JSON_LINES = """JSON lines:
-  {"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "error"}.
+  {"path", "seconds", "windows", "labels": [{"label", "probability"}, ...]}, or {"path", "error"}; of a model of what is
+  said {"path", "seconds", "text"}.
 """
 _ROWS = """rows:
   A vector for each recording, the mean over its windows; with --window or --hop a vector for each window. --pooling
@@ -619,7 +623,7 @@ def _add_inference(commands: Any) -> None:
         top = "labels a recording; default: %(default)s"
         add_argument(sub, "--top", whole_number, 1, _MANY, default=3, metavar="K", help=top)
         add_argument(sub, "--out", new_path, metavar="FILE", help="write there instead of to stdout")
-        both = "a CSV (a line a window, all classes) and a picture for each recording"
+        both = "a CSV (a line a window, or a hop: all classes; or a word) and a picture for each recording"
         add_argument(sub, "--timeline", new_path, metavar="FOLDER", help=both)
 
 
