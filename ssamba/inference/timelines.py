@@ -125,7 +125,8 @@ class _Timeline:
         from ssamba.evaluation.pictures import draw_timeline  # matplotlib takes long to import
 
         spectrogram, chances = self.bins.means().split([self.mel_bins, len(self.labels)], 1)
-        draw_timeline(path, spectrogram, chances, self.bins.seconds, self.labels, title)
+        shown = [label if label.strip() else repr(label) for label in self.labels]  # a space is a character, too
+        draw_timeline(path, spectrogram, chances, self.bins.seconds, shown, title)
 
 
 class TimeBins:
