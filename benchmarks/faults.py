@@ -149,6 +149,8 @@ class Trial:
         for path in sorted(self.heard.parent.glob(f"{self.heard.name}?")):
             steps: dict[int, list[str]] = {}
             lines = [line.split() for line in path.read_text().splitlines()]
+            # What a run rehearses before its first step is noise, and no step.
+            lines = [line for line in lines if not all(clip.endswith(":noise") for clip in line[1:])]
             for step, *clips in lines:
                 # What a step after a checkpoint had learned went with the run that was killed.
                 steps = {number: held for number, held in steps.items() if number < int(step)} | {int(step): clips}
