@@ -40,8 +40,8 @@ SETS = {
     "vggsound": Nearly(layouts.vggsound, (), "vggsound.csv", "test"),
     "voxceleb1": Nearly(lambda root: layouts.voxceleb1(root, ("wav", "wav")), (), "iden_split.txt", "wav"),
 }
-# Of one's own recordings, in whatever folders or by whatever list, and of none.
-WITHOUT_A_LAYOUT = {"folder", "listed", "synthesize"}
+# Of one's own recordings, in whatever folders or by whatever list, as other programs keep them, and of none.
+WITHOUT_A_LAYOUT = {"folder", "huggingface", "lhotse", "listed", "synthesize"}
 
 
 def test_every_script_is_here() -> None:
