@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssamba.data.order import Weights
+from ssamba.data.shards.descriptions import as_list
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.reader import SampleReader
 from ssamba.data.shards.remote import ShardCache
@@ -160,7 +161,7 @@ def count_labels(
             except BadAudio:
                 continue
             value = described["labels"].get(key)
-            values = value if isinstance(value, list) else [] if value is None else [value]
+            values = as_list(value)
             if value is None or not all(one in known for one in values):
                 counts.unknown += 1
                 if len(counts.unknown_examples) < _EXAMPLES:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssamba.data.labels import NO_LABEL, Labels, read_labels
+from ssamba.data.shards.descriptions import as_list
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
@@ -51,7 +52,7 @@ class HopLabels(SequenceLabels):
     listed_samples: float = 1.0
 
     def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> np.ndarray[Any, Any]:
-        names = names_of(sample["labels"].get(self.key))
+        names = as_list(sample["labels"].get(self.key))
         middles = np.arange(start + self.hop_samples / 2, stop + self.hop_samples / 2, self.hop_samples)
         places = (np.minimum(middles, stop - 1) / self.listed_samples).astype(np.int64)
         # What is left after the last whole hop goes with it, where it has no name.
@@ -70,7 +71,7 @@ class HopLabels(SequenceLabels):
         """
         odd = []
         for row, (name, value) in read_labels(shards, self.key, cache).items():
-            count, hops = len(names_of(json.loads(value))), shards.table["length"][row] / self.listed_samples
+            count, hops = len(as_list(json.loads(value))), shards.table["length"][row] / self.listed_samples
             if count not in (math.floor(hops), math.ceil(hops)) or not count:
                 odd.append(f"{name} ({count} names, {hops:.2f} hops)")
         if odd:
@@ -98,11 +99,6 @@ class Transcripts(SequenceLabels):
 
     def noise(self, size: int, samples: int) -> Tensor:
         return torch.ones(size, 1).long()
-
-
-def names_of(value: Any) -> list[str]:
-    """The names of a label, which is one name or a list of them, or is not there."""
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def read_texts(shards: ShardSet, key: str, option: str, cache: ShardCache) -> dict[int, str]:

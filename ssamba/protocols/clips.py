@@ -15,6 +15,7 @@ from torch import Tensor
 from ssamba.data.batches import Batch
 from ssamba.data.labels import Labels, one_name_each, read_asked_labels, stratified_rows
 from ssamba.data.order import ClipOrder, ClipRules, Numbers
+from ssamba.data.shards.descriptions import as_list
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
@@ -78,13 +79,7 @@ def choose_rows(labelled: LabelledShards, rows: Sequence[int], fraction: float, 
 
 def names_of(labelled: LabelledShards, rows: Sequence[int]) -> set[str]:
     """All labels of some rows."""
-    return {name for value in {labelled.labels[row][1] for row in rows} for name in as_list(value)}
-
-
-def as_list(value: str) -> list[str]:
-    """Labels as JSON -> as a list."""
-    read = json.loads(value)
-    return read if isinstance(read, list) else [read]
+    return {name for value in {labelled.labels[row][1] for row in rows} for name in as_list(json.loads(value))}
 
 
 def check_classes(parts: Sequence[Part], train: LabelledShards, test: LabelledShards, fraction: float) -> None:

@@ -124,7 +124,8 @@ class FineTuning(TrainingModule):
                 yield parameter
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Class numbers (B,), or several or mixed labels (B, C) -> probabilities, float32 (B, C)."""
+        """Class numbers (B,), or several or mixed labels (B, C) -> probabilities, float32 (B, C); labels of hops and
+        characters (B, N) as they are."""
         if labels.ndim == 2:
             return labels
         return F.one_hot(labels, self.model.num_labels).float()

@@ -25,10 +25,6 @@ class HopFineTuning(FineTuning):
 
     model: TokenClassifier
 
-    def targets(self, labels: Tensor) -> Tensor:
-        """As they are."""
-        return labels
-
     def clip_losses(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0,
                     class_weights: Tensor | None = None) -> Tensor:  # fmt: skip
         """logits (B, N, C) and labels (B, N or another) -> float32 (B,), the mean over a clip's labelled hops."""
@@ -74,10 +70,6 @@ class CtcFineTuning(FineTuning):
         super().__init__(*arguments, **options)
         self.names = names
         self._counted: list[tuple[list[int], Tensor]] = []
-
-    def targets(self, labels: Tensor) -> Tensor:
-        """As they are."""
-        return labels
 
     def hops(self, frames: Tensor) -> Tensor:
         """int64 (B,) of clips of so many frames (B,)."""

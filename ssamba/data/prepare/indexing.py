@@ -37,6 +37,7 @@ from ssamba.data.shards.descriptions import (
     TEXT_LABEL,
     Description,
     Names,
+    as_list,
     label_fields,
     names_in,
     names_in_text,
@@ -477,7 +478,7 @@ def _label_lists(scanned: Sequence[_Scanned], given: Labels) -> dict[str, tuple[
     used: dict[str, set[str]] = {}
     for said in (said for shard in scanned for said in shard.descriptions):
         for key, names in said["labels"].items():
-            used.setdefault(key, set()).update(_listed(names))
+            used.setdefault(key, set()).update(as_list(names))
     for key, listed in given.items():
         if unknown := sorted(used.get(key, set()) - set(listed)):
             raise UserError(
@@ -489,10 +490,6 @@ def _label_lists(scanned: Sequence[_Scanned], given: Labels) -> dict[str, tuple[
         **{key: tuple(listed) for key, listed in given.items()},
     }
     return {key: lists[key] for key in sorted(lists)}
-
-
-def _listed(names: Names) -> list[str]:
-    return names if isinstance(names, list) else [names]
 
 
 def _sorted(names: Iterable[str]) -> list[str]:
@@ -768,7 +765,7 @@ def _add_fields(file: BinaryIO, sample: _Sample, said: object, fields: dict[str,
     for name, names in found:
         if name in fields or len(fields) < _MOST_FIELDS:
             seen = fields.setdefault(name, set())
-            seen.update(_listed(names)[: _MOST_NAMES_SEEN - len(seen)])
+            seen.update(as_list(names)[: _MOST_NAMES_SEEN - len(seen)])
 
 
 def _measured(content: bytes) -> tuple[int, int]:

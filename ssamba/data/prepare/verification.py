@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssamba.data.shards.descriptions import parse_description
+from ssamba.data.shards.descriptions import as_list, parse_description
 from ssamba.data.shards.index import INDEX_NAME, SAMPLES_NAME, Samples, Shard, ShardSet
 from ssamba.errors import BadAudio, UserError
 from ssamba.jobs import processes, run_jobs
@@ -94,8 +94,7 @@ def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedRea
                 for key, names in check.labels.items():
                     if not names:  # of what is said, nothing is listed
                         continue
-                    value = description["labels"].get(key, [])
-                    if unknown := [one for one in (value if isinstance(value, list) else [value]) if one not in names]:
+                    if unknown := [one for one in as_list(description["labels"].get(key)) if one not in names]:
                         yield f"{name}: its label {key!r} is {unknown[0]!r}, which {INDEX_NAME} does not list"
             except BadAudio as error:
                 yield f"{name}: {error}"

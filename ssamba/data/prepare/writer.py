@@ -42,7 +42,7 @@ from ssamba.data.prepare.elsewhere import (
 )
 from ssamba.data.prepare.fetch import Archive, fetch
 from ssamba.data.prepare.unfinished import how_to_go_on, partial_folder, publish, unfinished
-from ssamba.data.shards.descriptions import TEXT_LABEL
+from ssamba.data.shards.descriptions import TEXT_LABEL, as_list
 from ssamba.data.shards.index import (
     FORMAT,
     INDEX_NAME,
@@ -516,17 +516,12 @@ def _kept(job: _Job, written: _Written) -> Iterator[Recording]:
             yield recording
 
 
-def _names_of(recording: Recording, key: str) -> Sequence[str]:
-    names = recording.labels[key]
-    return [names] if isinstance(names, str) else names
-
-
 def _labels_of(recordings: Iterable[Recording]) -> dict[str, set[str]]:
     """Label key -> the names that occur."""
     used: dict[str, set[str]] = {}
     for recording in recordings:
         for key in recording.labels:
-            used.setdefault(key, set()).update(_names_of(recording, key))
+            used.setdefault(key, set()).update(as_list(recording.labels[key]))
     return used
 
 
@@ -563,7 +558,7 @@ def _label_lists(splits: Mapping[str, Sequence[Recording]],
     for recordings in splits.values():
         for recording in recordings:
             for key in recording.labels:
-                for name in _names_of(recording, key):
+                for name in as_list(recording.labels[key]):
                     first.setdefault(key, {}).setdefault(name, recording.key)
     for key, used in first.items():
         if "" in used:

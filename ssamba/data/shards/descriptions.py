@@ -32,6 +32,11 @@ FullScale = Annotated[float, msgspec.Meta(gt=0, le=LOUDEST)]
 """What a sample's audio is to be multiplied by."""
 
 
+def as_list(names: Names | None) -> list[str]:
+    """The names of a label as a list; none of one that is not there."""
+    return names if isinstance(names, list) else [] if names is None else [names]
+
+
 class Description(TypedDict):
     """A sample's key, its labels (label key -> names), and its full scale if that is not 1."""
 
