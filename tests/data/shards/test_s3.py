@@ -1,7 +1,6 @@
 """A server that speaks S3: shards are made into a bucket, indexed there, trained from, and gone on with."""
 
 import json
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -51,8 +50,10 @@ class Bucket:
         if failed or self.expired:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, said = EXPIRED if self.expired else BUSY
-            start_response(status, [("Content-Type", "application/xml")])
-            return [said.encode()]
+            # HTTP allows an answer to HEAD no content; a client that finds some calls the connection broken.
+            content = b"" if environ["REQUEST_METHOD"] == "HEAD" else said.encode()
+            start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))])
+            return [content]
         return self.app(environ, start_response)  # type: ignore[no-any-return]
 
     def objects(self, prefix: str = "") -> dict[str, int]:
@@ -197,7 +198,6 @@ def test_credentials_that_expired(
     expired = "expected credentials that are valid, where s3fs looks for them"
     for words in (("info", "s3://shards/train"), ("index", "s3://shards/train"), ("info", "s3://shards/*/train")):
         said = refused("shards", *words)
-        # An answer that is final is asked for once more; a connection that breaks beside it counts, too.
-        assert expired in said and re.search("in [23] attempts", said) and "hidden" not in said
+        assert expired in said and "in 2 attempts" in said and "hidden" not in said  # it is asked for once more
     assert script("folder").main([str(tmp_path), "s3://shards/train", "--workers=1"]) == 2
     assert expired in capsys.readouterr().err
