@@ -232,7 +232,7 @@ def test_what_the_system_says_is_one_line(
     def fails(arguments: argparse.Namespace) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "shards_info", fails)
+    monkeypatch.setattr("ssamba.commands.shards.shards_info", fails)
     assert refused("shards", "info", "x") == said + "\n"
 
 

@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "protocols": {"build", "inference", *INFERENCE, *BUILD},
-    "cli": {"build", "protocols", "inference", "deploy", "tasks", *INFERENCE, *BUILD},
+    "commands": {"build", "protocols", "inference", "deploy", "tasks", *INFERENCE, *BUILD},
+    "cli": {"commands", "training", *LEAVES},
     "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
     "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
     "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
 # Room of ssamba/data -> the rooms that it may import, itself aside. What makes shards is for the command line and
 # data_prep alone.
 ROOMS: dict[str, set[str]] = {"data": {"shards"}, "shards": set(), "prepare": {"shards"}}
-MAY_PREPARE = {"cli"}
+MAY_PREPARE = {"commands"}
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}
 

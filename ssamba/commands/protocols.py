@@ -1,4 +1,4 @@
-"""The arguments of `ssamba probe` and `ssamba verify`, and their calls. Imports no torch until they are called."""
+"""`ssamba probe` and `ssamba verify`."""
 
 import argparse
 from pathlib import Path
@@ -61,8 +61,13 @@ def _add_rest(sub: argparse.ArgumentParser, out: str) -> None:
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
 
 
-def add_probe(commands: Any) -> None:
-    """Add the command to a parser's."""
+def add(commands: Any) -> None:
+    """Add the commands to a parser's."""
+    _add_probe(commands)
+    _add_verify(commands)
+
+
+def _add_probe(commands: Any) -> None:
     sub = commands.add_parser("probe", help=probe.__doc__, description=probe.__doc__, epilog=EPILOG,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add_argument(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
@@ -148,8 +153,7 @@ files of --out:
   report.html, report.md, verify.json, trials.csv (the score of each trial), error_rates.png."""
 
 
-def add_verify(commands: Any) -> None:
-    """Add the command to a parser's."""
+def _add_verify(commands: Any) -> None:
     sub = commands.add_parser("verify", help=verify.__doc__, description=verify.__doc__, epilog=VERIFY_EPILOG,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add_argument(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
