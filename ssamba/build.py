@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import numpy as np
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from ssamba.audio import LogMel, frames_in, samples_for
-from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
+from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe
+from ssamba.data.batches import Stage
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, ProbeShards, TrainingShards
 from ssamba.data.labels import (
     LabelCounts,
@@ -52,8 +53,7 @@ from ssamba.models.checkpoint import (
     read_config,
 )
 from ssamba.models.encoder import SIZES, AudioEncoder
-from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
-from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.ops.scan import resolve_backend
 from ssamba.training.callbacks import (
     OnlineProbe,
@@ -63,15 +63,19 @@ from ssamba.training.callbacks import (
     Throughput,
     TimeEstimate,
 )
-from ssamba.training.checkpoints import Checkpoints, Saved, check_fits, newest_checkpoint
+from ssamba.training.checkpoints import CheckpointFiles, Checkpoints, Saved
 from ssamba.training.common import OptimizerSettings
+from ssamba.training.distributed import make_strategy
 from ssamba.training.finetuning import Augmentation, FineTuning
 from ssamba.training.interruptions import Interruptions
+from ssamba.training.loggers import MetricsFile, quieten_lightning, wandb_logger
 from ssamba.training.pretraining import Pretraining
-from ssamba.training.runs import RunLock, check_run, make_trainer, open_run, provenance
+from ssamba.training.runs import RunTrainer
 from ssamba.training.sequences import CtcFineTuning, HopFineTuning
 
 log = logging.getLogger(__name__)
+
+AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe)
 
 _HEARD_CLIPS = 64
 _COUNTED_SAMPLES = 100_000  # whose labels are read in seconds
@@ -119,16 +123,21 @@ def _held(split: ShardSet | ShardList) -> dict[str, Any]:
 class Pretrainer:
     """All of a pretraining run, ready to fit."""
 
+    recipe: PretrainRecipe
+    """With nothing left open."""
     module: Pretraining
     data: ClipDataModule
     audio: AudioSettings
     shards: Shards
+    classifier: None = None
 
 
 @dataclass(frozen=True)
 class Finetuner:
     """All of a fine-tuning run, ready to fit."""
 
+    recipe: FinetuneRecipe
+    """With nothing left open."""
     module: FineTuning
     data: ClipDataModule
     audio: AudioSettings
@@ -167,11 +176,10 @@ def _check_rate(recipe: Recipe, option: str, shards: ShardSet) -> None:
 
 
 def build_encoder(recipe: Recipe) -> AudioEncoder:
-    """The recipe's encoder, from its pretrained weights if it names some."""
+    """The encoder of a settled recipe, from its pretrained weights if it names some."""
     model, audio = recipe.model, recipe.audio
     options = dict(SIZES[model.encoder][model.size])
-    settle_variant(recipe)
-    options |= {name: getattr(model, name) for name in _VARIANTS if name in options}
+    options |= {name: getattr(model, name) for name in VARIANTS if name in options}
     encoder = AudioEncoder(
         model.encoder, options, audio.num_mel_bins, audio.max_length, model.fshape, model.tshape,
         model.frequency_stride or model.fshape, model.time_stride or model.tshape, model.scan_backend,
@@ -182,16 +190,39 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
     return encoder
 
 
-_VARIANTS = {"residual": "plain", "scan_layout": "fo_bi"}
+VARIANTS = {"residual": "plain", "scan_layout": "fo_bi"}
+"""What a recipe may leave open of its encoder, and what that is then."""
 
 
-def settle_variant(recipe: Recipe) -> None:
-    """Write into a recipe what it leaves open of its encoder: the pretrained model's, else the default."""
-    model = recipe.model
+def settle(recipe: AnyRecipe, shards: Shards) -> AnyRecipe:
+    """The recipe with what it leaves open: of the encoder's variant and the statistics of spectrograms, the pretrained
+    model's; without one the default variant, and what is measured on the training shards.
+
+    Raises:
+        UserError: the pretrained model hears another sampling rate, or the recordings hold nothing but silence.
+    """
+    model, audio = recipe.model, recipe.audio
     config = read_config(model.pretrained) if model.pretrained else {}
-    for name, default in _VARIANTS.items():
-        if getattr(model, name) is None:
-            setattr(model, name, config.get(name, default))
+    open_ = {name: config.get(name, default) for name, default in VARIANTS.items() if getattr(model, name) is None}
+    if model.pretrained:
+        heard = read_audio_settings(model.pretrained)
+        if heard.sampling_rate != audio.sampling_rate:
+            raise UserError(
+                f"the pretrained model in {model.pretrained} hears {heard.sampling_rate} Hz; "
+                f"audio.sampling_rate is {audio.sampling_rate}"
+            )
+        if audio.mean is None:
+            audio = replace(audio, mean=heard.mean, std=heard.std)
+    train = shards.train
+    local = train.local if isinstance(train, ShardList) else all(shard.url is None for shard in train.shards)
+    if audio.mean is None or local:
+        data = ClipDataModule(build_clip_settings(recipe), train=build_training_shards(recipe, train))
+        # Where they are known, too, a few clips are heard: whether they say anything.
+        clips = _MEASURED_CLIPS if audio.mean is None else _HEARD_CLIPS
+        measured = measure_statistics(data.training_stream(), audio.num_mel_bins, _at_most(clips, train))
+        if audio.mean is None:
+            audio = replace(audio, mean=round(measured.mean, 4), std=round(measured.std, 4))
+    return replace(recipe, model=replace(model, **open_), audio=audio)
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -268,35 +299,12 @@ def build_training_shards(
     return TrainingShards(train, rows, sources, weights, balance)
 
 
-def build_audio(recipe: Recipe, shards: Shards) -> AudioSettings:
-    """The statistics that a recipe gives, else its pretrained model's, else measured on the training shards.
-
-    They are written into the recipe, so that the run's own recipe.yaml says them.
-    """
-    audio = recipe.audio
-    if recipe.model.pretrained:
-        heard = read_audio_settings(recipe.model.pretrained)
-        if heard.sampling_rate != audio.sampling_rate:
-            raise UserError(
-                f"the pretrained model in {recipe.model.pretrained} hears {heard.sampling_rate} Hz; "
-                f"audio.sampling_rate is {audio.sampling_rate}"
-            )
-        if audio.mean is None:
-            audio.mean, audio.std = heard.mean, heard.std
-    train = shards.train
-    local = train.local if isinstance(train, ShardList) else all(shard.url is None for shard in train.shards)
-    if audio.mean is None or local:
-        data = ClipDataModule(build_clip_settings(recipe), train=build_training_shards(recipe, train))
-        stream = data.training_stream()
-        # Where they are known, too, a few clips are heard: whether they say anything.
-        clips = _MEASURED_CLIPS if audio.mean is None else _HEARD_CLIPS
-        measured = measure_statistics(stream, audio.num_mel_bins, _at_most(clips, train))
-        if audio.mean is None:
-            audio.mean, audio.std = round(measured.mean, 4), round(measured.std, 4)
-    assert audio.std is not None
+def build_audio(recipe: Recipe) -> AudioSettings:
+    """What the model of a settled recipe hears."""
+    audio, short = recipe.audio, recipe.data.short
+    assert audio.mean is not None and audio.std is not None
     # Packed clips have no end to be filled.
-    short = "keep" if recipe.data.short == "pack" else recipe.data.short
-    return AudioSettings(audio.sampling_rate, audio.mean, audio.std, short)
+    return AudioSettings(audio.sampling_rate, audio.mean, audio.std, "keep" if short == "pack" else short)
 
 
 def _at_most(clips: int, train: ShardSet | ShardList) -> int:
@@ -304,11 +312,16 @@ def _at_most(clips: int, train: ShardSet | ShardList) -> int:
     return clips if isinstance(train, ShardList) else min(clips, train.samples)
 
 
-def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
-    """Everything that `recipe` says, checked against the machine and the data, before any long work."""
+def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pretrainer:
+    """Everything that `recipe` says, checked against the machine and the data, before any long work.
+
+    Args:
+        stages: of webdataset, through which every training clip passes.
+    """
     check_machine(recipe)
     shards, probe = build_shards(recipe), build_probe(recipe)
-    audio = build_audio(recipe, shards)
+    recipe = settle(recipe, shards)
+    audio = build_audio(recipe)
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     model = MaskedPatchModel(build_encoder(recipe))
@@ -320,8 +333,10 @@ def build_pretrainer(recipe: PretrainRecipe) -> Pretrainer:
     )  # fmt: skip
     _compile(recipe, module)
     train = build_training_shards(recipe, shards.train)
-    data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation, probe=probe)
-    return Pretrainer(module, data, audio, shards)
+    data = ClipDataModule(
+        build_clip_settings(recipe), train=train, validation=shards.validation, probe=probe, stages=stages
+    )
+    return Pretrainer(recipe, module, data, audio, shards)
 
 
 def build_probe(recipe: PretrainRecipe) -> ProbeShards | None:
@@ -469,15 +484,17 @@ def _check_heard(recipe: FinetuneRecipe, labels: Labels, split: str, counts: Lab
     raise UserError(f"{said}. Expected some of each in data.train{fraction}, or splits without these recordings")
 
 
-def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
-    """Everything that `recipe` says, checked against the machine and the data, before any long work."""
+def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Finetuner:
+    """Everything that `recipe` says, checked against the machine and the data, before any long work; see
+    `build_pretrainer`."""
     check_machine(recipe)
     shards = build_shards(recipe)
     labels = build_labels(recipe, shards)
     rows = build_rows(recipe, shards)
     counts = check_labels(recipe, shards, labels, rows)
     groups = build_groups(recipe, shards.test)
-    audio = build_audio(recipe, shards)
+    recipe = settle(recipe, shards)
+    audio = build_audio(recipe)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
     classifier = ClassifierSettings(
@@ -510,8 +527,9 @@ def build_finetuner(recipe: FinetuneRecipe) -> Finetuner:
     data = ClipDataModule(
         build_clip_settings(recipe), train=build_training_shards(recipe, shards.indexed, rows.get("train"), balance),
         validation=shards.validation, test=shards.test, labels=labels, mixup=mixup, rows=rows,
+        stages=stages,
     )  # fmt: skip
-    return Finetuner(module, data, audio, classifier, shards, groups)
+    return Finetuner(recipe, module, data, audio, classifier, shards, groups)
 
 
 def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
@@ -621,83 +639,25 @@ def _read_names(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe)
     return {row: (found[row][0], name) for row, name in names.items()}
 
 
-def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | None:
-    """The checkpoint to go on from, None for a new run; changes nothing on the disk.
-
-    By `resume` the run in run_dir goes on; if it is "auto", one that never came to a checkpoint is made again. The
-    statistics of the spectrograms that the recipe leaves open become the run's.
-
-    Raises:
-        UserError: nothing to go on from, a run that learns something else, or a run_dir that may not be taken.
-    """
-    if resume is None:
-        check_run(Path(recipe.run_dir), overwrite)
-        return None
-    if overwrite:
-        raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> RunTrainer:
+    """The recipe's trainer; its callbacks and loggers write into run_dir."""
     folder = Path(recipe.run_dir)
-    saved = newest_checkpoint(folder)
-    if saved is None:
-        if resume != "auto":
-            raise UserError(f"{folder} has no checkpoint to go on from; --resume auto starts a run that has none")
-        if (folder / RECORD_NAME).exists():
-            raise UserError(f"the run in {folder} is finished and its checkpoints are gone; --overwrite replaces it")
-        check_run(folder, overwrite=True)
-        return None
-    earlier = load_recipe(folder)
-    for name in _VARIANTS:
-        if getattr(recipe.model, name) is None:
-            setattr(recipe.model, name, getattr(earlier.model, name))
-    if recipe.audio.mean is None:
-        recipe.audio.mean, recipe.audio.std = earlier.audio.mean, earlier.audio.std
-    complaints = list(differences(earlier, recipe))
-    held = find_training(recipe).fingerprint
-    before = saved.run["record"]["data"]["train"]["fingerprint"]
-    if held != before:
-        complaints.append(f"data.train has fingerprint {held}; in the run it is {before}")
-    if recipe.trainer.max_steps < saved.step:
-        complaints.append(f"trainer.max_steps is {recipe.trainer.max_steps}; the run has {saved.step} behind it")
-    if complaints:
-        raise UserError(f"the run in {folder} cannot go on by this recipe:", *complaints)
-    return saved
-
-
-def is_finished(recipe: Recipe, start: Saved | None) -> bool:
-    """Whether the run that would go on from `start` has all its steps behind it, or was ended early by a patience that
-    is still the recipe's, and wrote what comes after them."""
-    path = Path(recipe.run_dir) / RECORD_NAME
-    if start is None or not path.exists():
-        return False
-    try:
-        steps = read_record(path)["steps"]
-    except UserError as error:
-        log.warning("%s; the run goes on from its checkpoint of step %d", error, start.step)
-        return False
-    patience = recipe.trainer.patience
-    early = patience is not None and start.run.get("stale", 0) >= patience
-    return bool(steps == start.step and (steps == recipe.trainer.max_steps or early))
-
-
-def build_trainer(
-    recipe: Recipe, data: ClipDataModule, skipped: SkippedSamples, start: Saved | None
-) -> tuple[lightning.Trainer, Checkpoints]:
-    """The recipe's trainer, its callbacks and loggers writing into run_dir, and the one of them that saves the run."""
-    folder = Path(recipe.run_dir)
+    settings = recipe.trainer
     validates = bool(recipe.data.validation)
-    trainer, settings = recipe.trainer, asdict(recipe.trainer)
     judges, probe = None, None
     if isinstance(recipe, FinetuneRecipe):
         monitor = {"bce": ("val/mAP", "max"), "ctc": ("val/CER", "min")}.get(recipe.task.loss, ("val/accuracy", "max"))
     else:
         monitor = ("val/loss", "min")
         if data.probe is not None:
-            probe = OnlineProbe(trainer.validate_every_steps * recipe.evaluation.every_validations)
+            probe = OnlineProbe(settings.validate_every_steps * recipe.evaluation.every_validations)
             if recipe.evaluation.best == "probe":
                 monitor, judges = ("probe/mAP" if data.probe.labels.several else "probe/accuracy", "max"), probe.is_due
     checkpoints = Checkpoints(
-        folder, trainer.steps_between_checkpoints, monitor if validates else None, trainer.patience,
-        trainer.average_checkpoints, judges,
+        folder, settings.steps_between_checkpoints, monitor if validates else None, settings.patience,
+        settings.average_checkpoints, judges,
     )  # fmt: skip
+    skipped = SkippedSamples()
     command = f"ssamba {recipe.task_type} {folder} --resume {folder}"
     callbacks: list[Callback] = [
         TimeEstimate(),
@@ -710,37 +670,37 @@ def build_trainer(
         callbacks.append(ReconstructionPictures(folder / "pictures"))
     if probe is not None:
         callbacks.append(probe)
-    for name in ("recompute", "compile", "checkpoint_every_steps", "patience", "average_checkpoints"):
-        del settings[name]  # the model's, and those of what saves the run
-    made = make_trainer(
-        folder, **settings, validates=validates, gradient_clip=recipe.optimizer.gradient_clip,
-        wandb_mode=recipe.wandb.mode, wandb_project=recipe.wandb.project,
-        wandb_id=start.run["wandb_id"] if start else None, checkpoints=checkpoints, callbacks=callbacks,
-    )  # fmt: skip
-    return made, checkpoints
-
-
-def start_run(
-    recipe: Recipe, built: Pretrainer | Finetuner, start: Saved | None, overwrite: bool, lock: RunLock
-) -> dict[str, Any]:
-    """Make the run folder, or take it over, with its resolved recipe; returns the first half of its run.json.
-
-    Raises:
-        UserError: the checkpoint to go on from is not this model's, or another process is at work in the folder.
-    """
-    folder = Path(recipe.run_dir)
-    if start is None:
-        open_run(folder, overwrite, lock)
-    else:
-        check_fits(start.path, built.module)
-    # The module does not know its rank before it is fitted, the launcher's environment does.
-    rank_zero_only(save_recipe)(recipe, folder / "recipe.yaml")
-    rank_zero_only((folder / RECORD_NAME).unlink)(missing_ok=True)  # a run that goes on is not finished
-    record = provenance(parameter_count(built.module.model), built.shards.fingerprints(), recipe.seed)
-    if start is None:
-        return {**record, "resumed": []}
-    again = {"step": start.step, **{name: record[name] for name in ("started", "command", "git_commit", "hardware")}}
-    return {**start.run["record"], "resumed": [*start.run["record"]["resumed"], again]}
+    loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
+    if recipe.wandb.mode != "off":
+        wandb_id = start.run["wandb_id"] if start else None
+        loggers.append(wandb_logger(folder, recipe.wandb.mode, recipe.wandb.project, wandb_id))
+    quieten_lightning()
+    trainer = lightning.Trainer(
+        default_root_dir=folder,
+        max_steps=settings.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        precision=settings.precision,  # type: ignore[arg-type]
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        accelerator=settings.accelerator,
+        strategy=make_strategy(settings.strategy, settings.ranks),
+        val_check_interval=settings.validate_every_steps * settings.accumulate if validates else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if validates else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(settings.log_every_steps, settings.max_steps),
+        gradient_clip_val=recipe.optimizer.gradient_clip or None,
+        logger=loggers,
+        callbacks=[*callbacks, checkpoints],
+        plugins=[CheckpointFiles()],
+        enable_model_summary=False,
+        deterministic="warn",
+        use_distributed_sampler=False,
+    )
+    # Lightning's own handlers act in the middle of a step, with a collective; `Interruptions` acts at its end.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return RunTrainer(trainer, checkpoints, skipped)
 
 
 @dataclass(frozen=True)
@@ -786,9 +746,10 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
     return ClassEvaluation(saved.model, _log_mel(recipe, saved.audio), stream, len(stream.order), names, groups)
 
 
-def build_baseline_streams(recipe: FinetuneRecipe, built: Finetuner) -> tuple[ClipStream, ClipStream]:
+def build_baseline_streams(built: Finetuner) -> tuple[ClipStream, ClipStream]:
     """The training and the test clips for a classifier without a network: as they are, short ones not filled up with
     themselves, and no more training clips than it needs."""
+    recipe = built.recipe
     settings = build_clip_settings(recipe)
     settings = replace(settings, rules=replace(settings.rules, short="pad"))
     train = built.shards.indexed

@@ -7,7 +7,6 @@ from typing import Any
 from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from ssamba.errors import UserError
 from ssamba.files import check_place
-from ssamba.launch import check_launch
 from ssamba.printable import printable
 from ssamba.values import add_argument, path, path_text, plain_text, whole_number
 
@@ -40,22 +39,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
     """Train an encoder on unlabelled clips; run_dir gets checkpoints, metrics, pictures and model/."""
     recipe = load_recipe(arguments.recipe, _overrides(arguments), "pretrain")
     assert isinstance(recipe, PretrainRecipe)
-    from ssamba.build import build_pretrainer, find_start
-    from ssamba.models.checkpoint import save_model
-    from ssamba.training.runs import RunLock
+    from ssamba import train
 
-    check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
-    folder = Path(recipe.run_dir)
-    check_place(folder)
-    with RunLock(folder) as lock:
-        start = find_start(recipe, arguments.resume, arguments.overwrite)
-        if _already_finished(recipe, start):
-            return
-        built = build_pretrainer(recipe)
-        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock)
-        if trainer.global_rank == 0:
-            save_model(folder / "model", built.module.model, built.audio, weights=weights)
-            _finish(folder, trainer, checkpoints, skipped, {}, {})
+    _print_run(train.pretrain(recipe, resume=arguments.resume, overwrite=arguments.overwrite), recipe)
 
 
 def finetune(arguments: argparse.Namespace) -> None:
@@ -64,24 +50,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     assert isinstance(recipe, FinetuneRecipe)
     if arguments.folds or arguments.seeds or arguments.cluster:
         return _finetune_members(recipe, arguments)
-    from ssamba.build import build_finetuner, find_start
-    from ssamba.models.checkpoint import save_model
-    from ssamba.protocols.finetuned import score_finetuned
-    from ssamba.training.runs import RunLock
+    from ssamba import train
 
-    check_launch(recipe.trainer.devices, recipe.trainer.num_nodes)
-    folder = Path(recipe.run_dir)
-    check_place(folder)
-    with RunLock(folder) as lock:
-        start = find_start(recipe, arguments.resume, arguments.overwrite)
-        if _already_finished(recipe, start):
-            return
-        built = build_finetuner(recipe)
-        trainer, checkpoints, weights, skipped = _train(recipe, built, start, arguments, lock)
-        if trainer.global_rank == 0:
-            save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
-            scores, more = score_finetuned(recipe, built, folder) if built.shards.test else ({}, {})
-            _finish(folder, trainer, checkpoints, skipped, scores, more)
+    _print_run(train.finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite), recipe)
 
 
 def _finetune_members(recipe: FinetuneRecipe, arguments: argparse.Namespace) -> None:
@@ -109,65 +80,20 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.overrides, *named]
 
 
-def _already_finished(recipe: Recipe, start: Any) -> bool:
-    from ssamba.build import is_finished
+def _print_run(run: Any, recipe: Recipe) -> None:
+    """What a finished run has to say, on the first rank."""
+    from ssamba.evaluation.report import exported_text, watched
 
-    if not is_finished(recipe, start):
-        return False
-    place = printable(recipe.run_dir)
-    early, larger = "", "trainer.max_steps"
-    if start.step < recipe.trainer.max_steps:
-        early, larger = f", after {start.run['stale']} validations without a better score", "trainer.patience"
-    print(f"the run in {place} is finished: {start.step} steps{early}. A larger {larger} goes on with it")
-    return True
-
-
-def _train(recipe: Recipe, built: Any, start: Any, arguments: argparse.Namespace,
-           lock: Any) -> tuple[Any, Any, Any, Any]:  # fmt: skip
-    """Make the run folder and train: the trainer, its checkpoints, the weights that are exported on the first rank, and
-    the samples that were skipped. From here on the ranks are by themselves."""
-    from ssamba.build import build_trainer, start_run
-    from ssamba.training.callbacks import SkippedSamples
-    from ssamba.training.distributed import part_at_exit
-    from ssamba.training.runs import fit
-
-    skipped = SkippedSamples()
-    trainer, checkpoints = build_trainer(recipe, built.data, skipped, start)
-    checkpoints.record = start_run(recipe, built, start, arguments.overwrite or arguments.resume is not None, lock)
-    fit(trainer, built.module, built.data, start and start.path, checkpoints)
-    weights, checkpoints.record["exported"] = checkpoints.trained_weights(trainer)
-    part_at_exit()
-    return trainer, checkpoints, weights, skipped
-
-
-def _finish(folder: Path, trainer: Any, checkpoints: Any, skipped: Any, scores: dict[str, Any],
-            more: dict[str, Any]) -> None:  # fmt: skip
-    """Write run.json, with `more` in it, the curves and the report, and print the scores."""
-    from ssamba.evaluation.pictures import draw_curves
-    from ssamba.evaluation.report import exported_text, watched, write_run_report
-    from ssamba.files import write_json
-    from ssamba.models.record import RECORD_NAME
-    from ssamba.training.runs import peak_memory_bytes
-
-    values = checkpoints.metrics
-    record = {
-        **checkpoints.record,
-        "steps": trainer.global_step,
-        "training_seconds": round(checkpoints.seconds, 1),
-        "stopped_early": checkpoints.stopped_early if trainer.global_step < trainer.max_steps else None,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "last_metrics": values,
-        "test": scores,
-        **more,
-        "skipped_samples": list(skipped.names),
-    }
-    draw_curves(folder / "pictures" / "curves.png", folder / "metrics.csv", folder.name)
-    write_run_report(folder, record)
-    write_json(folder / RECORD_NAME, record)
-    print(f"model: {exported_text(record['exported'])}")
-    _print_scores(scores or watched(values), folder)
-    if "baseline" in more:
-        for name, value in more["baseline"]["scores"].items():
+    place, record = printable(str(run.folder)), run.record
+    if not run.trained:
+        early, larger = "", "trainer.max_steps"
+        if record["steps"] < recipe.trainer.max_steps:
+            early, larger = f", after {run.stale} validations without a better score", "trainer.patience"
+        print(f"the run in {place} is finished: {record['steps']} steps{early}. A larger {larger} goes on with it")
+    elif record:
+        print(f"model: {exported_text(record['exported'])}")
+        _print_scores(record["test"] or watched(record["last_metrics"]), run.folder)
+        for name, value in record.get("baseline", {}).get("scores", {}).items():
             if name in ("accuracy", "mAP"):
                 print(f"log-mel baseline, {name}: {value:.4f}")
 

@@ -36,13 +36,14 @@ BASELINE = Path("test") / "baseline"
 """In a run folder: what the log-mel baseline says of the test clips."""
 
 
-def score_finetuned(recipe: FinetuneRecipe, built: Finetuner, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Score the saved model of a run on its test clips, into test/, and the baseline, into `BASELINE`.
 
     Returns:
         The scores, and what run.json says besides: under "baseline" what it is, its scores, and the run's difference
         from it; nothing where the recipe wants none.
     """
+    recipe = built.recipe
     # As it was saved, since the trained one may be spread over the ranks.
     model = load_model(folder, backend_here(recipe, scoring_device())).model
     assert isinstance(model, AudioClassifier)
@@ -55,9 +56,7 @@ def score_finetuned(recipe: FinetuneRecipe, built: Finetuner, folder: Path) -> t
     if recipe.evaluation.baseline == "none":
         return scores, {}
     hop, hop_frames = hop_seconds_of(model), recipe.hop_frames
-    learned, scored = (
-        read_statistics(one, built.module.log_mel, hop_frames) for one in build_baseline_streams(recipe, built)
-    )
+    learned, scored = (read_statistics(one, built.module.log_mel, hop_frames) for one in build_baseline_streams(built))
     groups = groups_of(learned.keys, read_training_groups(recipe, built.shards.indexed), hop)
     by_key = None if groups is None else dict(zip(learned.keys, groups, strict=True))
     baseline = choose_baseline(learned, scored, len(names), recipe.seed, by_key)

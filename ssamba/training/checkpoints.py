@@ -53,6 +53,11 @@ class Saved:
     step: int
     run: dict[str, Any]
 
+    @property
+    def stale(self) -> int:
+        """Validations since the best one."""
+        return int(self.run.get("stale", 0))
+
 
 @dataclass(frozen=True)
 class _Description:

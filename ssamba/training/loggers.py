@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,16 @@ def wandb_logger(run: Path, mode: str, project: str, wandb_id: str | None) -> Wa
                       settings={"init_timeout": _WANDB_SECONDS})  # fmt: skip
     except ModuleNotFoundError as error:
         raise UserError(f"wandb.mode is {mode!r}, but wandb is not installed: pip install 'ssamba[wandb]'") from error
+
+
+def quieten_lightning() -> None:
+    """Lightning says at every start which devices there are, and advertises: what matters of it is in run.json."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # What is logged without it is the same on every rank already.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    # A start late in a run has few batches left: that they are fewer than the steps between two logs means nothing.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # One that has all its steps behind it has none.
+    warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero")

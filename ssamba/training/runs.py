@@ -1,4 +1,4 @@
-"""A run's folder, its record and its trainer."""
+"""A run's folder and lock, what is at work in it, and its training."""
 
 import logging
 import platform
@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import traceback
-import warnings
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,15 +19,13 @@ import filelock
 import lightning
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 
 from ssamba.errors import Stopped, UserError
 from ssamba.launch import rank
 from ssamba.printable import masked
-from ssamba.training.checkpoints import CheckpointFiles, Checkpoints
-from ssamba.training.distributed import make_strategy, part_at_exit
-from ssamba.training.loggers import MetricsFile, wandb_logger
+from ssamba.training.callbacks import SkippedSamples
+from ssamba.training.checkpoints import Checkpoints
+from ssamba.training.distributed import part_at_exit
 
 LOCK = ".lock"
 """The file in a run folder that whoever writes there holds a lock on."""
@@ -124,11 +121,6 @@ def open_run(folder: Path, overwrite: bool, lock: RunLock) -> None:
             path.unlink()
 
 
-def provenance(parameters: int, data: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What a run must say of itself to be made again: command, versions, commit, hardware, size, data."""
-    return {**command_record(), "seed": seed, "parameters": parameters, "data": dict(data)}
-
-
 def command_record() -> dict[str, Any]:
     """What is at work here: command, time, commit, versions, hardware."""
     root = Path(__file__).resolve().parents[2]
@@ -167,51 +159,32 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def make_trainer(folder: Path, *, max_steps: int, accumulate: int, precision: str, devices: int, num_nodes: int,
-                 accelerator: str, strategy: str, validate_every_steps: int, validates: bool, log_every_steps: int,
-                 gradient_clip: float, wandb_mode: str, wandb_project: str, wandb_id: str | None,
-                 checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> lightning.Trainer:  # fmt: skip
-    """A Trainer that writes metrics.csv and, by `checkpoints`, checkpoints/ into the run's folder."""
-    # Lightning says at every start which devices there are, and advertises: what matters of it is in run.json.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # What is logged without it is the same on every rank already.
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    # A start late in a run has few batches left: that they are fewer than the steps between two logs means nothing.
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
-    # One that has all its steps behind it has none.
-    warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero")
-    loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
-    if wandb_mode != "off":
-        loggers.append(wandb_logger(folder, wandb_mode, wandb_project, wandb_id))
-    trainer = lightning.Trainer(
-        default_root_dir=folder, max_steps=max_steps, max_epochs=-1, accumulate_grad_batches=accumulate,
-        precision=precision, devices=devices, num_nodes=num_nodes, accelerator=accelerator,  # type: ignore[arg-type]
-        strategy=make_strategy(strategy, devices * num_nodes),
-        val_check_interval=validate_every_steps * accumulate if validates else None, check_val_every_n_epoch=None,
-        limit_val_batches=None if validates else 0, num_sanity_val_steps=0,
-        log_every_n_steps=min(log_every_steps, max_steps),
-        gradient_clip_val=gradient_clip or None, logger=loggers, callbacks=[*callbacks, checkpoints],
-        plugins=[CheckpointFiles()], enable_model_summary=False, deterministic="warn", use_distributed_sampler=False,
-    )  # fmt: skip
-    # Lightning's own handlers act in the middle of a step, with a collective; `Interruptions` acts at its end.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return trainer
+@dataclass(frozen=True)
+class RunTrainer:
+    """A trainer, and those of its callbacks that know what goes into the run's record."""
+
+    trainer: lightning.Trainer
+    checkpoints: Checkpoints
+    skipped: SkippedSamples
 
 
 # What Lightning and torch raise of a checkpoint with plain data in it that are not theirs.
 _NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError)
 
 
-def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule,
-        start: Path | None, checkpoints: Checkpoints) -> None:  # fmt: skip
+def fit(
+    training: RunTrainer,
+    module: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    start: Path | None,
+) -> None:
     """Train, from a checkpoint if there is one.
 
     Raises:
         UserError: a checkpoint that is not this run's, or a loader's worker was killed.
         Stopped: a signal asked for it.
     """
+    trainer = training.trainer
     try:
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
     except Stopped:
@@ -221,7 +194,7 @@ def fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: lig
         # Processes that Lightning started beside this one would wait for it.
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
-        if start is not None and not checkpoints.started and isinstance(error, _NOT_RESTORED):
+        if start is not None and not training.checkpoints.started and isinstance(error, _NOT_RESTORED):
             raise UserError(f"checkpoint {start} cannot be gone on from: {type(error).__name__}: {error}") from error
         if (lost := _lost_worker(error)) is None:
             raise

@@ -17,7 +17,6 @@ from ssamba.build import build_pretrainer, build_trainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.errors import UserError
-from ssamba.training.callbacks import SkippedSamples
 from ssamba.training.checkpoints import CheckpointFiles, newest_checkpoint, read_checkpoint
 from ssamba.training.loggers import MetricsFile
 
@@ -91,7 +90,8 @@ def test_a_best_of_a_future_that_did_not_happen_is_none(pretrained: Runs, copy_o
     for step in (4, 2):
         recipe = load_recipe(run, [f"run_dir={run}"])
         assert isinstance(recipe, PretrainRecipe)
-        trainer, checkpoints = build_trainer(recipe, build_pretrainer(recipe).data, SkippedSamples(), None)
+        made = build_trainer(recipe, build_pretrainer(recipe).data, None)
+        trainer, checkpoints = made.trainer, made.checkpoints
         content = read_checkpoint(run / "checkpoints" / f"step-{step:07d}.ckpt")
         checkpoints.on_load_checkpoint(trainer, None, content)
         assert content["run"]["best"] is not None

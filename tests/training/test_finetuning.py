@@ -142,12 +142,11 @@ def test_a_variant_that_is_left_open_is_the_pretrained_models(
         recipe = load_recipe(recipes["pretrain"], [*words, *asked])
         assert isinstance(recipe, PretrainRecipe)
         built = build_pretrainer(recipe)
-        assert getattr(recipe.model, name) == value == built.module.model.encoder.arguments["options"][name]
+        assert getattr(built.recipe.model, name) == value == built.module.model.encoder.arguments["options"][name]
         save_model(tmp_path / value, built.module.model, built.audio)
         tuned = load_recipe(recipes["finetune"], [*words, f"model.pretrained={tmp_path / value}"])
         assert isinstance(tuned, FinetuneRecipe)
-        build_finetuner(tuned)
-        assert getattr(tuned.model, name) == value
+        assert getattr(build_finetuner(tuned).recipe.model, name) == value
     other = load_recipe(recipes["finetune"], [*words, f"model.{name}={values[0]}",
                                               f"model.pretrained={tmp_path / values[1]}"])  # fmt: skip
     assert isinstance(other, FinetuneRecipe)

@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from ssamba.build import Pretrainer, build_pretrainer
+from ssamba import train
+from ssamba.build import build_pretrainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
+from ssamba.errors import Stopped
+from ssamba.train import Run
 from ssamba.training.callbacks import Throughput
 from ssamba.training.checkpoints import newest_checkpoint, read_checkpoint
 
@@ -113,9 +116,7 @@ def test_a_run_that_was_stopped_is_as_if_it_was_not(
     assert record["training_seconds"] >= saved.run["seconds"] > 0
 
 
-def test_stages_of_a_user_belong_to_a_run_that_goes_on(
-    recipes: Recipes, pretrained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_of_a_user_belong_to_a_run_that_goes_on(recipes: Recipes, pretrained: Runs, tmp_path: Path) -> None:
     """A filter of webdataset that draws at random, by the place: stopped, and gone on with other workers."""
     plain = (pretrained("ssast") / "model" / "model.safetensors").read_bytes()
     keys: list[str] = []
@@ -125,19 +126,18 @@ def test_stages_of_a_user_belong_to_a_run_that_goes_on(
         chance = np.random.default_rng([7, clip["__place__"]])
         return {**clip, "waveform": clip["waveform"].numpy() + chance.normal(0, 0.1, len(clip["waveform"]))}
 
-    def build(recipe: PretrainRecipe) -> Pretrainer:
-        built = build_pretrainer(recipe)
-        built.data.stages = [wds.map(noisy)]
-        return built
+    def pretrain(recipe: Path, *words: str, resume: str | None = None) -> Run:
+        loaded = load_recipe(recipe, words)
+        assert isinstance(loaded, PretrainRecipe)
+        return train.pretrain(loaded, resume=resume, stages=[wds.map(noisy)])
 
-    monkeypatch.setattr("ssamba.build.build_pretrainer", build)
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    command = ["pretrain", str(recipes["pretrain"]), "model.encoder=ssast"]
-    assert main([*command, f"run_dir={undisturbed}"]) == 0
+    pretrain(recipes["pretrain"], "model.encoder=ssast", f"run_dir={undisturbed}")
     heard, keys[:] = list(keys), []
-    with signalled(signal.SIGTERM, step=2):
-        assert main([*command, f"run_dir={run}"]) == 143
-    assert main(["pretrain", str(run), "--resume", str(run), "data.num_workers=2"]) == 0
+    with signalled(signal.SIGTERM, step=2), pytest.raises(Stopped) as stopped:
+        pretrain(recipes["pretrain"], "model.encoder=ssast", f"run_dir={run}")
+    assert stopped.value.status == 143
+    pretrain(run, "data.num_workers=2", resume=str(run))
     assert_same(run, undisturbed)
     assert len(heard) == 16 and keys[:8] == heard[:8]
     assert (run / "model" / "model.safetensors").read_bytes() != plain
