@@ -4,6 +4,7 @@ Nothing here imports torch, so that a mistake in a recipe is told at once.
 """
 
 import difflib
+import functools
 import glob
 import os
 import re
@@ -614,6 +615,13 @@ _RECIPES: dict[str, type[PretrainRecipe] | type[FinetuneRecipe]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
 }
+
+
+@functools.cache
+def recipe_keys(kind: str) -> frozenset[str]:
+    """All keys of a recipe, such as trainer.max_steps."""
+    schema = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(_RECIPES[kind])))
+    return frozenset(name for name, _ in _leaves(schema))
 
 
 def _strides(model: ModelConfig) -> list[tuple[str, int | None, int]]:

@@ -214,6 +214,8 @@ ALONE = {
     "ssamba/data/shards/transport.py:fetch": "a .part, opened by open_unlinked and locked, once it is as expected",
     "ssamba/data/prepare/fetch.py:_set_aside": "an archive that is wrong, as .bad",
     "ssamba/training/loggers.py:_append": "rows at the end of metrics.csv, cut off again if they do not fit",
+    "ssamba/protocols/processes.py:make_run": "what a run says, at the end of its log",
+    "ssamba/protocols/processes.py:only_runs_below": "a file to be locked, without content",
     "ssamba/cli.py:main": "/dev/null in the place of a stderr that is closed",
     "ssamba/evaluation/efficiency.py:peak_memory": "a switch of the kernel's, no file",
 }

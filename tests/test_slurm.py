@@ -75,3 +75,29 @@ def test_what_slurm_is_asked_for() -> None:
 def test_without_a_recipe_it_says_so(script: str) -> None:
     done = subprocess.run(["bash", str(SLURM / script)], capture_output=True, text=True)
     assert done.returncode and "which recipe?" in done.stderr
+
+
+def test_a_sweep_is_arrays_one_after_another(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs"
+    (run_dir / "recipes").mkdir(parents=True)
+    for stage, points in (("pretrain", 3), ("finetune", 6)):
+        (run_dir / "recipes" / f"{stage}.txt").write_text("".join(f"{stage}-{i}.yaml\n" for i in range(points)))
+    log = tmp_path / "said"
+    # Each call is kept, and sbatch answers with the number of its job.
+    for name, answer in (("ssamba", ""), ("sbatch", f"wc -l < {log}")):
+        words = f"import json, sys; print(json.dumps(['{name}', *sys.argv[1:]]))"
+        (tmp_path / name).write_text(f'#!/bin/sh\n{sys.executable} -c "{words}" "$@" >> {log}\n{answer}\n')
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(SLURM / "sweep.sh"), "sweep.yaml", str(run_dir), "--gres=gpu:1"]
+    subprocess.run(command, env=path, check=True, capture_output=True)
+    prepare, *arrays, compare = map(json.loads, log.read_text().splitlines())
+    assert prepare == ["ssamba", "sweep", "sweep.yaml", "--prepare", "--resume", "auto"]
+    assert ["--array=0-2" in arrays[0], "--array=0-5" in arrays[1]] == [True, True]
+    assert all({"--gres=gpu:1", "--signal=USR1@120", "--requeue"} <= {*array} for array in arrays)
+    assert "--dependency=afterany:2" in arrays[1] and "--dependency=afterany:3" in compare
+    assert compare[-1] == "ssamba sweep 'sweep.yaml' --resume auto"
+    # The last point of the second array, as a node would run it.
+    job = arrays[1][-1].removeprefix("srun ")
+    subprocess.run(["bash", "-c", job], env=path | {"SLURM_ARRAY_TASK_ID": "5"}, check=True)
+    assert json.loads(log.read_text().splitlines()[-1]) == ["ssamba", "finetune", "finetune-5.yaml", "--resume", "auto"]

@@ -2,10 +2,6 @@
 
 import dataclasses
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -15,7 +11,7 @@ from typing import Any, NamedTuple
 from ssamba.build import build_groups, build_labels, build_rows, build_shards, check_labels, read_folds
 from ssamba.config import FinetuneRecipe, save_recipe
 from ssamba.data.labels import all_folds
-from ssamba.errors import Stopped, UserError
+from ssamba.errors import UserError
 from ssamba.evaluation.intervals import Scored
 from ssamba.evaluation.pages import Section, Table, Text, write_report
 from ssamba.evaluation.report import fact_rows, recipe_section
@@ -24,13 +20,12 @@ from ssamba.files import check_place, write_json
 from ssamba.jobs import cluster, run_jobs
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.protocols.finetuned import BASELINE
+from ssamba.protocols.processes import Work, make_run, only_runs_below, signals_handed_on, stopped, was_stopped
 from ssamba.protocols.summary import Member, Rows, member_folder, member_rows, summarise, summary_rows
 from ssamba.training.runs import command_record
 
 MEMBERS_NAME = "members.json"
 """In run_dir: the folders of the runs, their folds and seeds, and in the end their mean scores."""
-
-_PROGRAM = "import sys; sys.argv[0] = 'ssamba'; from ssamba.cli import run; run()"
 
 
 class Run(NamedTuple):
@@ -90,10 +85,10 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
     content = {**command_record(), "runs": [run._asdict() for run in runs]}
     write_json(root / MEMBERS_NAME, content)
     again = f"ssamba finetune ... run_dir={root} --resume auto goes on with the runs that are left"
-    with _executor(address) as executor:
+    with _executor(address) as executor, only_runs_below(root), signals_handed_on():
         for run, status in run_jobs(train_run, runs, executor):
-            if status >= 128 or status < 0:
-                raise Stopped(status if status > 0 else 128 - status, f"the run in {run.folder} was stopped; {again}")
+            if was_stopped(status):
+                raise stopped(status, f"the run in {run.folder} was stopped; {again}")
             if status:
                 raise UserError(f"the run in {run.folder} failed, as it says above; {again}")
     return _collected(root, runs, groups, content, None if recipe.hop_frames is None else recipe.hop_frames / 100)
@@ -132,28 +127,7 @@ def _executor(address: str | None) -> Iterator[Executor | None]:
 
 def train_run(run: Run) -> int:
     """Make a run by a process of its own, or go on with it; the status that it ends with."""
-    child = subprocess.Popen([sys.executable, "-c", _PROGRAM, "finetune", run.recipe, "--resume", "auto"])
-    with _signals_for(child):
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:  # the run has it too, and ends in order
-                continue
-
-
-@contextmanager
-def _signals_for(child: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """What asks this process to end is handed on to the run."""
-    if threading.current_thread() is not threading.main_thread():  # a cluster's worker, which has its own ways
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda asked, _: child.send_signal(asked)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return make_run(Work("finetune", run.recipe))
 
 
 def _collected(

@@ -15,7 +15,7 @@ import yaml
 
 from ssamba.cli import main
 from ssamba.evaluation.scores import read_scores
-from ssamba.protocols import many
+from ssamba.protocols import many, processes
 from ssamba.protocols.many import Run
 
 Runs = Callable[[str], Path]
@@ -143,8 +143,9 @@ def test_a_run_is_a_process_of_its_own_that_is_told_to_end(tmp_path: Path, monke
     (tmp_path / "no.yaml").write_text("")
     assert many.train_run(Run(str(tmp_path / "no.yaml"), str(tmp_path), "", 0)) == 2
     program = "import os, signal, sys; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
-    monkeypatch.setattr(many, "_PROGRAM", program)
-    assert many.train_run(Run("", "", "", 0)) == -signal.SIGTERM
+    monkeypatch.setattr(processes, "_PROGRAM", program)
+    with processes.signals_handed_on():
+        assert many.train_run(Run("", "", "", 0)) == -signal.SIGTERM
 
 
 def test_a_cluster_makes_the_runs(
