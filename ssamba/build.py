@@ -195,20 +195,31 @@ VARIANTS = {"residual": "plain", "scan_layout": "fo_bi"}
 
 
 def settle(recipe: AnyRecipe, shards: Shards) -> AnyRecipe:
-    """The recipe with what it leaves open: of the encoder's variant and the statistics of spectrograms, the pretrained
-    model's; without one the default variant, and what is measured on the training shards.
+    """The recipe with what it leaves open: the variant of its encoder, and the statistics of its spectrograms."""
+    return settle_statistics(settle_variant(recipe), shards)
+
+
+def settle_variant(recipe: AnyRecipe) -> AnyRecipe:
+    """With the encoder's variant: the pretrained model's, else the default."""
+    model = recipe.model
+    config = read_config(model.pretrained) if model.pretrained else {}
+    left = {name: config.get(name, default) for name, default in VARIANTS.items() if getattr(model, name) is None}
+    return replace(recipe, model=replace(model, **left))
+
+
+def settle_statistics(recipe: AnyRecipe, shards: Shards) -> AnyRecipe:
+    """With the mean and the standard deviation of its spectrograms: the pretrained model's, else those measured on the
+    training shards.
 
     Raises:
-        UserError: the pretrained model hears another sampling rate, or the recordings hold nothing but silence.
+        UserError: the pretrained model hears another sampling rate, or the recordings say nothing.
     """
-    model, audio = recipe.model, recipe.audio
-    config = read_config(model.pretrained) if model.pretrained else {}
-    open_ = {name: config.get(name, default) for name, default in VARIANTS.items() if getattr(model, name) is None}
-    if model.pretrained:
-        heard = read_audio_settings(model.pretrained)
+    audio, pretrained = recipe.audio, recipe.model.pretrained
+    if pretrained:
+        heard = read_audio_settings(pretrained)
         if heard.sampling_rate != audio.sampling_rate:
             raise UserError(
-                f"the pretrained model in {model.pretrained} hears {heard.sampling_rate} Hz; "
+                f"the pretrained model in {pretrained} hears {heard.sampling_rate} Hz; "
                 f"audio.sampling_rate is {audio.sampling_rate}"
             )
         if audio.mean is None:
@@ -222,7 +233,7 @@ def settle(recipe: AnyRecipe, shards: Shards) -> AnyRecipe:
         measured = measure_statistics(data.training_stream(), audio.num_mel_bins, _at_most(clips, train))
         if audio.mean is None:
             audio = replace(audio, mean=round(measured.mean, 4), std=round(measured.std, 4))
-    return replace(recipe, model=replace(model, **open_), audio=audio)
+    return replace(recipe, audio=audio)
 
 
 def check_machine(recipe: Recipe) -> None:

@@ -166,8 +166,8 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
 def _as_begun(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with what it leaves open as the run in its run_dir has it."""
     earlier = load_recipe(recipe.run_dir)
-    open_ = [name for name in VARIANTS if getattr(recipe.model, name) is None]
-    model = replace(recipe.model, **{name: getattr(earlier.model, name) for name in open_})
+    left = [name for name in VARIANTS if getattr(recipe.model, name) is None]
+    model = replace(recipe.model, **{name: getattr(earlier.model, name) for name in left})
     audio = recipe.audio
     if audio.mean is None:
         audio = replace(audio, mean=earlier.audio.mean, std=earlier.audio.std)

@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssamba.build import build_encoder
+from ssamba.build import build_encoder, settle_variant
 from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 KINDS = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
-each_recipe = pytest.mark.parametrize(
-    "path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES))
-)
+PATHS = [path for kind in KINDS for path in sorted((RECIPES / kind).glob("*.yaml"))]
+each_recipe = pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(RECIPES)))
 
 PRETRAINED = [path for path in sorted((RECIPES / "finetune").glob("*.yaml")) if load_recipe(path).model.pretrained]
 # The classes and frames of AuM's base models from scratch, and their millions of parameters.
@@ -41,7 +40,7 @@ def test_it_is_of_its_folders_kind(path: Path) -> None:
 def test_one_word_changes_its_encoder(path: Path, encoder: str) -> None:
     recipe = load_recipe(path, ["model.pretrained=null", f"model.encoder={encoder}"])
     with torch.device("meta"):
-        built = build_encoder(recipe)
+        built = build_encoder(settle_variant(recipe))
         model = AudioClassifier(built, 2, "mean") if recipe.task_type == "finetune" else MaskedPatchModel(built)
     assert built.arguments["encoder"] == encoder
     audio, patch = recipe.audio, recipe.model
@@ -61,7 +60,7 @@ def test_aum_from_scratch_is_what_its_authors_publish(name: str, classes: int, f
     assert isinstance(recipe, FinetuneRecipe) and recipe.model.pretrained is None
     assert (recipe.model.encoder, recipe.audio.max_length) == ("aum", frames)
     with torch.device("meta"):
-        encoder = build_encoder(recipe)
+        encoder = build_encoder(settle_variant(recipe))
         model = AudioClassifier(encoder, classes, recipe.task.pooling, recipe.task.head_norm)
     assert encoder.arguments["options"]["scan_layout"] == "fo_bi"
     # Theirs have no mask token.
