@@ -1,9 +1,11 @@
 """A corpus of synthetic recordings, recipes small enough for seconds, and runs that several tests read."""
 
+import asyncio
 import hashlib
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,11 +20,13 @@ import shallow  # noqa: F401
 import soundfile
 import torch
 import yaml
+from buckets import Bucket
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from ssamba.cli import main
 from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.shards import transport
 from ssamba.evaluation import pictures
 from ssamba.files import made_folder, written_beside
 
@@ -193,6 +197,35 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
     """A folder that several tests share -> a copy that a test may change."""
     return lambda folder: shutil.copytree(folder, tmp_path / "copies" / folder.name)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Bucket]:
+    """A server that speaks S3."""
+    for name in ("s3fs", "moto.server", "boto3"):
+        pytest.importorskip(name, reason="the extra s3, or moto, which is the server, is not installed")
+    bucket = Bucket()
+    thread = threading.Thread(target=bucket.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield bucket
+    bucket.server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def bucket(s3_server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The server's bucket, empty, where the drivers find it and credentials for it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server.url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1", "NO_PROXY": "127.0.0.1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    # Between two attempts neither we wait nor the driver.
+    sleep = asyncio.sleep
+    monkeypatch.setattr(transport, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds, *result: sleep(0, *result))
+    s3_server.clear()
+    return s3_server
 
 
 @pytest.fixture
