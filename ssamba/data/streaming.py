@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import fsspec
 import numpy as np
 import torch
 import torch.utils.data
@@ -32,7 +31,7 @@ from ssamba.data.batches import Batch, Row, Rows, Sample, Tally, batched
 from ssamba.data.order import ClipRules, hashed, permutation
 from ssamba.data.shards.descriptions import parse_description
 from ssamba.data.shards.stores import check_driver
-from ssamba.data.shards.transport import listed_folder, remote_files
+from ssamba.data.shards.transport import listed_folder, opened, remote_files
 from ssamba.data.shards.urls import expand_braces, expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import BadAudio, UserError
 from ssamba.printable import LEFT_OUT, masked
@@ -111,12 +110,9 @@ def _remote(source: str) -> list[str]:
     return urls
 
 
-def _by_driver(url: str, mode: str, bufsize: int, **_: Any) -> Any:
-    """How webdataset opens what a driver of fsspec reads."""
-    try:
-        return fsspec.open(url, mode).open()
-    except Exception as error:  # each driver has errors of its own
-        raise OSError(str(error)) from error
+def _opened(url: str, mode: str, bufsize: int, **_: Any) -> Any:
+    """How webdataset opens what is no command."""
+    return opened(url)
 
 
 def _local(source: str) -> list[str]:
@@ -229,9 +225,8 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
     def run(self) -> Iterator[Sample]:
         worker, workers = self.worker()
         self.tally = Turns(self.max_bad_fraction)
-        for url in filter(is_remote, self.shards.urls):
-            if is_by_driver(url):
-                wds.gopen_schemes[url.partition(":")[0]] = _by_driver
+        schemes = {url.partition(":")[0] for url in self.shards.urls if is_remote(url)}
+        wds.gopen_schemes.update(dict.fromkeys(schemes - {"pipe"}, _opened))
         consumer = self.rank * workers + worker
         held = -(-self.rules.mixed // workers)
         chance = random.Random(f"buffer/{self.rules.seed}/{self.first}/{consumer}")
@@ -259,6 +254,9 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
                         raise UserError(f"{MOST_IN_VAIN} samples one after another gave no clip; the last: in {place}")
                     self.tally.in_vain += 1
                     yield self._kept(sample, turn, read - 1)
+            except UserError as error:
+                # webdataset adds the open file to what is said.
+                raise UserError(str(error.args[0]).partition(" @ ")[0]) from error
             except _BROKEN as error:
                 said = getattr(error, "strerror", None) or str(error.args[0] if error.args else type(error).__name__)
                 said = said.partition(" @ ")[0]  # webdataset adds the file's address

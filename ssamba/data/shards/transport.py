@@ -110,6 +110,14 @@ def read(url: str, most_bytes: int) -> bytes:
     return content.getvalue()
 
 
+def opened(url: str) -> io.BufferedReader:
+    """A file that is read once, from front to back, over as many connections as that takes.
+
+    Reading it raises UserError after the last attempt, or if the file changes meanwhile, where that is known.
+    """
+    return io.BufferedReader(_Stream(url), _CHUNK)
+
+
 def read_if_there(url: str, most_bytes: int) -> bytes | None:
     """As `read`, of a url that a driver reads; None if there is no such file."""
     return read(url, most_bytes) if bytes_of(url) is not None else None
@@ -325,6 +333,47 @@ def _attempt(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | Non
         if digest != expected.sha256:
             _cut(into, 0)
             raise Wrong(f"its sha256 is {digest}; the index expects {expected.sha256}")
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, url: str) -> None:
+        self._url, self._position, self._left = url, 0, b""
+        self._coming: Generator[Piece] | None = None
+        self._whole: int | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._left = self._left or _attempted(self._url, "read", self._next, lambda: self._position)
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _next(self) -> bytes:
+        """What comes next; nothing at the end."""
+        self._coming = self._coming or _pieces(self._url, self._position)
+        try:
+            for position, content, whole in self._coming:
+                self._whole = self._whole or whole
+                if whole not in (None, self._whole) or (not content and position < self._position):
+                    break
+                # Of what is sent again, the rest.
+                if new := content[self._position - position :]:
+                    self._position += len(new)
+                    return new
+            else:
+                if self._whole in (None, self._position):
+                    return b""
+            raise UserError(f"{masked(self._url)} changed while it was read")
+        except Failed:
+            self._coming = None
+            raise
+
+    def close(self) -> None:
+        if self._coming is not None:
+            self._coming.close()
+        super().close()
 
 
 def _cut(into: _Content, end: int) -> int:

@@ -31,7 +31,7 @@ from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards import remote, stores, transport
 from ssamba.data.shards.index import ShardSet, default_cache, find_shards
 from ssamba.data.shards.remote import ShardCache
-from ssamba.data.shards.transport import Expected, fetch
+from ssamba.data.shards.transport import Expected, fetch, opened
 from ssamba.data.shards.urls import expand_remote, file_name, renamed
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
@@ -386,6 +386,20 @@ def test_what_a_server_does_for_good(
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * (attempts - 1)
     assert caplog.records[0].getMessage().startswith(f"{url}: attempt 1 of 5: ")
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("faults", [[], ["cut", "500", "cut"], ["cut", "no ranges"], ["no ranges"], ["404", "cut"]])
+def test_a_file_that_is_read_from_front_to_back(made: Path, server: Server, faults: list[str]) -> None:
+    server.faults["000000.tar"] = list(faults)
+    with opened(f"{server.url}000000.tar") as file:
+        parts = iter(lambda: file.read(5000), b"")
+        assert b"".join(parts) == (made / "000000.tar").read_bytes()
+    assert not server.faults["000000.tar"]
+    server.faults["000000.tar"] = ["cut", "404", "404"]
+    with opened(f"{server.url}000000.tar") as file, pytest.raises(
+        UserError, match="000000.tar could not be read in 3 attempts; the last: HTTP 404 Not Found$"
+    ):
+        file.read()
 
 
 def test_no_server(made: Path, server: Server, cache: Path) -> None:

@@ -1,19 +1,24 @@
 """A server that speaks S3: shards are made into a bucket, indexed there, trained from, and gone on with."""
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
-from buckets import Bucket, below
+import webdataset as wds
+from buckets import BUSY, LOST, Bucket, below
 from layouts import script
 from safetensors.torch import load_file
 
 from ssamba.cli import main
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
-from ssamba.data.shards import transport
+from ssamba.data.shards import stores, transport
 from ssamba.data.shards.index import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
@@ -120,3 +125,53 @@ def test_credentials_that_expired(
         assert expired in said and "in 2 attempts" in said and "hidden" not in said  # it is asked for once more
     assert script("folder").main([str(tmp_path), "s3://shards/train", "--workers=1"]) == 2
     assert expired in capsys.readouterr().err
+
+
+def test_a_strangers_shards_are_streamed_and_indexed_there(
+    bucket: Bucket, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Shards of another program, in the bucket alone: trained from and gone on with, one request in five failing; then
+    given an index, which is checked there."""
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        with wds.TarWriter(str(tmp_path / f"{shard}.tar")) as writer:
+            for number in range(shard, 9, 3):
+                wav = io.BytesIO()
+                soundfile.write(wav, rng.uniform(-0.5, 0.5, 8000), 16000, format="WAV")
+                writer.write({"__key__": f"s{number}", "wav": wav.getvalue(), "cls": number % 2})
+        bucket.client.upload_file(str(tmp_path / f"{shard}.tar"), "shards", f"theirs/train/{shard}.tar")
+    url, run, mine = "s3://shards/theirs/train", tmp_path / "run", dict(bucket.objects())
+    monkeypatch.setattr(stores, "_BLOCK", 20_000)  # several requests a shard
+    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", f"data.train={url}", "data.order=streaming",
+             "data.validation=null", "data.short=pad", "data.shuffle_buffer=4", "model.encoder=ssast",
+             "optimizer.schedule=constant", "data.num_workers=1", "audio.mean=-5", "audio.std=4", "--resume", "auto"]  # fmt: skip
+    bucket.fails, bucket.fault = 5, LOST  # which the driver does not try again
+    read = []
+    for steps in (2, 3):
+        bucket.asked.clear()
+        assert main([*words, f"trainer.max_steps={steps}"]) == 0, capsys.readouterr().err
+        read.append({name for name in bucket.asked if name.startswith("GET theirs")})
+    assert read[0] | read[1] == {f"GET theirs/train/{shard}.tar" for shard in range(3)}
+    saved = torch.load(run / "checkpoints" / "step-0000003.ckpt", weights_only=True)["ClipDataModule"]
+    assert saved["clips"] == 12 and len(json.loads((run / "run.json").read_text())["resumed"]) == 1
+    bucket.fails = 0
+    assert bucket.objects() == mine
+
+    bucket.fails, bucket.fault = 5, BUSY
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["shards", "index", url, "--workers=1", "--label", "kind=cls"]) == 0
+    assert "kind: 2 labels" in capsys.readouterr().out
+    bucket.fails = 0
+    assert set(bucket.objects()) - set(mine) == {f"theirs/train/{name}" for name in ("index.json", "samples.npy",
+                                                                                     "labels.jsonl")}  # fmt: skip
+    assert main(["shards", "verify", url, "--workers=1"]) == 0
+    assert main(["shards", "info", f"{url}/[12].tar"]) == 0
+    said = capsys.readouterr().out
+    assert "3 shards, 9 samples: all as their index says" in said and "2 shards, 6 samples" in said
+    broken = bytearray((tmp_path / "1.tar").read_bytes())
+    broken[-20_000] ^= 1
+    bucket.client.put_object(Bucket="shards", Key="theirs/train/1.tar", Body=bytes(broken))
+    shutil.rmtree(tmp_path / "cache")
+    assert main(["shards", "verify", url, "--workers=1"]) == 2
+    assert f"{url}/1.tar: it cannot be read: {url}/1.tar could not be fetched" in capsys.readouterr().err

@@ -277,6 +277,16 @@ def test_a_file_that_changes_while_it_is_read(
     assert not list(tmp_path.glob("cache/*.part"))
 
 
+def test_a_file_that_changes_while_it_is_streamed(
+    made: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_BLOCK", 1000)
+    url = f"{shelf(copy_of(made / 'train'))}/000000.tar"
+    Shelf.faults = [None, None, OSError("reset"), None, "changes"]
+    with transport.opened(url) as file, pytest.raises(UserError, match="000000.tar changed while it was read$"):
+        file.read()
+
+
 def test_a_shard_that_is_another_one_now(made: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = copy_of(made / "train")
     found = find_shards(shelf(folder), tmp_path / "cache")
