@@ -61,6 +61,8 @@ def truth(text: str) -> bool:
 
 def path_text(text: str) -> str:
     """A path, in which ~ and ~user at the beginning are home folders."""
+    if is_remote(text):
+        raise ValueError("expected a path on this machine, not a url or a command")
     path = pattern_text(text)
     if any(len(os.fsencode(name)) > _LONGEST_NAME for name in path.split("/")):
         raise ValueError(f"expected a path of names that have at most {_LONGEST_NAME} bytes each")

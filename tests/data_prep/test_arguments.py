@@ -107,6 +107,8 @@ def test_paths_that_are_none(refused: Callable[..., str]) -> None:
             said = refused(name, action, odd)
             assert " is " in said and "expected " in said and "\0" not in said
         assert "at most 255 bytes" in refused(name, action, "a/" + "b" * 256)
+        if action.dest != "out" or name == "synthesize":
+            assert "expected a path on this machine, not a url" in refused(name, action, "s3://bucket/folder")
 
 
 def test_a_place_that_cannot_be_written_is_told_before_work(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -1,8 +1,9 @@
 """Every script of data_prep writes to a url what it writes to a folder."""
 
-import dataclasses
+import hashlib
 import importlib
-from collections.abc import Callable
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -11,7 +12,6 @@ from buckets import Bucket, below
 from layouts import SCRIPTS, script
 from test_layouts import SETS, Nearly
 
-from ssamba.data.prepare.fetch import Archive
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.shards.index import find_shards
 from ssamba.data.shards.remote import ShardCache
@@ -68,3 +68,22 @@ def test_the_same_in_a_bucket_as_in_a_folder(
         found = find_shards(f"{there}/{split.name}", tmp_path / "cache")
         assert found.fingerprint == find_shards(str(split)).fingerprint
     assert verify_shards(found, progress=False, local=ShardCache(BIG).local) == []
+
+
+def test_an_archive_is_fetched_from_a_bucket(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And checked as any other; what it becomes goes back there."""
+    fsdd = script("fsdd")
+    layouts.fsdd(tmp_path / "packed" / fsdd.ARCHIVE.folder)
+    packed = Path(shutil.make_archive(str(tmp_path / "v1"), "zip", tmp_path / "packed"))
+    bucket.client.upload_file(str(packed), "shards", "archives/v1.zip")
+    digest = hashlib.md5(packed.read_bytes()).hexdigest()
+    words = [str(tmp_path / "in"), "s3://shards/fsdd", "--workers=1", "--fetch"]
+    fsdd.ARCHIVE = replace(fsdd.ARCHIVE, url="s3://shards/archives/v1.zip", checksum=f"md5:{'0' * 32}")
+    assert fsdd.main(words) == 2
+    assert f"has the md5 {digest}; expected 000" in capsys.readouterr().err
+    fsdd.ARCHIVE = replace(fsdd.ARCHIVE, checksum=f"md5:{digest}", bytes=packed.stat().st_size)
+    bucket.fails = 5
+    assert fsdd.main(words) == 0, capsys.readouterr().err
+    assert find_shards("s3://shards/fsdd/*", tmp_path / "cache").samples == 80

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from ssamba.data.shards.stores import check_driver
 from ssamba.data.shards.transport import Expected
 from ssamba.data.shards.transport import fetch as fetch_file
 from ssamba.errors import UserError
@@ -43,7 +44,7 @@ class Archive:
     """A public archive of a data set, or of a part of one."""
 
     url: str
-    """http, https or file; a .zip or a .tar.gz."""
+    """Of http(s), or such as a driver of fsspec reads; a .zip or a .tar.gz."""
     folder: str
     """What it becomes: a folder, perhaps within another, which is called in the archive as it is on the disk."""
     checksum: str | None = None
@@ -97,11 +98,10 @@ def download(archive: Archive, path: Path) -> None:
     What is cut off is gone on with, now or in another call, if the server can; otherwise it begins anew.
 
     Raises:
-        UserError: it cannot be had, its size or its checksum is wrong (what came is set aside as `NAME.bad`), there is
-            no space, or no such place to write.
+        UserError: there is no driver for its address, it cannot be had, its size or its checksum is wrong (what came is
+            set aside as `NAME.bad`), there is no space, or no such place to write.
     """
-    if urlsplit(archive.url).scheme not in ("http", "https", "file"):
-        raise UserError(f"{archive.url} cannot be fetched; expected an address with http, https or file")
+    check_driver(archive.url)
     try:
         if not path.exists():
             with progress_bar(archive.bytes, "B", path.name) as bar, _what_is_left(path):

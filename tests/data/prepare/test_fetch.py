@@ -306,8 +306,8 @@ def test_places_and_addresses_that_cannot_be(archive: Archive, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         download(archive, tmp_path / "file" / "data.tar.gz")
-    with pytest.raises(UserError, match="expected an address with http, https or file"):
-        download(Archive("ftp://127.0.0.1/data.zip", "data"), tmp_path / "data.zip")
+    with pytest.raises(UserError, match="'none://127.0.0.1/data.zip' is not read as it is; expected a path, http"):
+        download(Archive("none://127.0.0.1/data.zip", "data"), tmp_path / "data.zip")
 
 
 def test_a_file_of_this_machine(tmp_path: Path) -> None:

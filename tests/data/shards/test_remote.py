@@ -396,8 +396,9 @@ def test_a_file_that_is_read_from_front_to_back(made: Path, server: Server, faul
         assert b"".join(parts) == (made / "000000.tar").read_bytes()
     assert not server.faults["000000.tar"]
     server.faults["000000.tar"] = ["cut", "404", "404"]
-    with opened(f"{server.url}000000.tar") as file, pytest.raises(
-        UserError, match="000000.tar could not be read in 3 attempts; the last: HTTP 404 Not Found$"
+    with (
+        opened(f"{server.url}000000.tar") as file,
+        pytest.raises(UserError, match="000000.tar could not be read in 3 attempts; the last: HTTP 404 Not Found$"),
     ):
         file.read()
 

@@ -143,9 +143,9 @@ def test_a_strangers_shards_are_streamed_and_indexed_there(
         bucket.client.upload_file(str(tmp_path / f"{shard}.tar"), "shards", f"theirs/train/{shard}.tar")
     url, run, mine = "s3://shards/theirs/train", tmp_path / "run", dict(bucket.objects())
     monkeypatch.setattr(stores, "_BLOCK", 20_000)  # several requests a shard
-    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", f"data.train={url}", "data.order=streaming",
-             "data.validation=null", "data.short=pad", "data.shuffle_buffer=4", "model.encoder=ssast",
-             "optimizer.schedule=constant", "data.num_workers=1", "audio.mean=-5", "audio.std=4", "--resume", "auto"]  # fmt: skip
+    rest = "data.order=streaming data.validation=null data.short=pad data.shuffle_buffer=4 data.num_workers=1 "
+    rest += "model.encoder=ssast optimizer.schedule=constant audio.mean=-5 audio.std=4 --resume auto"
+    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", f"data.train={url}", *rest.split()]
     bucket.fails, bucket.fault = 5, LOST  # which the driver does not try again
     read = []
     for steps in (2, 3):
