@@ -51,8 +51,8 @@ def check_place(out: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{out} exists; expected a new folder: give another, or replace it with --overwrite")
-    for one in there:
-        split, _, name = one.url.removeprefix(f"{out}/").partition("/")
+    for file in there:
+        split, _, name = file.partition("/")
         if not split or "/" in name or not (name in (INDEX_NAME, SAMPLES_NAME) or name.endswith(".tar")):
             raise UserError(
                 f"{out} holds more than folders of shards, so it is not overwritten: give another, or remove it "

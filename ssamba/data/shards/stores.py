@@ -13,17 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
-from fsspec.spec import AbstractFileSystem
 
-from ssamba.data.shards.urls import is_by_driver
+from ssamba.data.shards.urls import has_wildcard, is_by_driver
 from ssamba.errors import UserError
 from ssamba.printable import masked
 
 STALL_SECONDS = 60.0  # without a byte or an answer: the attempt has failed
 
+# The stores of clouds, and what installs their drivers. A file appears there as a whole, once all of it is there;
+# elsewhere it is written beside and renamed.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
-# Where a file appears as a whole, once all of it is there; elsewhere it is written beside and renamed.
-_OBJECT_STORES = {*_EXTRAS, "hf"}
 _BLOCK = 1 << 23  # bytes that are asked for at a time
 _SLOWEST = 100_000  # bytes per second at which a file must go out
 _PASSING = {408, 425, 429}  # of the answers 4xx those that pass: timeout, too early, too many requests
@@ -86,11 +85,18 @@ def check_driver(url: str) -> None:
 
 
 def check_writable(url: str) -> None:
-    """UserError if nothing can be written to urls of that kind."""
+    """UserError if nothing can be written to such a url."""
     if not is_by_driver(url):
         raise UserError(
             f"{masked(url)!r} is only read; expected a folder, or a url that can be written to, such as s3://..."
         )
+    if url.startswith("hf://"):
+        raise UserError(
+            f"{masked(url)!r} is only read: the Hub takes few commits an hour, and each file would be one; write to a "
+            "folder, then: hf upload --repo-type dataset OWNER/NAME FOLDER"
+        )
+    if has_wildcard(url):  # drivers rename and remove all that it matches
+        raise UserError(f"{masked(url)!r} has a wildcard; expected a name without *, ? and [ to write to")
     check_driver(url)
 
 
@@ -113,7 +119,7 @@ class Store:
 
     def pieces(self, start: int) -> Generator[Piece]:
         """The bytes of a file from a position on; from 0 on and `Failed` if it changes meanwhile."""
-        version = self._call(self._files.info, self._path)
+        version = self._version()
         whole = int(version["size"] or 0)
         for position in range(start, whole, _BLOCK):
             end = min(position + _BLOCK, whole)
@@ -122,9 +128,14 @@ class Store:
                 raise Failed(f"asked for the bytes {position} to {end}, it gave {len(content)}")
             yield Piece(position, content, whole)
         self._files.invalidate_cache()
-        if self._call(self._files.info, self._path) != version:
+        if self._version() != version:
             yield Piece(0, b"", None)
             raise Failed("it changed while it was read")
+
+    def _version(self) -> dict[str, Any]:
+        """What is told of a file, but for when it was read last."""
+        told = self._call(self._files.info, self._path)
+        return {name: value for name, value in told.items() if "access" not in name}
 
     def bytes(self) -> int | None:
         """Of a file; None: there is none."""
@@ -138,10 +149,10 @@ class Store:
         found = self._call(self._files.ls, self._path, detail=True)
         return self._listed(one for one in found if one["name"].rstrip("/") != self._path.rstrip("/"))
 
-    def all_files(self) -> list[Listed]:
-        """The files below a folder; none where there is no such folder."""
+    def all_files(self) -> list[str]:
+        """The names of the files below a folder, relative to it; none where there is no such folder."""
         try:
-            return self._listed(self._call(self._files.find, self._path, detail=True).values())
+            return sorted(name[len(self._path) :].strip("/") for name in self._call(self._files.find, self._path))
         except Missing:
             return []
 
@@ -157,7 +168,8 @@ class Store:
     def put(self, path: Path) -> None:
         """Make a file of a local one: it has its name once it is whole."""
         seconds = STALL_SECONDS + path.stat().st_size / _SLOWEST
-        is_object = not _OBJECT_STORES.isdisjoint(_protocols(self._files))
+        protocol = self._files.protocol
+        is_object = not _EXTRAS.keys().isdisjoint([protocol] if isinstance(protocol, str) else protocol)
         place = self._path if is_object else f"{self._path}.ssamba-tmp"
         if not is_object:
             self._call(self._files.makedirs, self._path.rpartition("/")[0], exist_ok=True)
@@ -187,10 +199,6 @@ class Store:
 
     def _driver(self) -> str:
         return fsspec.get_filesystem_class(self.url.partition("://")[0]).__module__.partition(".")[0]
-
-
-def _protocols(files: AbstractFileSystem) -> tuple[str, ...]:
-    return (files.protocol,) if isinstance(files.protocol, str) else files.protocol
 
 
 def _outcome(error: Exception, driver: str) -> Failed:

@@ -128,8 +128,8 @@ def bytes_of(url: str) -> int | None:
     return _attempted(url, "looked for", lambda: Store(url).bytes())
 
 
-def files_below(url: str) -> list[Listed]:
-    """All files below a folder, by their names; none if there is no such folder."""
+def files_below(url: str) -> list[str]:
+    """The names of all files below a folder, relative to it; none if there is no such folder."""
     return _attempted(url, "listed", lambda: Store(url).all_files())
 
 

@@ -421,6 +421,15 @@ def test_where_nothing_can_be_written(
         transport.listed_folder(url)
 
 
+def test_the_hub_is_only_read(
+    hub: list[str], tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "each file would be one; write to a folder, then: hf upload --repo-type dataset OWNER/NAME FOLDER"
+    assert said in refused("shards", "index", "hf://datasets/us/noise@v1/train", "--overwrite")
+    assert script("folder").main([str(tmp_path), "hf://datasets/us/noise/train"]) == 2
+    assert said in capsys.readouterr().err and not hub
+
+
 # Shards that are put there
 
 
