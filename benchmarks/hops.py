@@ -31,7 +31,7 @@ import soundfile
 from ssamba.config import DataConfig
 from ssamba.data import pipeline
 from ssamba.data.labels import read_labels
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.evaluation.report import score_text
 from ssamba.evaluation.tables import markdown_table

@@ -46,7 +46,8 @@ from ssamba.audio import LogMel
 from ssamba.data import pipeline
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.writer import Recording, write_shards
-from ssamba.data.shards.index import ShardSet, find_shards, write_samples
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardSet, write_samples
 from ssamba.data.shards.reader import SampleReader
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream

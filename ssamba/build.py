@@ -34,11 +34,11 @@ from ssamba.data.labels import (
 )
 from ssamba.data.order import ClipRules, Numbers, Weights
 from ssamba.data.sequences import HopLabels, Transcripts, least_hops, read_texts, vocabulary
-from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.finding import ShardList, find_shards, list_shards
+from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.statistics import Statistics, measure_statistics
 from ssamba.data.stream import ClipStream
-from ssamba.data.streaming import ShardList, list_shards
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
 from ssamba.evaluation.scores import scoring_device

@@ -26,7 +26,7 @@ from torch import Tensor
 from ssamba import cli
 from ssamba.cli import main
 from ssamba.data.prepare.writer import Recording, write_shards
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
 from ssamba.program import load_program
 from ssamba.values import Argument, new_path, new_place, number, path, path_text, plain_text, whole_number

@@ -32,7 +32,7 @@ from ssamba.config import (
     load_recipe,
     save_recipe,
 )
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
 
 PRETRAIN: dict[str, Any] = {"task_type": "pretrain", "run_dir": "run", "data": {"train": "shards/train"}}

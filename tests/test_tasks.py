@@ -20,7 +20,7 @@ import torch
 
 from ssamba.cli import main
 from ssamba.config import ENCODERS, FinetuneRecipe, load_recipe
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.scores import read_scores
 from ssamba.protocols import many

@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
 
 def shards_info(arguments: argparse.Namespace) -> None:
     """Say what shards hold, from their index."""
-    from ssamba.data.shards.index import find_shards
+    from ssamba.data.shards.finding import find_shards
 
     held = find_shards(arguments.shards)
     print(f"{len(held.shards)} shards, {held.samples} samples, {held.seconds / 3600:.3f} h at {held.sampling_rate} Hz")
@@ -63,7 +63,7 @@ def shards_info(arguments: argparse.Namespace) -> None:
 def shards_verify(arguments: argparse.Namespace) -> None:
     """Read shards in full and compare them with their index: checksums, every sample's audio and JSON."""
     from ssamba.data.prepare.verification import verify_shards
-    from ssamba.data.shards.index import find_shards
+    from ssamba.data.shards.finding import find_shards
     from ssamba.data.shards.remote import ShardCache
 
     held = find_shards(arguments.shards)

@@ -19,10 +19,11 @@ from ssamba.data.batches import Batch, Stage
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules, Numbers, Weights
+from ssamba.data.shards.finding import ShardList
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import BatchStream, ClipStream, ShardStream
-from ssamba.data.streaming import Progress, ShardList
+from ssamba.data.streaming import Progress
 from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)

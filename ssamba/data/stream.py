@@ -13,9 +13,10 @@ from ssamba.data.indexed import IndexedClips, IndexedShards
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.finding import ShardList, find_shards, list_shards
+from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
-from ssamba.data.streaming import ShardList, StreamedClips, StreamedShards, list_shards
+from ssamba.data.streaming import StreamedClips, StreamedShards
 from ssamba.errors import UserError
 
 

@@ -7,18 +7,14 @@ that each has shards without end, and none waits for others whose shards are lon
 Shapes: B batch, S samples.
 """
 
-import glob
-import hashlib
 import itertools
 import logging
 import lzma
-import os
 import random
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -30,11 +26,10 @@ from ssamba.audio import samples_for
 from ssamba.data.batches import Batch, Row, Rows, Sample, Tally, batched
 from ssamba.data.order import ClipRules, hashed, permutation
 from ssamba.data.shards.descriptions import parse_description
-from ssamba.data.shards.stores import check_driver
-from ssamba.data.shards.transport import listed_folder, opened, remote_files
-from ssamba.data.shards.urls import expand_braces, expand_remote, has_wildcard, is_by_driver
+from ssamba.data.shards.finding import ShardList
+from ssamba.data.shards.transport import opened
 from ssamba.errors import BadAudio, UserError
-from ssamba.printable import LEFT_OUT, masked
+from ssamba.printable import masked
 from ssamba.recordings import ENDINGS, Waveform, read_crop
 from ssamba.values import is_remote
 
@@ -43,7 +38,6 @@ log = logging.getLogger(__name__)
 MOST_IN_VAIN = 10_000
 """Samples that give no clip, one after another, beside those in the shuffle buffer: more end the run."""
 
-_SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # What Python and webdataset raise of a shard that cannot be read, or not to its end.
 _BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 _MAX_SECONDS = 3600.0  # of a recording that is decoded whole
@@ -51,89 +45,9 @@ _MOST_SAMPLES = 1 << 31
 _AHEAD = 100  # samples in the shuffle buffer when the first comes out of it
 
 
-@dataclass(frozen=True)
-class ShardList:
-    """Shards of which nothing is known but where they are: absolute paths, urls and commands, in the recipe's order.
-
-    fingerprint: of their names, and of the sizes of those that lie here; sha256, in hex. local: all lie here.
-    """
-
-    urls: tuple[str, ...]
-    fingerprint: str
-    local: bool
-
-
-def list_shards(sources: str | Sequence[str]) -> ShardList:
-    """The shards that are meant; none is opened.
-
-    Args:
-        sources: each a folder (all shards in it), a shard, or a pattern of shards with wildcards or braces; the same at
-            a url that a driver of fsspec reads; or, with braces alone, the url of a shard at a web server, or `pipe:`
-            and a command that writes one.
-
-    Raises:
-        UserError: none are there, one is missing or given twice, they cannot be listed, or a driver is missing.
-    """
-    given = [sources] if isinstance(sources, str) else list(sources)
-    urls = [url for source in given for url in (_remote(source) if is_remote(source) else _local(source))]
-    if not urls:
-        raise UserError("no shards are given; expected a folder of shards, a .tar or a pattern of .tar files")
-    seen: set[str] = set()
-    for url in urls:
-        if url in seen:
-            raise UserError(f"{masked(url)} is given twice; expected each shard once")
-        seen.add(url)
-    lines = [masked(url) if is_remote(url) else f"{Path(url).name} {os.path.getsize(url)}" for url in urls]
-    fingerprint = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-    return ShardList(tuple(urls), fingerprint, not any(map(is_remote, urls)))
-
-
-def _remote(source: str) -> list[str]:
-    if LEFT_OUT in source:
-        expand_remote(source)  # which tells of it
-    check_driver(source)
-    urls: list[str] = []
-    for url in expand_braces(source, escape=False):
-        named = url.partition("?")[0].endswith(_SHARDS)
-        if has_wildcard(url):
-            found = [one for one in remote_files(url) if one.endswith(_SHARDS)]
-        elif is_by_driver(url) and not named:
-            found = [one.url for one in listed_folder(url) if one.name.endswith(_SHARDS)]
-        else:
-            found = [url] if named or url.startswith("pipe:") else []
-        if not found:
-            raise UserError(
-                f"{masked(url)!r} is no shard; without an index all are named, such as .../{{000000..000099}}.tar: "
-                f"expected {', '.join(_SHARDS)}, or where they can be listed their folder"
-            )
-        urls += found
-    return urls
-
-
 def _opened(url: str, mode: str, bufsize: int, **_: Any) -> Any:
     """How webdataset opens what is no command."""
     return opened(url)
-
-
-def _local(source: str) -> list[str]:
-    whole = os.path.abspath(os.path.expanduser(source))
-    # A name may hold the characters of a pattern.
-    patterns = [whole] if os.path.exists(whole) else expand_braces(whole)
-    found: list[str] = []
-    for pattern in patterns:
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        shards = [one for path in paths for one in (_shards_in(path) if os.path.isdir(path) else [path])]
-        if not shards:
-            raise UserError(f"{source!r}: {pattern} has no {', '.join(_SHARDS)}; expected shards, or their folder")
-        found += shards
-    return found
-
-
-def _shards_in(folder: str) -> list[str]:
-    try:
-        return sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(_SHARDS) and entry.is_file())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); expected a folder of shards") from error
 
 
 @dataclass

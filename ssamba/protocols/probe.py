@@ -14,7 +14,8 @@ from torch import Tensor
 from ssamba.build import fingerprints
 from ssamba.config import DataConfig
 from ssamba.data.labels import Labels, all_folds, in_fold
-from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import BASELINES

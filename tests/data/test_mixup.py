@@ -13,7 +13,7 @@ from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipRules
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.stream import ClipStream
 
 RULES = ClipRules(8000, "pad", mixed=30, seed=3)

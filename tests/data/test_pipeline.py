@@ -21,7 +21,7 @@ from ssamba.data.batches import Batch, Sample
 from ssamba.data.indexed import IndexedShards
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.indexing import index_folder
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 

@@ -22,7 +22,8 @@ from ssamba.data.batches import Batch
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, TrainingShards
 from ssamba.data.labels import Labels, read_labels, stratified_subset
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.shards.index import SAMPLE, ShardIndex, ShardInfo, ShardSet, find_shards, write_samples
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import SAMPLE, ShardIndex, ShardInfo, ShardSet, write_samples
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError

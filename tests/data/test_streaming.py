@@ -21,8 +21,9 @@ from ssamba.data import pipeline
 from ssamba.data.batches import Batch, Sample
 from ssamba.data.order import ClipRules
 from ssamba.data.prepare.indexing import index_folder
+from ssamba.data.shards.finding import list_shards
 from ssamba.data.stream import BatchStream, ShardStream
-from ssamba.data.streaming import Progress, list_shards
+from ssamba.data.streaming import Progress
 from ssamba.errors import UserError
 from ssamba.recordings import read_audio
 

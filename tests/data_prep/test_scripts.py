@@ -16,7 +16,8 @@ from layouts import COMMANDS, OTHERS, SCRIPTS, V2_ONLY, script, speech_commands,
 
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 
 
 def described(split: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from layouts import SCRIPTS, script
 from test_layouts import SETS, Nearly
 
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 
 BIG = 10**9

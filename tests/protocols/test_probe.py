@@ -15,7 +15,7 @@ import torch
 from ssamba.cli import main
 from ssamba.data.labels import Labels
 from ssamba.data.prepare.writer import Recording, write_shards
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.evaluation import probes
 from ssamba.evaluation.scores import read_scores

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ssamba.cli import main
 from ssamba.data.prepare.writer import Recording
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.evaluation.ridge import ridge_score
 from ssamba.hub import SsambaModel
 from ssamba.training.checkpoints import read_checkpoint

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ssamba.cli import main
 from ssamba.config import load_recipe
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
 from ssamba.training.runs import RunLock, check_run, open_run
 

@@ -5,14 +5,13 @@ says where in them each sample lies. All may lie elsewhere, too: at urls, or whe
 What is read comes from anybody: it is typed and bounded, and checked before anything is made of it.
 """
 
-import glob
 import hashlib
 import io
 import json
 import math
 import os
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.data.shards.descriptions import TEXT_LABEL
-from ssamba.data.shards.stores import check_driver
-from ssamba.data.shards.transport import Expected, fetch_into_cache, read, remote_files
-from ssamba.data.shards.urls import expand_braces, file_name, is_shard_name, renamed
+from ssamba.data.shards.urls import renamed
 from ssamba.errors import UserError
 from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, written_beside
 from ssamba.printable import masked, printable
-from ssamba.values import is_remote
 
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.npy"
@@ -43,9 +39,9 @@ Samples = npt.NDArray[np.void]
 SAMPLING_RATES = (100, 1_000_000)
 """The lowest and the highest in Hz that shards may have."""
 
-_MAKE_AGAIN = "make the shards again with their data_prep script"
-_EXPECTED = f"the {INDEX_NAME} of a writer: {_MAKE_AGAIN}, or `ssamba shards index --overwrite` for those of others"
-_MOST_BYTES = 1 << 26  # of an index.json: some 300,000 shards, or recordings that were skipped
+MAKE_AGAIN = "make the shards again with their data_prep script"
+_EXPECTED = f"the {INDEX_NAME} of a writer: {MAKE_AGAIN}, or `ssamba shards index --overwrite` for those of others"
+MOST_BYTES = 1 << 26  # of an index.json: some 300,000 shards, or recordings that were skipped
 _MOST_HEADER = 4096  # bytes, of samples.npy
 _MOST_NAME = 255  # bytes of a file's name
 _ROUNDING = 0.01  # s, by which the seconds of shards may differ from those of their samples
@@ -136,7 +132,7 @@ class ShardIndex:
             )
         if not path.is_file():
             raise UserError(_no_index(folder))
-        return cls.parse(read_bounded(path, _EXPECTED, _MOST_BYTES), path)
+        return cls.parse(read_bounded(path, _EXPECTED, MOST_BYTES), path)
 
     @classmethod
     def parse(cls, content: bytes, place: object) -> "ShardIndex":
@@ -159,17 +155,20 @@ class ShardIndex:
             raise UserError(f"{place} cannot be used: {problem}; expected {_EXPECTED}")
         return index
 
+    @property
+    def most_table_bytes(self) -> int:
+        """That samples.npy may have."""
+        return self.samples * SAMPLE.itemsize + _MOST_HEADER
+
     def read_samples(self, path: Path) -> Samples:
         """The table of the samples in a file: (samples,) of SAMPLE.
 
         Raises:
             UserError: there is none, or it is not the one that the index was written with.
         """
-        content = read_bounded(
-            path, f"the table of the samples: {_MAKE_AGAIN}", self.samples * SAMPLE.itemsize + _MOST_HEADER
-        )
+        content = read_bounded(path, f"the table of the samples: {MAKE_AGAIN}", self.most_table_bytes)
         if hashlib.sha256(content).hexdigest() != self.samples_sha256:
-            raise UserError(f"{path} is not what {INDEX_NAME} expects: copy both again, or {_MAKE_AGAIN}")
+            raise UserError(f"{path} is not what {INDEX_NAME} expects: copy both again, or {MAKE_AGAIN}")
         return _parse_samples(content, self.samples, path)
 
     def write(self, folder: Path) -> None:
@@ -211,7 +210,7 @@ def _contradiction(index: ShardIndex, written: _Head) -> str | None:
             return f"the shard {shard.name[:80]!r} is not the name of a .tar beside it"
     if len({shard.name for shard in index.shards}) < len(index.shards):
         return "it lists a shard twice"
-    if index.samples != written.samples or not _close(index.seconds, written.seconds):
+    if index.samples != written.samples or not same_seconds(index.seconds, written.seconds):
         return (
             f"its shards have {index.samples} samples and {index.seconds:.3f} s, and it says {written.samples} and "
             f"{written.seconds:.3f} s"
@@ -222,7 +221,8 @@ def _contradiction(index: ShardIndex, written: _Head) -> str | None:
     return None
 
 
-def _close(seconds: float, others: float) -> bool:
+def same_seconds(seconds: float, others: float) -> bool:
+    """Whether they differ by rounding alone."""
     return math.isclose(seconds, others, rel_tol=1e-6, abs_tol=_ROUNDING)
 
 
@@ -236,10 +236,10 @@ def _parse_samples(content: bytes, samples: int, place: Path) -> Samples:
         ]
         shape, _, dtype = read_header(stream, max_header_size=_MOST_HEADER)
     except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise UserError(f"{place} is no array of numpy; expected the table of the samples: {_MAKE_AGAIN}") from error
+        raise UserError(f"{place} is no array of numpy; expected the table of the samples: {MAKE_AGAIN}") from error
     rest = len(content) - stream.tell()
     if dtype != SAMPLE or shape != (samples,) or rest != samples * SAMPLE.itemsize:
-        raise UserError(f"{place} does not fit its {INDEX_NAME}, which has {samples} samples: {_MAKE_AGAIN}")
+        raise UserError(f"{place} does not fit its {INDEX_NAME}, which has {samples} samples: {MAKE_AGAIN}")
     return np.frombuffer(content, SAMPLE, samples, stream.tell())
 
 
@@ -335,67 +335,6 @@ class ShardSet:
         return names
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """A folder of shards, here or elsewhere, of which all or some are used."""
-
-    place: str
-    index: ShardIndex
-    samples: Path
-    """The table beside the index."""
-    shards: tuple[Shard, ...]
-    """All that the index lists; not known yet to be there."""
-
-
-def default_cache() -> Path:
-    """The folder for shards that lie elsewhere where no other is named: in XDG_CACHE_HOME, else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ssamba", "shards").expanduser()
-
-
-def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -> ShardSet:
-    """The shards that are meant, checked against their indexes by name and size alone: no shard is opened or fetched.
-
-    The index of a folder that lies elsewhere is fetched each time, its table where the cache does not have it.
-
-    Args:
-        sources: each a split's folder (all shards that its index lists), a .tar, or a pattern of those with
-            wildcards (*, ?, [...]) or braces ({000000..000009}). The index of a .tar is the one beside it. Or the same
-            at a url that a driver of fsspec reads, such as s3://BUCKET/FOLDER. Or, with braces alone:
-            http(s)://HOST/FOLDER/, http(s)://HOST/FOLDER/000000.tar, `pipe:COMMAND .../000000.tar`, a command of the
-            shell that writes that file to its stdout and, with the name changed, any other of its folder;
-            .../index.json stands for all shards.
-        cache: folder for what is fetched; None: `default_cache`.
-
-    Raises:
-        UserError: nothing is found, an index is missing or damaged, a shard is missing, truncated, empty, unlisted or
-            given twice, the sampling rates differ, a driver is missing, or an index cannot be fetched.
-    """
-    given = [sources] if isinstance(sources, str) else list(sources)
-    if not given:
-        raise UserError("no shards are given; expected a folder of shards, a .tar or a pattern of .tar files")
-    kept = Path(os.path.abspath(Path(cache).expanduser() if cache else default_cache()))
-    folders: dict[str, _Folder] = {}
-    shards: dict[Path, Shard] = {}
-    for source in filter(is_remote, given):
-        check_driver(source)
-    for source in given:
-        try:
-            named = list(_remote_shards(source, folders, kept) if is_remote(source) else _local_shards(source, folders))
-        except OSError as error:  # no permission, or a name that is too long
-            place = printable(str(error.filename or source))
-            raise UserError(f"{place[:1000]} cannot be read ({error.strerror}); expected a folder of shards") from error
-        for shard in named:
-            if shard.path in shards:
-                raise UserError(f"{shard.place} is given twice, again by {source!r}; expected each shard once")
-            shards[shard.path] = shard
-    rates = {folder.index.sampling_rate: place for place, folder in folders.items()}
-    if len(rates) > 1:
-        listed = ", ".join(f"{rate} Hz in {place}" for rate, place in sorted(rates.items()))
-        raise UserError(f"the shards have different sampling rates ({listed}); expected one: {_MAKE_AGAIN}")
-    indexes = {place: folder.index for place, folder in folders.items()}
-    return ShardSet(tuple(shards.values()), indexes, _table(shards, folders.values()))
-
-
 def _no_index(folder: Path) -> str:
     message = (
         f"{folder} has no {INDEX_NAME}; expected the one that data_prep's scripts (ssamba.data.prepare.writer) write"
@@ -403,147 +342,8 @@ def _no_index(folder: Path) -> str:
     splits = sorted(str(index.parent) for index in folder.glob(f"*/{INDEX_NAME}"))
     if splits:
         return f"{message}. Its folders have one: give {' or '.join(splits)}"
-    return f"{message}: {_MAKE_AGAIN}, or make one with `ssamba shards index` if another program wrote them"
+    return f"{message}: {MAKE_AGAIN}, or make one with `ssamba shards index` if another program wrote them"
 
 
 def _few(names: Sequence[str]) -> str:
     return f"{len(names)} names: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-
-
-def _expand(source: str) -> Iterator[Path]:
-    """The absolute paths of folders and .tar files that a source stands for; without a wildcard they may be missing."""
-    whole = os.path.abspath(os.path.expanduser(source))
-    if os.path.exists(whole):  # a name may hold the characters of a pattern
-        yield Path(whole)
-        return
-    for pattern in expand_braces(whole):
-        if not glob.has_magic(pattern):
-            yield Path(pattern)
-            continue
-        found = [path for path in sorted(glob.glob(pattern)) if path.endswith(".tar") or os.path.isdir(path)]
-        if not found:
-            raise UserError(f"{source!r} matches no .tar and no folder; expected a pattern of shards, or their folder")
-        yield from map(Path, found)
-
-
-def _local_shards(source: str, folders: dict[str, _Folder]) -> Iterator[Shard]:
-    """The shards that paths stand for; their folders are added to `folders`."""
-    for path in _expand(source):
-        single = path.suffix == ".tar" and not path.is_dir()
-        if single and not path.exists():
-            raise UserError(f"the shard {path} is missing; expected a file")
-        if not single and not path.is_dir():
-            raise UserError(
-                f"{path} is no folder and no .tar; expected a folder of shards, a .tar or a pattern of them"
-            )
-        folder = path.parent if single else path
-        if str(folder) not in folders:
-            index = ShardIndex.read(folder)
-            described = None
-            if said := index.descriptions:
-                described = Shard(folder / DESCRIPTIONS_NAME, said.info)
-                _check_size(described)
-            listed = tuple(Shard(folder / info.name, info, None, described) for info in index.shards)
-            folders[str(folder)] = _Folder(str(folder), index, folder / SAMPLES_NAME, listed)
-        yield from _named(folders[str(folder)], path.name if single else None)
-
-
-def _remote_shards(source: str, folders: dict[str, _Folder], cache: Path) -> Iterator[Shard]:
-    """The shards that urls or commands stand for; their folders are added to `folders`."""
-    for url in remote_files(source):
-        place, name = renamed(url, INDEX_NAME), file_name(url)
-        if place not in folders:
-            folders[place] = _fetched(place, cache)
-        yield from _named(folders[place], None if name == INDEX_NAME else name)
-
-
-def _fetched(place: str, cache: Path) -> _Folder:
-    """The folder whose index a url or a command gives. In the cache a file's name is the sha256 of its content: what is
-    there is right, and a new index finds what it has in common with the old one."""
-    try:
-        written = read(place, _MOST_BYTES)
-    except UserError as error:
-        raise UserError(f"{error}; expected the {INDEX_NAME} that a writer puts beside its shards") from error
-    index = ShardIndex.parse(written, place)
-    # These become parts of urls, of commands and of paths in the cache.
-    for name in (info.name for info in index.shards):
-        if not is_shard_name(name):
-            raise UserError(f"{place} lists {name!r}; expected a name of letters, digits, '.', '_', '-' and then .tar")
-    samples = cache / f"{index.samples_sha256}.npy"
-    most = index.samples * SAMPLE.itemsize + _MOST_HEADER
-    fetch_into_cache(renamed(place, SAMPLES_NAME), samples, Expected(None, most, index.samples_sha256))
-    described = None
-    if said := index.descriptions:
-        described = Shard(cache / f"{said.sha256}.jsonl", said.info, renamed(place, DESCRIPTIONS_NAME))
-    listed = tuple(
-        Shard(cache / f"{info.sha256}.tar", info, renamed(place, info.name), described) for info in index.shards
-    )
-    return _Folder(place, index, samples, listed)
-
-
-def _named(folder: _Folder, name: str | None) -> list[Shard]:
-    """The shards of a folder, or the one of that name."""
-    shards = [shard for shard in folder.shards if name is None or shard.info.name == name]
-    if not shards:
-        what = f"does not list {name}" if name else "lists no shards"
-        raise UserError(f"{folder.place}: {INDEX_NAME} {what}; expected a shard that its writer made: {_MAKE_AGAIN}")
-    return [_checked(shard) for shard in shards]
-
-
-def _table(shards: Iterable[Path], folders: Iterable[_Folder]) -> Samples:
-    """The rows of these shards, each checked to lie within its shard."""
-    rows: dict[Path, Samples] = {}
-    for folder in folders:
-        samples = folder.index.read_samples(folder.samples)
-        ends = np.cumsum([shard.info.samples for shard in folder.shards])
-        for shard, part in zip(folder.shards, np.split(samples, ends[:-1]), strict=True):
-            if problem := _misfit(part, shard, folder.index.sampling_rate):
-                raise UserError(f"{folder.place}: {SAMPLES_NAME} {problem}: {_MAKE_AGAIN}")
-            rows[shard.path] = part
-    return np.concatenate([rows[path] for path in shards])
-
-
-def _misfit(rows: Samples, shard: Shard, sampling_rate: int) -> str | None:
-    """What of a shard's rows cannot be, if anything."""
-    if any(rows[column].min(initial=0) < 0 for column in SAMPLE.names or ()):
-        return f"names places outside of {printable(shard.info.name)}"
-    for part, holder in (("audio", shard), ("json", shard.descriptions or shard)):
-        if (rows[part] > holder.info.bytes - rows[f"{part}_bytes"]).any():
-            return f"names places outside of {printable(holder.info.name)}"
-    if rows["length"].min(initial=1) < 1:
-        return f"has a sample of {printable(shard.info.name)} without a length"
-    seconds = float(rows["length"].sum(dtype=np.int64)) / sampling_rate
-    if not _close(seconds, shard.info.seconds):
-        return (
-            f"has {seconds:.3f} s of {printable(shard.info.name)}; its {INDEX_NAME} expects {shard.info.seconds:.3f} s"
-        )
-    return None
-
-
-def _checked(shard: Shard) -> Shard:
-    """The shard, if it is there in its size."""
-    if not shard.info.samples:
-        raise UserError(
-            f"the shard {printable(shard.place)} is empty ({shard.info.bytes} bytes, 0 samples); {_MAKE_AGAIN}"
-        )
-    _check_size(shard)
-    return shard
-
-
-def _check_size(shard: Shard) -> None:
-    """UserError if a shard, or what else an index lists, is not there in its size; one that lies elsewhere is checked
-    when it is fetched."""
-    info, path = shard.info, printable(str(shard.path))
-    try:
-        size = info.bytes if shard.url else shard.path.stat().st_size
-    except FileNotFoundError as error:
-        raise UserError(
-            f"the shard {path} is missing, but its {INDEX_NAME} lists it: copy it again, or {_MAKE_AGAIN}"
-        ) from error
-    if size == 0:
-        raise UserError(f"the shard {path} is empty ({size} bytes, {info.samples} samples); {_MAKE_AGAIN}")
-    if size != info.bytes:
-        raise UserError(
-            f"the shard {path} has {size} bytes; its {INDEX_NAME} expects {info.bytes}, so it is truncated or of "
-            f"another making: copy it again, or {_MAKE_AGAIN}"
-        )

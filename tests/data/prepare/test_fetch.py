@@ -29,7 +29,8 @@ from layouts import SCRIPTS, script
 from ssamba.data.prepare import fetch
 from ssamba.data.prepare.fetch import Archive, download, unpack
 from ssamba.data.shards import transport
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.transport import RedirectRefused, Redirects
 from ssamba.errors import UserError
 

@@ -24,7 +24,8 @@ from ssamba.data.shards.descriptions import (
     parse_foreign,
     value_at,
 )
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.reader import SampleReader
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError

@@ -20,7 +20,8 @@ from ssamba.cli import main
 from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.reader import SampleReader
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError

@@ -19,7 +19,8 @@ import soundfile
 from ssamba.data.prepare import unfinished, writer
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, drawn, write_shards
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.errors import UserError
 
 SHARDS = 6

@@ -8,7 +8,8 @@ import soundfile
 from changed_index import changed, table
 
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.shards.index import SAMPLE, ShardInfo, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import SAMPLE, ShardInfo
 from ssamba.errors import UserError
 
 

@@ -20,7 +20,8 @@ from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, check_present, safe_key, write_shards
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError

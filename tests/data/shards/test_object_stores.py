@@ -20,7 +20,7 @@ from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards import transport
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 

@@ -29,7 +29,8 @@ from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards import remote, stores, transport
-from ssamba.data.shards.index import ShardSet, default_cache, find_shards
+from ssamba.data.shards.finding import default_cache, find_shards
+from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.shards.transport import Expected, fetch, opened
 from ssamba.data.shards.urls import expand_remote, file_name, renamed
@@ -489,7 +490,7 @@ def test_a_cache_that_is_no_folder(made: Path, server: Server, tmp_path: Path) -
 
 READER = """
 import hashlib, sys
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream

@@ -32,7 +32,8 @@ from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards import stores, transport
-from ssamba.data.shards.index import ShardIndex, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.shards.transport import Expected, fetch
 from ssamba.data.shards.urls import expand_remote
