@@ -52,7 +52,7 @@ from ssamba.models.checkpoint import (
     read_audio_settings,
     read_config,
 )
-from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.encoder import SIZES, STACKS, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.ops.scan import resolve_backend
 from ssamba.training.callbacks import (
@@ -248,7 +248,7 @@ def check_machine(recipe: Recipe) -> None:
         raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device, or auto")
     if trainer.accelerator != "cpu" and 0 < gpus < trainer.devices:
         raise UserError(f"trainer.devices is {trainer.devices}, but torch finds {gpus} on this machine")
-    if model.encoder == "ssast":
+    if not STACKS[model.encoder].scans:
         return
     device = "cuda" if gpus and trainer.accelerator != "cpu" else "cpu"
     try:
@@ -266,7 +266,7 @@ def backend_here(recipe: Recipe, device: torch.device) -> str:
     """The recipe's scan backend for evaluation on a device; "auto" where that one is not here, for a run may have been
     made elsewhere."""
     backend = recipe.model.scan_backend
-    if recipe.model.encoder == "ssast":
+    if not STACKS[recipe.model.encoder].scans:
         return "auto"
     try:
         resolve_backend(backend, device.type, torch.float32)

@@ -42,8 +42,12 @@ MODEL_SIZES = {
     "ssamba": ("nano", "tiny", "small", "base"),
     "ssast": ("nano", "tiny", "small", "base"),
     "aum": ("nano", "tiny", "small", "base", "large"),
+    "conformer": ("nano", "tiny", "small", "base"),
+    "bilstm": ("nano", "tiny", "small", "base"),
 }
 ENCODERS = tuple(MODEL_SIZES)
+AUTHORS_FORMATS = ("ssamba", "ssast", "aum")
+"""Encoders whose authors publish checkpoints, which are imported and exported."""
 POOLINGS = ("mean", "class", "rows", "statistics", "segments", "attentive")
 MOST_SEGMENTS = 1000
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
@@ -104,7 +108,7 @@ class ModelConfig:
     """The encoder and its patches."""
 
     encoder: str = "ssamba"
-    """ssamba | ssast | aum: the one word that switches the network."""
+    """ssamba | ssast | aum | conformer | bilstm: the one word that switches the network."""
     size: str = "tiny"
     """nano | tiny | small | base, and large of aum."""
     fshape: int = 16

@@ -7,6 +7,7 @@ Shapes: B batch, S samples of a clip, C classes.
 import copy
 import io
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -49,7 +50,8 @@ def export_program(model: SsambaModel) -> ExportedProgram:
     `model(*model.feature_extractor(...))`. Recordings longer than a clip are the caller's to cut.
 
     An encoder that scans becomes calls of `ssamba::scan` and `ssamba::conv`, which `import ssamba.ops` registers; with
-    the scan backend "auto" these choose one where they run. Others need torch alone.
+    the scan backend "auto" these choose one where they run. Others need torch alone. Of LSTMs torch traces each token,
+    which takes minutes for clips of many.
 
     Raises:
         UserError: a model without a classifier, or one whose short clips are left short.
@@ -68,7 +70,10 @@ def export_program(model: SsambaModel) -> ExportedProgram:
     samples = samples_for(extractor.max_length, model.audio.sampling_rate)
     example = torch.zeros(2, samples), torch.full((2,), samples)  # of 1 clip, 1 would be taken for a constant
     batch = Dim("batch", min=1)
-    program = torch.export.export(whole, example, dynamic_shapes=({0: batch}, {0: batch}))
+    with warnings.catch_warnings():
+        # torch's LSTM has a list of its weights beside them, which the export exchanges for a while.
+        warnings.filterwarnings("ignore", message=r"The tensor attributes?[^\n]*\._flat_weights\[")
+        program = torch.export.export(whole, example, dynamic_shapes=({0: batch}, {0: batch}))
     program.example_inputs = None  # they would lie in the file
     return program
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ssamba import cli
 from ssamba.cli import main
+from ssamba.config import ENCODERS
 from ssamba.data.prepare.writer import Recording, write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
@@ -512,7 +513,7 @@ def test_shards_that_are_not_there(words: list[str], tmp_path: Path, refused: Ca
 # Evaluation
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_evaluating_a_classifier_gives_the_scores_of_its_run(
     encoder: str, finetuned: Runs, copy_of: Callable[[Path], Path], capsys: Capture
 ) -> None:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssamba.config import (
+    AUTHORS_FORMATS,
     MODEL_SIZES,
     POOLINGS,
     SCAN_BACKENDS,
@@ -90,7 +91,7 @@ def test_a_whole_number_stands_for_a_float_without_a_warning(tmp_path: Path) -> 
 def test_every_complaint_comes_at_once(tmp_path: Path) -> None:
     recipe = {
         "task_type": "finetune", "run_dir": "run", "data": {"train": "a", "batch_size": "many", "batchsize": 3},
-        "model": {"encoder": "conformer"}, "trainer": {"precision": "fp8"}, "optimiser": {"learning_rate": 1},
+        "model": {"encoder": "perceiver"}, "trainer": {"precision": "fp8"}, "optimiser": {"learning_rate": 1},
     }  # fmt: skip
     first, *rest = complaints(tmp_path, recipe, "augmentation.mixup=1.5", "task.loss=mse")
     assert str(tmp_path / "recipe.yaml") in first
@@ -134,7 +135,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("data.train=null", "data.train is empty; expected the folder of a training split"),
         ("data.label_fraction=0", "data.label_fraction is 0.0; expected more than 0 and at most 1"),
         ("data.num_workers=-1", "data.num_workers is -1; expected at least 0"),
-        ("model.encoder=conformer", "'conformer'; expected one of ssamba, ssast, aum"),
+        ("model.encoder=rnn", "'rnn'; expected one of ssamba, ssast, aum, conformer, bilstm"),
         ("model.size=huge", "'huge'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.size=large", "'large'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.scan_layout=bi", "model.scan_layout is 'bi'; expected one of fo_fo, fo_bi, bi_bi"),
@@ -267,10 +268,10 @@ def test_the_schema_names_the_scans_backends() -> None:
 
 
 def test_the_schema_names_the_encoders_sizes_and_layouts() -> None:
-    from ssamba.models import aum, encoder
+    from ssamba.models import aum, authors, encoder
 
     assert {name: tuple(sizes) for name, sizes in encoder.SIZES.items()} == MODEL_SIZES
-    assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS
+    assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS and AUTHORS_FORMATS == authors.FORMATS
 
 
 def test_the_schema_names_the_pools() -> None:
@@ -279,7 +280,9 @@ def test_the_schema_names_the_pools() -> None:
     assert POOLINGS == pools.POOLINGS and TaskConfig().pooling == pools.DEFAULT_POOLING
 
 
-@pytest.mark.parametrize(("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base")])
+@pytest.mark.parametrize(
+    ("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base"), ("bilstm", "tiny")]
+)
 def test_an_encoders_own_sizes_are_taken(tmp_path: Path, encoder: str, size: str) -> None:
     model = load_recipe(write(tmp_path, PRETRAIN), [f"model.encoder={encoder}", f"model.size={size}"]).model
     assert (model.encoder, model.size) == (encoder, size)

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import ssamba
+from ssamba.config import ENCODERS
 from ssamba.errors import UserError
 from ssamba.features import Features
 from ssamba.hub import SsambaModel
 from ssamba.models.checkpoint import load_model
 
 Runs = Callable[[str], Path]
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 each_kind = pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
 RATE = 16000
 

@@ -16,7 +16,7 @@ def model(encoder: str, kind: str) -> torch.nn.Module:
 
 
 each_model = pytest.mark.parametrize(
-    ("encoder", "kind"), [(e, k) for e in ("ssamba", "ssast", "aum") for k in ("pretraining", "classifier")]
+    ("encoder", "kind"), [(e, k) for e in SIZES for k in ("pretraining", "classifier")]
 )
 
 
@@ -30,13 +30,21 @@ def test_every_parameter_is_in_exactly_one_group(encoder: str, kind: str) -> Non
 
 
 @each_model
-def test_weights_of_linear_layers_and_convolutions_decay_and_nothing_else_does(encoder: str, kind: str) -> None:
+def test_weights_of_products_and_convolutions_decay_and_nothing_else_does(encoder: str, kind: str) -> None:
     module = model(encoder, kind)
     decayed = {id(parameter) for parameter in parameter_groups(module, 1e-3, 0.05)[0]["params"]}
+    parts = {
+        torch.nn.Linear: ("weight",),
+        torch.nn.Conv1d: ("weight",),
+        torch.nn.MultiheadAttention: ("in_proj_weight",),
+    }
+    parts[torch.nn.LSTM] = tuple(f"weight_{kind}_l0{end}" for kind in ("ih", "hh") for end in ("", "_reverse"))
     weights = {
-        f"{name}.weight"
+        f"{name}.{weight}"
         for name, part in module.named_modules()
-        if isinstance(part, (torch.nn.Linear, torch.nn.Conv1d))
+        for kind, names in parts.items()
+        for weight in names
+        if isinstance(part, kind)
     }
     assert {name for name, parameter in module.named_parameters() if id(parameter) in decayed} == weights
 

@@ -132,7 +132,7 @@ def small(recipe: FinetuneRecipe, encoder: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", ENCODERS[:3])  # the papers'
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_leads_from_its_public_layout_to_scores(
     name: str, encoder: str, prepared: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

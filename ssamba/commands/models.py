@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ssamba.config import AUDIO_RANGES, ENCODERS
+from ssamba.config import AUDIO_RANGES, AUTHORS_FORMATS
 from ssamba.errors import UserError
 from ssamba.printable import printable
 from ssamba.values import add_argument, new_path, number, path, plain_text, whole_number
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
     add_argument(sub, "model", path, metavar="MODEL", help="a run folder or its model/ folder")
     add_argument(sub, "out", new_path, metavar="OUT", help="a new file, such as model.pth or, for torch, model.pt2")
     whose = "whose checkpoint it becomes; torch: a graph from waveforms to logits (torch.export)"
-    sub.add_argument("--format", required=True, choices=(*ENCODERS, "torch"), help=whose)
+    sub.add_argument("--format", required=True, choices=(*AUTHORS_FORMATS, "torch"), help=whose)
     sub.add_argument("--overwrite", action="store_true", help="replace OUT if it is a file")
     sub.set_defaults(call=export)
 

@@ -100,10 +100,6 @@ class AumStack(Stack):
         return patches // 2
 
     def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
-        kept = None if kept is None else kept[:, 0]
-        for number, layer in enumerate(self.layers):
-            self.keep(hidden_states, x)
-            x = x + self.branch(self.run_layer(layer, x), kept, number)
-        out: Tensor = self.norm(x)
+        out: Tensor = self.norm(self.add_layers(x, hidden_states, kept))
         self.keep(hidden_states, out)
         return out

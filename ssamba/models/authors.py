@@ -64,6 +64,8 @@ _FAMILIES = {
         {"head.1": "head"}, False, (), _MIXER,
     ),
 }  # fmt: skip
+FORMATS = tuple(_FAMILIES)
+"""Encoders that there are checkpoints of by their authors."""
 
 _SIZE_OF_INPUT = ("p_input_fdim", "p_input_tdim")
 _PREDICTED_PIXELS = 256  # of the originals' pretraining heads, whatever the patch
@@ -262,12 +264,15 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     (p_input_fdim and p_input_tdim: int64 of no dimension). The classifiers in `UNUSED` are zeros.
 
     Raises:
-        UserError: what their format cannot say: a residual or an epsilon that their code does not have, pretraining
-            with overlapping patches or with others than 256 pixels, a LayerNorm in the head that theirs lacks or the
-            other way about, a pool that theirs lack, a pretraining model of AuM.
+        UserError: an encoder that no authors' checkpoints are of; what their format cannot say: a residual or an
+            epsilon that their code does not have, pretraining with overlapping patches or with others than 256 pixels,
+            a LayerNorm in the head that theirs lacks or the other way about, a pool that theirs lack, a pretraining
+            model of AuM.
     """
     arguments = model.encoder.arguments
     family, options = arguments["encoder"], arguments["options"]
+    if family not in FORMATS:
+        raise UserError(f"{family} has no format of its authors; expected a model of {', '.join(FORMATS)}")
     fshape, tshape = arguments["fshape"], arguments["tshape"]
     names, usual = _FAMILIES[family], SIZES[family]["base"]
     problems = [

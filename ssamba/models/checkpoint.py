@@ -197,7 +197,25 @@ class _AumConfig(_Config):
     rms_norm_eps: Epsilon
 
 
-_CONFIGS: dict[str, type[_Config]] = {"ssamba": _SsambaConfig, "ssast": _SsastConfig, "aum": _AumConfig}
+@dataclass(frozen=True, kw_only=True)
+class _ConformerConfig(_Config):
+    model_type: Literal["conformer"]
+    num_attention_heads: Positive
+    intermediate_size: Width
+    conv_depthwise_kernel_size: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BilstmConfig(_Config):
+    model_type: Literal["bilstm"]
+    state_size: Width
+    layer_norm_eps: Epsilon
+
+
+_CONFIGS: dict[str, type[_Config]] = {
+    "ssamba": _SsambaConfig, "ssast": _SsastConfig, "aum": _AumConfig, "conformer": _ConformerConfig,
+    "bilstm": _BilstmConfig,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.models.aum import AumStack
+from ssamba.models.bilstm import BilstmStack
+from ssamba.models.conformer import ConformerStack
 from ssamba.models.patches import PatchShape, fit_positions
 from ssamba.models.ssamba import SsambaStack
 from ssamba.models.ssast import SsastStack
 
-STACKS: dict[str, Any] = {"ssamba": SsambaStack, "ssast": SsastStack, "aum": AumStack}
+STACKS: dict[str, Any] = {
+    "ssamba": SsambaStack, "ssast": SsastStack, "aum": AumStack, "conformer": ConformerStack, "bilstm": BilstmStack,
+}  # fmt: skip
 
 _SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
 _SSAST = {"layer_norm_eps": 1e-6}
 _AUM = {"state_size": 16, "expand": 2, "conv_kernel": 4, "scan_layout": "fo_bi", "rms_norm_eps": 1e-5}
+_CONFORMER = {"conv_depthwise_kernel_size": 31}
+_BILSTM = {"layer_norm_eps": 1e-5}
 
 # The papers' sizes (SSAMBA table 1, SSAST section 3.1, AuM's scripts); "nano", of half a million parameters, is for
-# CPUs and tests.
+# CPUs and tests. Conformers and LSTMs have SSAMBA's widths, and as many parameters within 5 %.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "ssamba": {
         "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_SSAMBA, "state_size": 8},
@@ -41,6 +47,42 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"hidden_size": 384, "num_hidden_layers": 24, **_AUM},
         "base": {"hidden_size": 768, "num_hidden_layers": 24, **_AUM},
         "large": {"hidden_size": 1024, "num_hidden_layers": 48, **_AUM},
+    },
+    "conformer": {
+        "nano": {
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 384,
+            **_CONFORMER,
+        },
+        "tiny": {
+            "hidden_size": 192,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 3,
+            "intermediate_size": 768,
+            **_CONFORMER,
+        },
+        "small": {
+            "hidden_size": 384,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 6,
+            "intermediate_size": 1536,
+            **_CONFORMER,
+        },
+        "base": {
+            "hidden_size": 768,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            **_CONFORMER,
+        },
+    },
+    "bilstm": {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 3, "state_size": 88, **_BILSTM},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "state_size": 272, **_BILSTM},
+        "small": {"hidden_size": 384, "num_hidden_layers": 6, "state_size": 512, **_BILSTM},
+        "base": {"hidden_size": 768, "num_hidden_layers": 6, "state_size": 1024, **_BILSTM},
     },
 }
 

@@ -58,13 +58,10 @@ class SsambaStack(Stack):
         return len(self.layers) // (2 if self.residual == "doubling" else 1) + 1
 
     def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
-        kept = None if kept is None else kept[:, 0]
         if self.residual == "plain":
-            for number, layer in enumerate(self.layers):
-                self.keep(hidden_states, x)
-                x = x + self.branch(self.run_layer(layer, x), kept, number)
-            x = self.norm(x)
+            x = self.norm(self.add_layers(x, hidden_states, kept))
         else:
+            kept = None if kept is None else kept[:, 0]
             for pair, (first, second) in enumerate(zip(self.layers[::2], self.layers[1::2], strict=True)):
                 # Each pair makes the residual twice as large: halved as often, exactly, the states keep one scale.
                 self.keep(hidden_states, x if hidden_states is None else x / 2**pair)

@@ -60,6 +60,13 @@ class Stack(nn.Module):
         """A residual branch (B, L, D), each clip times what row `number` of `kept` (branches, B) has for it."""
         return x if kept is None else x * kept[number].view(-1, 1, 1)
 
+    def add_layers(self, x: Tensor, hidden_states: list[Tensor] | None, kept: Tensor | None) -> Tensor:
+        """x <- x + layer(x), one layer after another, each with one branch; what each takes is kept."""
+        for number, layer in enumerate(self.layers):
+            self.keep(hidden_states, x)
+            x = x + self.branch(self.run_layer(layer, x), None if kept is None else kept[number], 0)
+        return x
+
     def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:
         out: Tensor
         if self.recompute and torch.is_grad_enabled():

@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "ssast": {**SIZES["ssast"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     "aum": {**SIZES["aum"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "conformer": {**SIZES["conformer"]["nano"], "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48},
+    "bilstm": {**SIZES["bilstm"]["nano"], "hidden_size": 32, "state_size": 24},
 }
 AUDIO = AudioSettings(16000, -4.25, 4.5, "repeat")
 each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
@@ -148,7 +150,7 @@ def test_attention_heads_and_layers_are_named_as_in_transformers(encoder: str, t
     pretrained(tmp_path, encoder)
     config = read_config(tmp_path)
     assert config["architectures"] == ["MaskedPatchModel"] and "id2label" not in config
-    assert ("num_attention_heads" in config) == (encoder == "ssast")
+    assert ("num_attention_heads" in config) == (encoder in ("ssast", "conformer"))
 
 
 @each_encoder

@@ -19,6 +19,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4},
     "ssast": {**SIZES["ssast"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     "aum": {**SIZES["aum"]["nano"], "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4},
+    "conformer": {**SIZES["conformer"]["nano"], "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48},
+    "bilstm": {**SIZES["bilstm"]["nano"], "hidden_size": 32, "state_size": 24},
 }
 each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
 
@@ -230,6 +232,15 @@ def counted(encoder: str, options: dict[str, Any], patches: int, pixels: int) ->
     norm, class_tokens = 2 * d, 1
     if encoder == "ssast":
         layer, class_tokens = 2 * norm + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * 4 * d + (4 * d + 1) * d, 2
+    elif encoder == "conformer":
+        inner, taps = options["intermediate_size"], options["conv_depthwise_kernel_size"]
+        half = norm + (d + 1) * inner + (inner + 1) * d
+        convolution = norm + (d + 1) * 2 * d + (taps + 1) * d + norm + (d + 1) * d
+        # Every layer ends with a norm, and nothing follows the last.
+        layer, norm = 2 * half + norm + (d + 1) * 3 * d + (d + 1) * d + convolution + norm, 0
+    elif encoder == "bilstm":
+        n = options["state_size"]
+        layer = norm + 2 * 4 * n * (d + n + 2) + (2 * n + 1) * d
     else:
         e, n, r = options["expand"] * d, options["state_size"], math.ceil(d / 16)
         direction = e * (options["conv_kernel"] + 1) + e * (r + 2 * n) + (r + 1) * e + e * n + e
@@ -243,7 +254,8 @@ def counted(encoder: str, options: dict[str, Any], patches: int, pixels: int) ->
 
 MILLIONS = {
     "ssamba": [0.51, 6.92, 25.35, 96.70], "ssast": [0.52, 5.49, 21.59, 85.65],
-    "aum": [0.47, 6.34, 23.73, 91.70, 322.39],
+    "aum": [0.47, 6.34, 23.73, 91.70, 322.39], "conformer": [0.51, 7.02, 24.20, 95.88],
+    "bilstm": [0.52, 6.86, 24.73, 98.22],
 }  # fmt: skip
 
 
@@ -257,6 +269,13 @@ def test_every_size_has_the_parameters_of_its_description(encoder: str, size: st
         model = AudioEncoder(encoder, options, 128, 1024, 16, 16, 16, 16)
     assert parameter_count(model) == counted(encoder, options, patches=512, pixels=256)
     assert parameter_count(model) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("size", SIZES["ssamba"])
+@pytest.mark.parametrize("encoder", ["conformer", "bilstm"])
+def test_what_ssamba_is_compared_with_has_as_many_parameters(encoder: str, size: str) -> None:
+    ours, theirs = (counted(name, WHOLE[name][size], patches=512, pixels=256) for name in ("ssamba", encoder))
+    assert theirs == pytest.approx(ours, rel=0.05)
 
 
 @pytest.mark.parametrize(("size", "published"), [("tiny", 6), ("small", 23), ("base", 89)])
@@ -309,7 +328,8 @@ def test_the_mask_token_stands_for_hidden_patches_only_and_keeps_their_positions
     with torch.no_grad():
         model(log_mel, mask)
         model(log_mel)
-    first, count = {"ssamba": (0, 1), "ssast": (0, 2), "aum": (12, 1)}[encoder]
+    first = {"aum": 12, "bilstm": 12}.get(encoder, 0)
+    count = 2 if encoder == "ssast" else 1
     hidden, plain = (torch.cat([x[:, :first], x[:, first + count :]], 1) for x in embedded)
     positions = model.positions.flatten(0, 1).unsqueeze(0)
     torch.testing.assert_close(hidden[mask], (model.mask_token + positions)[mask])
@@ -437,6 +457,10 @@ def test_pretraining_gradients_reach_every_parameter(encoder: str) -> None:
         *(("ssast", pooling, []) for pooling in ("rows", "statistics", "segments", "attentive")),
         ("aum", "mean", []),
         ("aum", "class", []),
+        ("conformer", "mean", []),
+        ("conformer", "class", []),
+        ("bilstm", "mean", []),
+        ("bilstm", "class", []),
     ],
 )
 def test_classification_gradients_reach_every_parameter_but_the_mask_token(
@@ -486,9 +510,13 @@ def test_without_the_heads_norm_logits_are_a_linear_layer_on_the_pooled_tokens(e
 
 
 def test_wrong_names_are_errors_that_say_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"'lstm'; expected one of ssamba, ssast, aum"):
-        AudioEncoder("lstm", SMALL["ssast"], 32, 48, 8, 8, 8, 8)
+    with pytest.raises(ValueError, match=r"'gru'; expected one of ssamba, ssast, aum, conformer, bilstm"):
+        AudioEncoder("gru", SMALL["ssast"], 32, 48, 8, 8, 8, 8)
     with pytest.raises(ValueError, match=r"'max'; expected one of mean, class, rows"):
         AudioClassifier(make_encoder("ssast"), 5, "max")
     with pytest.raises(ValueError, match="32 is not a multiple of 5 attention heads"):
         make_encoder("ssast", num_attention_heads=5)
+    with pytest.raises(ValueError, match="32 is not a multiple of 5 attention heads"):
+        make_encoder("conformer", num_attention_heads=5)
+    with pytest.raises(ValueError, match="conv_depthwise_kernel_size is 4; expected an odd number"):
+        make_encoder("conformer", conv_depthwise_kernel_size=4)

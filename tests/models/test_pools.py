@@ -206,7 +206,7 @@ def classifier() -> Callable[..., AudioClassifier]:
 
 
 @each_pool
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+@pytest.mark.parametrize("encoder", list(SIZES))
 def test_a_classifier_pools_the_columns_of_its_clips(
     encoder: str, name: str, classifier: Callable[..., AudioClassifier]
 ) -> None:

@@ -35,7 +35,7 @@ def plain(model: TokenClassifier, log_mel: Tensor, own: int) -> Tensor:
     return torch.stack(found, 1)
 
 
-@pytest.mark.parametrize("kind", ["ssamba", "ssast", "aum"])
+@pytest.mark.parametrize("kind", list(SIZES))
 @pytest.mark.parametrize("frames", [96, 70, 31, 3])
 def test_each_hop_is_the_pool_of_its_own_columns(kind: str, frames: int) -> None:
     model = TokenClassifier(encoder(kind), 3, "statistics", hop_columns=3).eval()

@@ -22,7 +22,7 @@ from torch import Tensor
 from ssamba.cli import main
 from ssamba.errors import UserError
 from ssamba.losses import info_nce, reconstruction_mse
-from ssamba.models.authors import UNUSED, from_authors
+from ssamba.models.authors import UNUSED, from_authors, to_authors
 from ssamba.models.checkpoint import (
     ClassifierSettings,
     SavedModel,
@@ -731,3 +731,19 @@ def test_kept_tensors_that_are_damaged_or_others(small: Path, tmp_path: Path, re
     assert f"{kept} holds v.cls_token; expected none but v.head.weight" in refused(*given)
     kept.write_bytes(kept.read_bytes()[:-10])
     assert f"{kept} is damaged" in refused(*given)
+
+
+@pytest.mark.parametrize("encoder", ["conformer", "bilstm"])
+def test_an_export_of_what_has_no_authors_format(encoder: str, tmp_path: Path, refused: Refused) -> None:
+    model = MaskedPatchModel(AudioEncoder(encoder, SIZES[encoder]["nano"], 32, 32, 16, 16, 16, 16))
+    save_model(tmp_path / "model", model, AUDIOSET_LIBRISPEECH)
+    message = refused("export", tmp_path / "model", tmp_path / "out.pth", "--format", "ssamba")
+    assert f"holds a model of {encoder}; expected one of ssamba for --format ssamba" in message
+    with pytest.raises(UserError, match=f"{encoder} has no format of its authors; expected a model of ssamba"):
+        to_authors(model)
+
+
+def test_a_format_that_there_is_not(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path), str(tmp_path / "out.pth"), "--format", "bilstm"])
+    assert stopped.value.code == 2 and "'ssamba', 'ssast', 'aum', 'torch'" in capsys.readouterr().err

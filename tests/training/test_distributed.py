@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ssamba.build import build_finetuner, build_pretrainer
 from ssamba.cli import main
-from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.data import pipeline
 from ssamba.errors import UserError
 from ssamba.launch import check_launch, rank
@@ -238,7 +238,7 @@ def _built(recipes: dict[str, Path], kind: str, *words: str) -> Any:
     return (build_pretrainer(recipe) if isinstance(recipe, PretrainRecipe) else build_finetuner(recipe)).module
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_every_trained_parameter_gets_a_gradient(encoder: str, recipes: dict[str, Path]) -> None:
     """DDP waits for each; looking for those that get none would cost a walk through the graph at every step."""
     log_mel = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))

@@ -17,13 +17,14 @@ from ssamba.models.encoder import SIZES, STACKS
 from ssamba.models.stack import Stack
 
 LAYERS = 4
-STACK_OPTIONS = [("ssamba", {"residual": "plain"}), ("ssamba", {"residual": "doubling"}), ("ssast", {}), ("aum", {})]
+STACK_OPTIONS = [("ssamba", {"residual": "plain"}), ("ssamba", {"residual": "doubling"}), ("ssast", {}), ("aum", {}),
+                 ("conformer", {}), ("bilstm", {})]  # fmt: skip
 each_stack = pytest.mark.parametrize(("encoder", "options"), STACK_OPTIONS, ids=lambda value: str(value))
 
 
 def make_stack(encoder: str, options: dict[str, str]) -> Stack:
     torch.manual_seed(0)
-    backend = {} if encoder == "ssast" else {"scan_backend": "reference"}
+    backend = {"scan_backend": "reference"} if STACKS[encoder].scans else {}
     made: Stack = STACKS[encoder](**{**SIZES[encoder]["nano"], "num_hidden_layers": LAYERS, **options, **backend})
     return made
 
@@ -66,15 +67,22 @@ def plain(stack: Any, x: Tensor, kept: Tensor) -> Tensor:
         if type(layer).__name__ == "SsastLayer":
             x = x + float(kept[n, 0]) * attention(layer, x)
             x = x + float(kept[n, 1]) * layer.fc2(F.gelu(layer.fc1(layer.norm2(x))))
+        elif type(layer).__name__ == "ConformerLayer":
+            x = x + float(kept[n, 0]) * layer.ffn1(x) / 2
+            y = layer.self_attn_layer_norm(x)
+            x = x + float(kept[n, 1]) * layer.self_attn(*[y.transpose(0, 1)] * 3)[0].transpose(0, 1)
+            x = x + float(kept[n, 2]) * layer.conv_module(x)
+            x = layer.final_layer_norm(x + float(kept[n, 3]) * layer.ffn2(x) / 2)
         elif getattr(stack, "residual", "plain") == "plain":
-            x = x + float(kept[n, 0]) * layer.mixer(layer.norm(x))
+            x = x + float(kept[n, 0]) * layer(x)
         elif n % 2 == 0:
             before, x = x, 2 * x + float(kept[n, 0]) * layer(x)
         else:
             x = x + float(kept[n, 0]) * layer(before.flip(1)).flip(1)
-    x = stack.norm(x)
-    out: Tensor = stack.norm(x) if getattr(stack, "residual", "") == "doubling" else x
-    return out
+    norms = 2 if getattr(stack, "residual", "") == "doubling" else hasattr(stack, "norm")
+    for _ in range(norms):
+        x = stack.norm(x)
+    return x
 
 
 @each_stack

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssamba.audio import frames_in
 from ssamba.build import build_finetuner, build_pretrainer
 from ssamba.cli import main
-from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.data.prepare.writer import Recording
 from ssamba.errors import UserError
 from ssamba.evaluation.classification import predict
@@ -27,7 +27,7 @@ from ssamba.models.heads import AudioClassifier
 from ssamba.models.pools import POOLINGS
 from ssamba.training.finetuning import Augmentation
 
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 Runs = Callable[[str], Path]
 Capture = pytest.CaptureFixture[str]
 RATE = 16000

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from ssamba.cli import main
-from ssamba.config import load_recipe
+from ssamba.config import ENCODERS, load_recipe
 from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
 from ssamba.training.runs import RunLock, check_run, open_run
 
-each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 Runs = Callable[[str], Path]
 CHECKPOINTS = [
     f"checkpoints/{name}.{end}" for name in ("best", "step-0000002", "step-0000004") for end in ("ckpt", "json")

@@ -1,0 +1,48 @@
+"""A recurrent encoder to compare with: bidirectional LSTMs.
+
+Shapes: B batch, L tokens, D width, N state size.
+"""
+
+from torch import Tensor, nn
+
+from ssamba.models.mixer import scale_outputs
+from ssamba.models.stack import Stack
+
+
+class BilstmLayer(nn.Module):
+    """LayerNorm, an LSTM of N cells in each direction, a projection of both; the residual sum is the stack's."""
+
+    def __init__(self, width: int, state_size: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.lstm = nn.LSTM(width, state_size, batch_first=True, bidirectional=True)
+        self.out_proj = nn.Linear(2 * state_size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out_proj(self.lstm(self.norm(x))[0])
+        return out
+
+
+class BilstmStack(Stack):
+    """Layers over embedded tokens, (B, L, D) -> (B, L, D), x <- x + layer(x), and a final norm.
+
+    One class token stands in the middle, where either direction has seen as much.
+    """
+
+    num_class_tokens = 1
+
+    def __init__(self, hidden_size: int, num_hidden_layers: int, state_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            BilstmLayer(hidden_size, state_size, layer_norm_eps) for _ in range(num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        scale_outputs(self.layers)
+
+    def class_token_index(self, patches: int) -> int:
+        return patches // 2
+
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
+        out: Tensor = self.norm(self.add_layers(x, hidden_states, kept))
+        self.keep(hidden_states, out)
+        return out
