@@ -68,7 +68,7 @@ class _Cache(NullCache):
         self.name = _file_name(self.kernel, target_context)
         self.source = _source_digest()
         # A kernel whose sources are nowhere to be read cannot be told from an older one.
-        self.folders = _folders() if self.source else []
+        self.folders = kernel_folders() if self.source else []
         for folder in self.folders:
             try:
                 content = _read(folder / self.name)
@@ -114,7 +114,7 @@ def _cause(error: Exception) -> str:
     return str(error) if isinstance(error, _Unfit) else f"{type(error).__name__}: {error}"
 
 
-def _folders() -> list[Path]:
+def kernel_folders() -> list[Path]:
     """Where kernels may be kept, the first choice first."""
     chosen: str = config.CACHE_DIR  # type: ignore[attr-defined]  # numba sets it as it is imported
     if chosen:

@@ -1,0 +1,36 @@
+"""`ssamba doctor`."""
+
+import argparse
+from typing import Any
+
+from ssamba.files import check_out
+from ssamba.printable import printable
+from ssamba.values import add_argument, new_path
+
+EPILOG = """
+exit status:
+  0; 1 if something that should work does not, each with what to do about it; 2 for a mistake in the arguments."""
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    sub = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__, epilog=EPILOG,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add_argument(sub, "--json", new_path, metavar="FILE", help="also write everything as JSON")
+    sub.add_argument("--overwrite", action="store_true", help="replace FILE")
+    sub.set_defaults(call=doctor)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say what works on this machine: versions, devices, kernels, decoders, storage, caches, a training of two steps."""
+    if arguments.json:
+        check_out(arguments.json, arguments.overwrite)
+    from ssamba.doctor.report import as_json, as_text, examine, problems
+    from ssamba.files import write_json
+
+    found = examine()
+    print(as_text(found))
+    if arguments.json:
+        write_json(arguments.json, as_json(found))
+        print(f"written to {printable(str(arguments.json))}")
+    return 1 if problems(found) else 0

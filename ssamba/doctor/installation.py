@@ -1,0 +1,195 @@
+"""What is installed, and on what."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from ssamba.doctor.findings import LOCK, Finding, absent, ok, problem
+from ssamba.errors import UserError
+from ssamba.files import check_place
+from ssamba.jobs import usable_cores
+from ssamba.printable import masked
+
+_REQUIREMENT = re.compile(r"([\w.-]+).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?$")
+_NO_EXTRAS = ("triton", "causal-conv1d")  # what comes with others' packages
+_PAIR = ("torch", "torchaudio")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_CGROUP = Path("/sys/fs/cgroup")
+_LEAST_FREE = 10**8  # bytes
+_SECONDS = 60  # that pip may take
+
+
+def versions() -> Iterator[Finding]:
+    """Python and packages, each of those that are needed."""
+    yield ok("python", f"{platform.python_version()}, {platform.platform()}")
+    yield ok("ssamba", metadata.version("ssamba"))
+    extras: dict[str, str] = dict.fromkeys(_NO_EXTRAS, "")
+    for requirement in metadata.requires("ssamba") or ():
+        matched = _REQUIREMENT.match(requirement)
+        assert matched
+        name, extra = matched.groups()
+        if extra is not None:
+            if extra != "dev":
+                extras.setdefault(name, extra)
+        elif version := installed(name):
+            yield ok(name, version)
+        else:
+            yield problem(name, "not installed", f"pip install {name}, or {LOCK}")
+    for name, extra in sorted(extras.items()):
+        if version := installed(name):
+            yield ok(name, version)
+        else:
+            yield absent(name, "not installed", f"pip install 'ssamba[{extra}]'" if extra else "")
+    yield from _agreement()
+
+
+def installed(name: str) -> str | None:
+    """The version of a package; None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _agreement() -> Iterator[Finding]:
+    """Whether the versions go together."""
+    pair = {name: installed(name) for name in _PAIR}
+    if len({".".join(version.split(".")[:2]) for version in pair.values() if version}) > 1:
+        told = " and ".join(f"{name} {version}" for name, version in pair.items())
+        yield problem("torch and torchaudio", f"{told} are of two releases, and no pair", LOCK)
+    command = [sys.executable, "-m", "pip", "check", "--disable-pip-version-check"]
+    try:
+        checked = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    if wrong := [line for line in checked.splitlines() if line.startswith("ssamba ")]:
+        yield problem("what ssamba requires", "; ".join(wrong), LOCK)
+    else:
+        yield ok("what ssamba requires", "is here, by pip check")
+
+
+def devices() -> Iterator[Finding]:
+    """Processor, memory and GPUs, as far as this process may use them."""
+    import torch
+
+    from ssamba.training.runs import hardware
+
+    machine = hardware()
+    cores = usable_cores()
+    yield ok("processor", f"{machine['processor']}, {platform.machine()}")
+    yield ok("cores", f"{cores} of {os.cpu_count()} usable{_quota()}; torch takes {machine['threads']} threads")
+    yield ok("memory", _memory())
+    if not torch.cuda.is_available():
+        if _DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+            yield problem(
+                "GPU", f"NVIDIA's driver is here, but torch {torch.__version__}, built {built}, finds no GPU",
+                f"a driver that is new enough for it (nvidia-smi names the newest CUDA that it knows), or {LOCK}; to do "
+                "without, CUDA_VISIBLE_DEVICES=",
+            )  # fmt: skip
+        else:
+            yield absent("GPU", "none: torch.cuda is not available")
+    for number, name in enumerate(machine["gpus"]):
+        free, total = torch.cuda.mem_get_info(number)
+        capability = ".".join(map(str, torch.cuda.get_device_capability(number)))
+        told = f"{name}, {_size(free)} of {_size(total)} free, compute capability {capability}"
+        yield ok(f"GPU {number}", f"{told}, CUDA {torch.version.cuda}")
+
+
+def _quota() -> str:
+    """How much time of the cores a container may have, where it is less than all."""
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return "" if quota == "max" else f", for {int(quota) / int(period):g} cores' time"
+    except (OSError, ValueError):
+        return ""
+
+
+def _memory() -> str:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = page * os.sysconf("SC_PHYS_PAGES")
+        told = f"{_size(page * os.sysconf('SC_AVPHYS_PAGES'))} of {_size(total)} unused"
+    except (OSError, ValueError, AttributeError):
+        return "not told by this system"
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+    except (OSError, ValueError):
+        return told
+    return f"{told}, at most {_size(limit)} for this container" if limit < total else told
+
+
+def caches() -> Iterator[Finding]:
+    """Folders in which something is kept for the next time."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from ssamba.data.shards.index import default_cache
+    from ssamba.ops.kernel_cache import kernel_folders
+
+    folders = kernel_folders()
+    told = [_place("compiled kernels", folder, "NUMBA_CACHE_DIR names another folder") for folder in folders]
+    # The first that can be written is taken.
+    yield next((one for one in told if one.state == "ok"), told[-1])
+    yield _place("shards from elsewhere", default_cache(), "data.cache or XDG_CACHE_HOME names another folder")
+    yield _place("models of the Hub", Path(HF_HUB_CACHE), "HF_HOME names another folder")
+    if installed("triton"):
+        from triton.runtime.cache import knobs
+
+        yield _place("Triton's kernels", Path(knobs.cache.dir), "TRITON_CACHE_DIR names another folder")
+    yield _place("working folder", Path.cwd(), "change to a folder for runs, or give run_dir one")
+
+
+def _place(name: str, folder: Path, remedy: str) -> Finding:
+    try:
+        check_place(folder / "probe")
+    except UserError as error:
+        return problem(name, str(error).replace(str(folder / "probe"), str(folder)), remedy)
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < _LEAST_FREE:
+        return problem(name, f"{folder}: {_size(free)} free", f"make room; or {remedy}")
+    return ok(name, f"{folder}{'' if parent == folder else ' (not made yet)'}, {_size(free)} free")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+_VARIABLES = (
+    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
+    "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE", "SLURM_MEM_PER_NODE",
+    "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+    "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG",
+    "NCCL_SOCKET_IFNAME", "NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "TRITON_CACHE_DIR", "TRITON_INTERPRET",
+    "XDG_CACHE_HOME", "TMPDIR", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "WANDB_MODE", "WANDB_DIR",
+    "AWS_ENDPOINT_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+)  # fmt: skip
+
+
+def launch(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Who started this process, and the variables that say so or change what is done: those of a list, none with keys
+    or tokens."""
+    from ssamba.launch import launched, rank
+
+    try:
+        by, own = launched(environment), rank(environment)
+    except UserError as error:
+        yield problem("launcher", str(error), "start with srun or torchrun, as recipes/slurm/ does, or without either")
+    else:
+        if by is None:
+            yield ok("launcher", "none: this process is by itself, or Lightning starts the others")
+        else:
+            each = f"{by.each} processes on each of {by.nodes} nodes"
+            yield ok("launcher", f"{by.name}, {each}; this is rank {own} (trainer.devices={by.each} "
+                                 f"trainer.num_nodes={by.nodes})")  # fmt: skip
+    for name in _VARIABLES:
+        if name in environment:
+            yield ok(name, masked(environment[name]) or "empty")
