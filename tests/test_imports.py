@@ -37,16 +37,16 @@ ALLOWED: dict[str, set[str]] = {
     "build": BUILD, "sweep": {"config", "recipe_yaml", *LEAVES},
     "protocols": {"build", "inference", "sweep", *INFERENCE, *BUILD},
     "train": {"build", "protocols", "inference", *INFERENCE, *BUILD},
-    "commands": {"train", "sweep", "build", "protocols", "inference", "deploy", "tasks", *INFERENCE, *BUILD},
+    "commands": {"train", "sweep", "build", "protocols", "inference", "deploy", "doctor", "tasks", *INFERENCE, *BUILD},
     "cli": {"commands", "training", *LEAVES},
     "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
-    "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
+    "doctor": BUILD, "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
     "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
 }  # fmt: skip
 # Room of ssamba/data -> the rooms that it may import, itself aside. What makes shards is for the command line and
 # data_prep alone.
 ROOMS: dict[str, set[str]] = {"data": {"shards"}, "shards": set(), "prepare": {"shards"}}
-MAY_PREPARE = {"commands"}
+MAY_PREPARE = {"commands", "doctor"}
 # Reads the recipes of finished runs, and nothing else of them.
 READS_RECIPES = {"evaluation/comparison.py"}
 

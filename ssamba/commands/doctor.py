@@ -14,15 +14,20 @@ exit status:
 
 def add(commands: Any) -> None:
     """Add the command to a parser's."""
-    sub = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__, epilog=EPILOG,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    sub = commands.add_parser(
+        "doctor",
+        help=doctor.__doc__,
+        description=doctor.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_argument(sub, "--json", new_path, metavar="FILE", help="also write everything as JSON")
     sub.add_argument("--overwrite", action="store_true", help="replace FILE")
     sub.set_defaults(call=doctor)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Say what works on this machine: versions, devices, kernels, decoders, storage, caches, a training of two steps."""
+    """Say what works on this machine: versions, devices, kernels, decoders, storage, two steps of training."""
     if arguments.json:
         check_out(arguments.json, arguments.overwrite)
     from ssamba.doctor.report import as_json, as_text, examine, problems

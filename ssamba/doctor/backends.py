@@ -21,22 +21,23 @@ def backends() -> Iterator[Finding]:
     from ssamba.ops import BACKENDS, bidirectional_conv_silu, bidirectional_scan
     from ssamba.ops.scan import resolve_backend
 
-    inputs: dict[str, Callable[[str], tuple[dict[str, Any], Any]]] = {"scan": _of_scan, "convolution": _of_conv}
-    operators = {"scan": bidirectional_scan, "convolution": bidirectional_conv_silu}
+    operators: dict[str, tuple[Callable[..., Any], Callable[[str], tuple[dict[str, Any], Any]]]] = {
+        "scan": (bidirectional_scan, _of_scan),
+        "convolution": (bidirectional_conv_silu, _of_conv),
+    }
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         yield ok(f"auto on {device}", f"means {resolve_backend('auto', device, torch.float32)}")
         for backend in BACKENDS[1:]:
             try:
                 resolve_backend(backend, device, torch.float32)
             except RuntimeError as error:
-                yield _missing(backend, device, str(error).partition(": ")[2])
+                yield missing_backend(backend, device, str(error).partition(": ")[2])
                 continue
-            for name, operator in operators.items():
-                called = functools.partial(operator, backend=backend)
-                yield _compared(f"{name} by {backend} on {device}", called, *inputs[name](device))
+            for name, (operator, inputs) in operators.items():
+                yield _compared(f"{name} by {backend} on {device}", operator, backend, *inputs(device))
 
 
-def _missing(backend: str, device: str, cause: str) -> Finding:
+def missing_backend(backend: str, device: str, cause: str) -> Finding:
     """A backend that does not run on a device: a fault where it is made for it, and its package is there."""
     name, (made_for, package) = f"{backend} on {device}", _MADE_FOR[backend]
     if device != made_for or (backend == _OPTIONAL and not installed(package)):
@@ -45,17 +46,17 @@ def _missing(backend: str, device: str, cause: str) -> Finding:
     return problem(name, f"{cause}; auto takes another, slower one", mends)
 
 
-def _compared(name: str, operator: Callable[..., Any], inputs: Mapping[str, Any], dout: Any) -> Finding:
+def _compared(name: str, operator: Callable[..., Any], backend: str, inputs: Mapping[str, Any], dout: Any) -> Finding:
     from ssamba.evaluation.efficiency import relative_errors, value_and_gradients
 
     remedy = (
         "model.scan_backend names another one; remove the compiled kernels (see the caches above) and try again, or "
         f"{LOCK}"
     )
-    reference = functools.partial(operator, backend="reference")
+    by, reference = (functools.partial(operator, backend=one) for one in (backend, "reference"))
     exact = value_and_gradients(reference, {key: x.double() for key, x in inputs.items()}, dout.double())
     try:
-        errors = relative_errors(value_and_gradients(operator, inputs, dout), exact)
+        errors = relative_errors(value_and_gradients(by, inputs, dout), exact)
     except Exception as error:  # whatever a kernel or its compiler raises
         return problem(name, f"it fails: {cause_of(error)}", remedy)
     worst = max(errors, key=lambda key: (errors[key] != errors[key], errors[key]))  # what is no number is the worst

@@ -3,6 +3,7 @@
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,26 @@ _SECONDS = 0.5
 # Shards are FLAC, and recordings mostly WAV: without these there is nothing to train on.
 _NEEDED = ("WAV", "FLAC")
 _BY_LIBSNDFILE = {
-    "WAV": ("WAV", "PCM_16"), "FLAC": ("FLAC", "PCM_16"), "MP3": ("MP3", "MPEG_LAYER_III"),
-    "Ogg Vorbis": ("OGG", "VORBIS"), "Ogg Opus": ("OGG", "OPUS"), "AIFF": ("AIFF", "PCM_16"), "AU": ("AU", "PCM_16"),
-    "CAF": ("CAF", "PCM_16"), "W64": ("W64", "PCM_16"), "NIST SPHERE": ("NIST", "PCM_16"),
-}  # fmt: skip
+    "WAV": ("WAV", "PCM_16"),
+    "FLAC": ("FLAC", "PCM_16"),
+    "MP3": ("MP3", "MPEG_LAYER_III"),
+    "Ogg Vorbis": ("OGG", "VORBIS"),
+    "Ogg Opus": ("OGG", "OPUS"),
+    "AIFF": ("AIFF", "PCM_16"),
+    "AU": ("AU", "PCM_16"),
+    "CAF": ("CAF", "PCM_16"),
+    "W64": ("W64", "PCM_16"),
+    "NIST SPHERE": ("NIST", "PCM_16"),
+}
 # Name -> FFmpeg's container and encoder.
 _BY_PYAV = {
-    "M4A": ("ipod", "aac"), "AAC": ("adts", "aac"), "WebM": ("webm", "libopus"), "WMA": ("asf", "wmav2"),
-    "WavPack": ("wv", "wavpack"), "AC3": ("ac3", "ac3"),
-}  # fmt: skip
+    "M4A": ("ipod", "aac"),
+    "AAC": ("adts", "aac"),
+    "WebM": ("webm", "libopus"),
+    "WMA": ("asf", "wmav2"),
+    "WavPack": ("wv", "wavpack"),
+    "AC3": ("ac3", "ac3"),
+}
 
 
 def decoders() -> Iterator[Finding]:
@@ -40,7 +52,7 @@ def decoders() -> Iterator[Finding]:
     yield ok("libsndfile", f"{soundfile.__libsndfile_version__}: {', '.join(known)}")
     for name, (form, subtype) in _BY_LIBSNDFILE.items():
         if soundfile.check_format(form, subtype):
-            yield _heard(f"{name} by libsndfile", lambda form=form, subtype=subtype: _by_libsndfile(form, subtype))
+            yield heard(f"{name} by libsndfile", partial(_by_libsndfile, form, subtype))
         elif name in _NEEDED:
             yield problem(f"{name} by libsndfile", "it lacks it", "pip install --force-reinstall soundfile")
         else:
@@ -58,7 +70,7 @@ def decoders() -> Iterator[Finding]:
         if codec not in av.codecs_available:
             yield absent(f"{name} by PyAV", f"its FFmpeg lacks {codec}", pyav.INSTALL)
         else:
-            yield _heard(f"{name} by PyAV", lambda container=container, codec=codec: _by_pyav(container, codec))
+            yield heard(f"{name} by PyAV", partial(_by_pyav, container, codec))
 
 
 def _tone() -> npt.NDArray[np.float32]:
@@ -87,7 +99,7 @@ def _by_pyav(container: str, codec: str) -> bytes:
     return file.getvalue()
 
 
-def _heard(name: str, write: Callable[[], bytes]) -> Finding:
+def heard(name: str, write: Callable[[], bytes]) -> Finding:
     """Whether a tone that was written is read again."""
     from ssamba.recordings import read_audio
 

@@ -89,10 +89,11 @@ def devices() -> Iterator[Finding]:
         if _DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
             yield problem(
-                "GPU", f"NVIDIA's driver is here, but torch {torch.__version__}, built {built}, finds no GPU",
-                f"a driver that is new enough for it (nvidia-smi names the newest CUDA that it knows), or {LOCK}; to do "
-                "without, CUDA_VISIBLE_DEVICES=",
-            )  # fmt: skip
+                "GPU",
+                f"NVIDIA's driver is here, but torch {torch.__version__}, built {built}, finds no GPU",
+                "a driver that is new enough for it (nvidia-smi names the newest CUDA that it knows), or "
+                f"{LOCK}; to do without, CUDA_VISIBLE_DEVICES=",
+            )
         else:
             yield absent("GPU", "none: torch.cuda is not available")
     for number, name in enumerate(machine["gpus"]):
@@ -164,14 +165,48 @@ def _size(count: int) -> str:
 
 
 _VARIABLES = (
-    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
-    "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE", "SLURM_MEM_PER_NODE",
-    "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK",
-    "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG",
-    "NCCL_SOCKET_IFNAME", "NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "TRITON_CACHE_DIR", "TRITON_INTERPRET",
-    "XDG_CACHE_HOME", "TMPDIR", "HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "WANDB_MODE", "WANDB_DIR",
-    "AWS_ENDPOINT_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-)  # fmt: skip
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NODEID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_GPUS_ON_NODE",
+    "SLURM_MEM_PER_NODE",
+    "SLURM_RESTART_COUNT",
+    "TORCHELASTIC_RUN_ID",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "CUDA_VISIBLE_DEVICES",
+    "NCCL_DEBUG",
+    "NCCL_SOCKET_IFNAME",
+    "NUMBA_CACHE_DIR",
+    "NUMBA_NUM_THREADS",
+    "TRITON_CACHE_DIR",
+    "TRITON_INTERPRET",
+    "XDG_CACHE_HOME",
+    "TMPDIR",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "WANDB_MODE",
+    "WANDB_DIR",
+    "AWS_ENDPOINT_URL",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -188,8 +223,10 @@ def launch(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
             yield ok("launcher", "none: this process is by itself, or Lightning starts the others")
         else:
             each = f"{by.each} processes on each of {by.nodes} nodes"
-            yield ok("launcher", f"{by.name}, {each}; this is rank {own} (trainer.devices={by.each} "
-                                 f"trainer.num_nodes={by.nodes})")  # fmt: skip
+            yield ok(
+                "launcher",
+                f"{by.name}, {each}; this is rank {own} (trainer.devices={by.each} trainer.num_nodes={by.nodes})",
+            )
     for name in _VARIABLES:
         if name in environment:
             yield ok(name, masked(environment[name]) or "empty")

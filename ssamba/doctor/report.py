@@ -13,10 +13,16 @@ Check = Callable[[], Iterator[Finding]]
 Findings = dict[str, list[Finding]]
 
 CHECKS: dict[str, Check] = {
-    "versions": installation.versions, "devices": installation.devices, "launch": installation.launch,
-    "caches": installation.caches, "backends": backends.backends, "decoders": formats.decoders,
-    "storage": formats.storage, "encoders": selfcheck.encoders, "training": selfcheck.training,
-}  # fmt: skip
+    "versions": installation.versions,
+    "devices": installation.devices,
+    "launch": installation.launch,
+    "caches": installation.caches,
+    "backends": backends.backends,
+    "decoders": formats.decoders,
+    "storage": formats.storage,
+    "encoders": selfcheck.encoders,
+    "training": selfcheck.training,
+}
 _MARKS = {"ok": "ok", "absent": "-", "problem": "PROBLEM"}
 
 
@@ -57,5 +63,7 @@ def as_text(found: Findings) -> str:
 
 def as_json(found: Findings) -> dict[str, Any]:
     """{"problems": how many, "checks": {check: [the fields of each `Finding`]}}."""
-    return {"problems": len(problems(found)), "checks": {name: [asdict(one) for one in some]
-                                                         for name, some in found.items()}}  # fmt: skip
+    return {
+        "problems": len(problems(found)),
+        "checks": {name: [asdict(one) for one in some] for name, some in found.items()},
+    }
