@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": {"train", "sweep", "build", "protocols", "inference", "deploy", "doctor", "tasks", *INFERENCE, *BUILD},
     "cli": {"commands", "training", *LEAVES},
     "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
-    "doctor": BUILD, "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
+    "doctor": {"pyav", *BUILD}, "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
     "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
 }  # fmt: skip
 # Room of ssamba/data -> the rooms that it may import, itself aside. What makes shards is for the command line and
