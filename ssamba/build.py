@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from ssamba.audio import LogMel, frames_in, samples_for
-from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe
+from ssamba.config import DataConfig, FinetuneRecipe, PretrainRecipe, Recipe, described
 from ssamba.data.batches import Stage
 from ssamba.data.datamodule import ClipDataModule, ClipSettings, ProbeShards, TrainingShards
 from ssamba.data.labels import (
@@ -68,7 +68,7 @@ from ssamba.training.common import OptimizerSettings
 from ssamba.training.distributed import make_strategy
 from ssamba.training.finetuning import Augmentation, FineTuning
 from ssamba.training.interruptions import Interruptions
-from ssamba.training.loggers import MetricsFile, quieten_lightning, wandb_logger
+from ssamba.training.loggers import MetricsFile, quieten_lightning, tensorboard_logger, wandb_logger
 from ssamba.training.pretraining import Pretraining
 from ssamba.training.runs import RunTrainer
 from ssamba.training.sequences import CtcFineTuning, HopFineTuning
@@ -684,7 +684,17 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
     if recipe.wandb.mode != "off":
         wandb_id = start.run["wandb_id"] if start else None
-        loggers.append(wandb_logger(folder, recipe.wandb.mode, recipe.wandb.project, wandb_id))
+        loggers.append(
+            wandb_logger(
+                folder,
+                **asdict(recipe.wandb),
+                job_type=recipe.task_type,
+                config=described(recipe),
+                wandb_id=wandb_id,
+            )
+        )
+    if settings.tensorboard:
+        loggers.append(tensorboard_logger(folder, start.step if start else None))
     quieten_lightning()
     trainer = lightning.Trainer(
         default_root_dir=folder,

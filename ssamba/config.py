@@ -79,6 +79,7 @@ def _below_one(name: str, value: float) -> Iterator[str]:
 
 _MANY = 10**9  # more steps, recordings or frames than any run has
 _MOST_SIDE = 1000  # of a cluster, in patches
+_LONGEST_TAG = 64  # that wandb takes
 _LARGE = 1e6  # more than any weight, rate or amplitude that trains
 
 
@@ -474,6 +475,8 @@ class TrainerConfig:
     patience: int | None = None
     """Training ends after so many validations without a better score; null: with max_steps."""
     log_every_steps: int = 50
+    tensorboard: bool = False
+    """Log into run_dir/tensorboard, too, which `tensorboard --logdir` shows."""
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("trainer.precision", self.precision, ("32", "bf16-mixed", "16-mixed"))
@@ -505,9 +508,15 @@ class WandbConfig:
     mode: str = "off"
     """off | online | offline; wandb is imported only when it is on."""
     project: str = "ssamba"
+    group: str | None = None
+    """What the run is one of, such as a comparison; null: none. Of --folds and --seeds, the name of their folder."""
+    tags: list[str] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
         yield from _one_of("wandb.mode", self.mode, ("off", "online", "offline"))
+        for tag in self.tags:
+            if len(tag) > _LONGEST_TAG:
+                yield f"wandb.tags has {tag[:200]!r}; expected tags of at most {_LONGEST_TAG} letters"
 
 
 @dataclass
@@ -878,7 +887,7 @@ def differences(saved: Recipe, given: Recipe) -> Iterator[str]:
     if given.task_type != saved.task_type:
         yield f"task_type is {given.task_type}; in the run it is {saved.task_type}"
         return
-    ours, theirs = (dict(_leaves(_placed(recipe))) for recipe in (given, saved))
+    ours, theirs = (dict(_leaves(described(recipe))) for recipe in (given, saved))
     for key in sorted(ours):
         if key.startswith(_MAY_CHANGE):
             continue
@@ -898,13 +907,14 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe with every default filled in and its paths absolute, so that it says the same wherever it is
     read; `load_recipe` reads it back. Secrets in its urls are left out: who reads it names those again."""
     try:
-        write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(_placed(recipe)))))
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(described(recipe)))))
     except UnicodeEncodeError as error:
         raise UserError(f"{path} cannot be written: the name of the working folder is not in Unicode") from error
 
 
-def _placed(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as sections, its paths no longer relative to the working folder."""
+def described(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as sections of plain values: its paths no longer relative to the working folder, and without what may
+    be secret in its urls."""
 
     def placed(value: Any, kind: Any) -> Any:
         if is_dataclass(kind):

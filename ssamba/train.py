@@ -41,6 +41,7 @@ from ssamba.models.checkpoint import save_model
 from ssamba.models.heads import parameter_count
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.protocols.finetuned import score_finetuned
+from ssamba.protocols.tracking import show_results
 from ssamba.training.checkpoints import Saved, check_fits, newest_checkpoint
 from ssamba.training.distributed import part_at_exit
 from ssamba.training.runs import RunLock, RunTrainer, check_run, command_record, fit, open_run, peak_memory_bytes
@@ -127,6 +128,7 @@ def _run(
         save_model(folder / "model", built.module.model, built.audio, built.classifier, weights)
         scores = _score(built, folder)
         record = _finish_record(folder, training, exported, scores)
+        show_results(built, folder, record, training.trainer.loggers)
         return Run(folder, record, trained=True, stale=training.checkpoints.stale)
 
 

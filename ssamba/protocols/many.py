@@ -72,7 +72,8 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
         for seed in range(recipe.seed, recipe.seed + seeds):
             place = root / member_folder(fold, seed, len(names), seeds)
             data = dataclasses.replace(recipe.data, fold=fold or None)
-            variants.append(dataclasses.replace(recipe, run_dir=str(place), seed=seed, data=data))
+            wandb = dataclasses.replace(recipe.wandb, group=recipe.wandb.group or root.name)
+            variants.append(dataclasses.replace(recipe, run_dir=str(place), seed=seed, data=data, wandb=wandb))
     for variant in variants:
         if variant.seed == recipe.seed or recipe.data.label_fraction < 1:
             check_labels(variant, shards, build_labels(variant, shards), build_rows(variant, shards))

@@ -9,7 +9,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.loggers import WandbLogger
 from tqdm import tqdm
 
 from ssamba.data.batches import Batch
@@ -20,6 +19,7 @@ from ssamba.models.pools import DEFAULT_POOLING, Pool
 from ssamba.progress import progress_bar, spoken
 from ssamba.training.common import TrainingModule
 from ssamba.training.distributed import gathered, parts_callable
+from ssamba.training.loggers import log_picture
 from ssamba.training.pretraining import Pretraining
 
 log = logging.getLogger(__name__)
@@ -190,6 +190,4 @@ class ReconstructionPictures(Callback):
         except OSError as error:  # a full disk ends no run
             log.warning("%s could not be written: %s", path, error)
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("reconstruction", [str(path)])
+        log_picture(trainer.loggers, "reconstruction", path, trainer.global_step)

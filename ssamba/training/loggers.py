@@ -1,16 +1,18 @@
-"""Where metrics go: metrics.csv, and Weights & Biases beside it if a recipe asks for it."""
+"""Where metrics go: metrics.csv, and Weights & Biases and TensorBoard beside it if a recipe asks for them."""
 
 import csv
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.image import imread
 
 from ssamba.errors import UserError
 from ssamba.evaluation.pictures import read_metrics
@@ -19,6 +21,7 @@ from ssamba.files import written_beside
 log = logging.getLogger(__name__)
 
 _WANDB_SECONDS = 30  # to wait for its server
+_WANDB_LAST_SECONDS = 300  # at the end of a run, for what is not sent by then; `wandb sync` sends it later
 
 
 class MetricsFile(Logger):
@@ -98,7 +101,10 @@ class MetricsFile(Logger):
 
 
 class _Wandb(WandbLogger):
-    """Logs into the run folder alone if the server does not answer; `wandb sync` sends that later."""
+    """Logs into the run folder alone if the server does not answer; `wandb sync` sends that later. What cannot be
+    logged during training is told once, and ends no run."""
+
+    _told = False
 
     @property
     @rank_zero_experiment
@@ -115,18 +121,107 @@ class _Wandb(WandbLogger):
         except wandb.errors.UsageError as error:
             raise UserError(f"wandb.mode is online: {error} Or take wandb.mode=offline") from error
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # its service has errors of many kinds, and none is worth a run
+            if not self._told:
+                log.warning("wandb does not log any more: %s; metrics.csv has everything", error)
+            self._told = True
 
-def wandb_logger(run: Path, mode: str, project: str, wandb_id: str | None) -> WandbLogger:
+
+def wandb_logger(
+    run: Path,
+    *,
+    mode: str,
+    project: str,
+    group: str | None,
+    tags: Sequence[str],
+    job_type: str,
+    config: Mapping[str, Any],
+    wandb_id: str | None,
+) -> WandbLogger:
     """A logger whose files lie in the run folder; with the id of an earlier one it goes on with that.
+
+    Args:
+        mode, project, group, tags: of the recipe's wandb section.
+        job_type: pretrain or finetune.
+        config: what the run is made by, as sections of plain values.
 
     Raises:
         UserError: wandb is not installed.
     """
+    settings: dict[str, Any] = {"init_timeout": _WANDB_SECONDS}
     try:
-        return _Wandb(project=project, name=run.name, save_dir=str(run), offline=mode == "offline", id=wandb_id,
-                      settings={"init_timeout": _WANDB_SECONDS})  # fmt: skip
+        from wandb import Settings
+
+        if "finish_timeout" in Settings.model_fields:  # of newer releases
+            settings["finish_timeout"] = _WANDB_LAST_SECONDS
+        return _Wandb(
+            project=project,
+            name=run.name,
+            save_dir=str(run),
+            id=wandb_id,
+            mode=mode,
+            group=group,
+            tags=list(tags),
+            job_type=job_type,
+            config=dict(config),
+            allow_val_change=True,  # a run that goes on may have another place, devices or steps
+            settings=settings,
+        )
     except ModuleNotFoundError as error:
         raise UserError(f"wandb.mode is {mode!r}, but wandb is not installed: pip install 'ssamba[wandb]'") from error
+
+
+class _TensorBoard(TensorBoardLogger):
+    """Stays open when training is over, for what the run has come to: another file of the same second would have the
+    same name."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()  # without a hparams.yaml, since the run has a recipe.yaml
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def tensorboard_logger(run: Path, start: int | None) -> TensorBoardLogger:
+    """A logger into the run's folder tensorboard; what an earlier process logged after step `start` is hidden.
+
+    Raises:
+        UserError: there is nothing installed that writes its files.
+    """
+    try:
+        # tensorboardX names its files by the second, in which a quick run is stopped and goes on.
+        suffix = f".from-{start or 0}"
+        return _TensorBoard(run, "tensorboard", "", default_hp_metric=False, purge_step=start, filename_suffix=suffix)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "trainer.tensorboard is true, but neither tensorboard nor tensorboardX is installed: "
+            "pip install 'ssamba[tensorboard]'"
+        ) from error
+
+
+def log_picture(loggers: Iterable[Logger], name: str, path: Path, step: int) -> None:
+    """Show a PNG in wandb and TensorBoard, where they are among the loggers."""
+    for logger in loggers:
+        with not_worth_a_run(f"the picture {path.name}"):
+            if isinstance(logger, WandbLogger):
+                logger.log_image(name, [str(path)])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
+
+
+@contextmanager
+def not_worth_a_run(what: str) -> Iterator[None]:
+    """What a logger raises is told, and no more."""
+    try:
+        yield
+    except Exception as error:  # of services, disks and libraries
+        log.warning("%s could not be logged: %s: %s", what, type(error).__name__, error)
 
 
 def quieten_lightning() -> None:

@@ -3,9 +3,7 @@
 import csv
 import hashlib
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,83 +260,3 @@ def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:
         with pytest.raises(UserError), RunLock(tmp_path / "file") as lock:
             open_run(tmp_path / "file", overwrite, lock)
     assert (tmp_path / "file").read_text() == "a file"
-
-
-# Loggers
-
-
-def test_wandb_stays_out_unless_it_is_asked_for(
-    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it would raise
-    words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "trainer.max_steps=1"]
-    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
-    assert not (tmp_path / "run" / "wandb").exists()
-
-
-@pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The package, with nothing of its settings here, and a server that does not answer."""
-    module = pytest.importorskip("wandb")
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("ssamba.training.loggers._WANDB_SECONDS", 1)
-    yield module
-    module.teardown()
-
-
-def test_wandb_goes_offline_if_its_server_does_not_answer(
-    recipes: dict[str, Path], wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
-    run = tmp_path / "run"
-    words = [f"run_dir={run}", "model.encoder=ssast", "wandb.mode=online", "--resume", "auto"]
-    for steps in (2, 4):
-        assert main(["pretrain", str(recipes["pretrain"]), *words, f"trainer.max_steps={steps}"]) == 0
-        wandb.finish()
-        (record,) = [record for record in caplog.records if record.name.startswith("ssamba")]
-        assert record.getMessage().startswith("wandb cannot be reached, so it logs offline: ")
-        caplog.clear()
-    # The run that went on is the same one.
-    first, second = sorted(path.name for path in run.glob("wandb/offline-run-*/run-*.wandb"))
-    assert first == second
-    assert [row["step"] for row in rows(run) if row["train/loss"]] == ["0", "1", "2", "3"]
-
-
-def test_wandb_without_a_key_is_told(
-    recipes: dict[str, Path], wandb: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "wandb.mode=online"]
-    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 2
-    said = capsys.readouterr().err
-    assert "wandb.mode is online: No API key" in said and "Traceback" not in said
-
-
-def test_wandb_offline_keeps_what_the_csv_keeps(recipes: dict[str, Path], wandb: Any, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=2", "wandb.mode=offline"]
-    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
-    assert wandb.run is not None and wandb.run.offline
-    summary = dict(wandb.run.summary)
-    wandb.finish()
-    assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1
-    assert list(run.glob("wandb/offline-run-*/files/media/images/reconstruction*.png"))
-    last = {name: float(row[name]) for row in rows(run) for name in row if row[name] and name.startswith("val/")}
-    assert last and {name: summary[name] for name in last} == pytest.approx(last)
-
-
-def test_wandb_that_is_not_installed_is_told(
-    recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
-    words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "wandb.mode=offline"]
-    assert main(["pretrain", str(recipes["pretrain"]), *words]) == 2
-    assert "wandb is not installed: pip install 'ssamba[wandb]'" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
