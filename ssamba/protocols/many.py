@@ -72,7 +72,7 @@ def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume:
         for seed in range(recipe.seed, recipe.seed + seeds):
             place = root / member_folder(fold, seed, len(names), seeds)
             data = dataclasses.replace(recipe.data, fold=fold or None)
-            wandb = dataclasses.replace(recipe.wandb, group=recipe.wandb.group or root.name)
+            wandb = dataclasses.replace(recipe.wandb, group=recipe.wandb.group or root.resolve().name)
             variants.append(dataclasses.replace(recipe, run_dir=str(place), seed=seed, data=data, wandb=wandb))
     for variant in variants:
         if variant.seed == recipe.seed or recipe.data.label_fraction < 1:

@@ -123,17 +123,26 @@ def open_run(folder: Path, overwrite: bool, lock: RunLock) -> None:
 
 def command_record() -> dict[str, Any]:
     """What is at work here: command, time, commit, versions, hardware."""
-    root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-                         capture_output=True, text=True, check=False)  # fmt: skip
     return {
         "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git_commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "hardware": hardware(),
     }
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that this is; None for an installed package, and where there is no git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # of a repository around an installed package it would be another's
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def peak_memory_bytes() -> dict[str, int]:

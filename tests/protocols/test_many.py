@@ -60,7 +60,8 @@ def test_each_fold_is_a_run_and_finished_ones_stay(
         assert baseline["training_clips"] == 40 and baseline["scores"]["accuracy"] > 0.6
         assert baseline["difference"]["accuracy"] == pytest.approx(accuracies[-1] - baseline["scores"]["accuracy"])
         # The fold is neither learned from nor watched.
-        assert yaml.safe_load((root / f"fold-{name}" / "recipe.yaml").read_text())["data"]["fold"] == name
+        recipe = yaml.safe_load((root / f"fold-{name}" / "recipe.yaml").read_text())
+        assert (recipe["data"]["fold"], recipe["wandb"]["group"]) == (name, "runs")
         assert f"| {name} " in said
     scores = json.loads((root / "members.json").read_text())["scores"]
     assert scores["model"]["accuracy"] == pytest.approx(sum(accuracies) / 3)

@@ -61,9 +61,12 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_wandb_goes_offline_if_its_server_does_not_answer(
-    recipes: dict[str, Path], wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    recipes: dict[str, Path],
+    wandb: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     run = tmp_path / "run"
     words = [f"run_dir={run}", "model.encoder=ssast", "wandb.mode=online", "--resume", "auto"]
@@ -134,9 +137,13 @@ def test_wandb_offline_holds_all_that_a_run_has_come_to(
 ) -> None:
     run = tmp_path / "run"
     words = [
-        f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=2", "wandb.mode=offline", "wandb.group=encoders",
+        f"run_dir={run}",
+        "model.encoder=ssast",
+        "trainer.max_steps=2",
+        "wandb.mode=offline",
+        "wandb.group=encoders",
         "wandb.tags=[digits, first try]",
-    ]  # fmt: skip
+    ]
     assert main(["finetune", str(recipes["finetune"]), *words]) == 0
     assert wandb.run is None  # another run of this process is one of its own
     wandb.teardown()  # what its service holds is written
@@ -208,16 +215,22 @@ def test_wandb_shows_how_pretraining_goes(recipes: dict[str, Path], wandb: Any, 
     first, second = [one.run for one in wandb_records(run) if one.WhichOneof("record_type") == "run"]
     assert first.run_id == second.run_id and first.job_type == second.job_type == "pretrain"
     assert [items(one.config.update)["trainer"]["max_steps"] for one in (first, second)] == [2, 4]
-    steps = [items(one.history.item).get("trainer/global_step") for one in wandb_records(run)
-             if "train/loss" in items(one.history.item)]  # fmt: skip
+    steps = [
+        items(one.history.item).get("trainer/global_step")
+        for one in wandb_records(run)
+        if "train/loss" in items(one.history.item)
+    ]
     assert steps == [0, 1, 2, 3]
     assert len(list(run.glob("wandb/offline-run-*/files/media/images/reconstruction*.png"))) == 2
 
 
 def test_what_wandb_cannot_take_ends_no_run(
-    recipes: dict[str, Path], wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    recipes: dict[str, Path],
+    wandb: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ConnectionResetError("the service is gone")
 

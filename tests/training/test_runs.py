@@ -16,7 +16,7 @@ from ssamba.cli import main
 from ssamba.config import ENCODERS, load_recipe
 from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
-from ssamba.training.runs import RunLock, check_run, open_run
+from ssamba.training.runs import RunLock, check_run, command_record, open_run
 
 each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 Runs = Callable[[str], Path]
@@ -181,6 +181,14 @@ def test_checkpoints_are_read_without_pickle_and_the_exports_are_theirs(pretrain
     losses = {int(row["step"]) + 1: float(row["val/loss"]) for row in rows(run) if row["val/loss"]}
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert losses[best["global_step"]] == min(losses.values())
+
+
+def test_the_commit_is_that_of_the_checkout_if_this_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ssamba.training.runs.__file__", str(tmp_path / "ssamba" / "training" / "runs.py"))
+    assert command_record()["git_commit"] is None  # an installed package
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command_record()["git_commit"] is None  # no git, as in an image
 
 
 def assert_exported(run: Path, state: dict[str, torch.Tensor]) -> None:
