@@ -1,6 +1,7 @@
 """`ssamba doctor`."""
 
 import argparse
+import logging
 from typing import Any
 
 from ssamba.files import check_out
@@ -33,6 +34,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from ssamba.doctor.report import as_json, as_text, examine, problems
     from ssamba.files import write_json
 
+    logging.getLogger("ssamba").setLevel(logging.WARNING)  # which backend is taken, say, is in the findings
     found = examine()
     print(as_text(found))
     if arguments.json:

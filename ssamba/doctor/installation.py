@@ -130,7 +130,7 @@ def caches() -> Iterator[Finding]:
     """Folders in which something is kept for the next time."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from ssamba.data.shards.index import default_cache
+    from ssamba.data.shards.finding import default_cache
     from ssamba.ops.kernel_cache import kernel_folders
 
     folders = kernel_folders()
@@ -143,7 +143,6 @@ def caches() -> Iterator[Finding]:
         from triton.runtime.cache import knobs
 
         yield _place("Triton's kernels", Path(knobs.cache.dir), "TRITON_CACHE_DIR names another folder")
-    yield _place("working folder", Path.cwd(), "change to a folder for runs, or give run_dir one")
 
 
 def _place(name: str, folder: Path, remedy: str) -> Finding:
