@@ -119,7 +119,7 @@ class Build:
         venv.create(self.python, with_pip=True)
         kept = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
         path = os.pathsep.join([str(self.python / "bin"), "/usr/local/bin", "/usr/bin", "/bin"])
-        self.environment = {**kept, "PATH": path, "HOME": str(self._inside("/root"))}
+        self.environment = {**kept, "PATH": path, "HOME": str(self._inside("/var/lib"))}
         self.arguments: dict[str, str] = {}
         self.commands: dict[str, list[str]] = {}
 

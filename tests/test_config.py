@@ -317,7 +317,8 @@ def named(*kinds: Any) -> list[str]:
 
 
 def is_optional(name: str) -> bool:
-    return NoneType in get_args(FIELDS[name]) or name in ("data.validation", "data.test", "evaluation.probe")
+    lists = ("data.validation", "data.test", "evaluation.probe", "wandb.tags")
+    return NoneType in get_args(FIELDS[name]) or name in lists
 
 
 def load(folder: Path, typed: dict[str, str], by: str) -> Iterator[tuple[list[str], Recipe | str]]:

@@ -63,7 +63,7 @@ def test_a_dockerfile_is_read_as_docker_reads_it() -> None:
 def test_steps_are_carried_out_below_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(venv, "create", lambda place, with_pip: (place / "bin").mkdir(parents=True))
     text = (
-        "FROM python:3\nARG WORD=hello\nENV GREETING=world HOME=/home/me\nWORKDIR /opt/it\n"
+        "FROM python:3\nARG WORD=hello\nENV GREETING=world HOME=/var/me\nWORKDIR /opt/it\n"
         "COPY pyproject.toml docker ./\n"
         'RUN --mount=type=bind,from=x,target=/y echo "$WORD $GREETING" > said && mkdir kept\n'
         'RUN useradd me > users\nUSER me\nWORKDIR kept\nRUN pwd > place && echo "$HOME" > home\n'
@@ -77,7 +77,7 @@ def test_steps_are_carried_out_below_a_folder(monkeypatch: pytest.MonkeyPatch, t
     assert (place / "pyproject.toml").is_file() and (place / "check.py").is_file()
     assert not (place / "users").exists()  # what is of the system is left out
     assert (place / "kept" / "place").read_text().strip() == str(place / "kept")
-    assert (place / "kept" / "home").read_text().strip() == str(tmp_path / "root" / "home" / "me")
+    assert (place / "kept" / "home").read_text().strip() == str(tmp_path / "root" / "var" / "me")
     assert build.commands == {"HEALTHCHECK": ["x", "y"], "ENTRYPOINT": ["x"], "CMD": ["z"]}
     with pytest.raises(subprocess.CalledProcessError):
         build.carry_out(check.Step("RUN", "false"))

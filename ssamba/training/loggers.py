@@ -1,6 +1,7 @@
 """Where metrics go: metrics.csv, and Weights & Biases and TensorBoard beside it if a recipe asks for them."""
 
 import csv
+import importlib.util
 import logging
 import os
 import warnings
@@ -176,33 +177,47 @@ def wandb_logger(
 
 
 class _TensorBoard(TensorBoardLogger):
-    """Stays open when training is over, for what the run has come to: another file of the same second would have the
-    same name."""
+    """What cannot be logged during training is told once, and ends no run."""
+
+    _told = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # of its thread, of an earlier write
+            self._tell(error)
 
     @rank_zero_only
     def save(self) -> None:
-        self.experiment.flush()  # without a hparams.yaml, since the run has a recipe.yaml
+        # Without a hparams.yaml: the run has a recipe.yaml.
+        try:
+            self.experiment.flush()
+        except Exception as error:
+            self._tell(error)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        self.save()  # and open for what the run has come to
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            log.warning("TensorBoard's file is not written any more: %s; metrics.csv has everything", error)
+        self._told = True
 
 
 def tensorboard_logger(run: Path, start: int | None) -> TensorBoardLogger:
     """A logger into the run's folder tensorboard; what an earlier process logged after step `start` is hidden.
 
     Raises:
-        UserError: there is nothing installed that writes its files.
+        UserError: tensorboard is not installed.
     """
-    try:
-        # tensorboardX names its files by the second, in which a quick run is stopped and goes on.
-        suffix = f".from-{start or 0}"
-        return _TensorBoard(run, "tensorboard", "", default_hp_metric=False, purge_step=start, filename_suffix=suffix)
-    except ModuleNotFoundError as error:
+    # Lightning takes tensorboardX as well, by which a full disk stops a run: it waits for a thread that has ended.
+    if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            "trainer.tensorboard is true, but neither tensorboard nor tensorboardX is installed: "
-            "pip install 'ssamba[tensorboard]'"
-        ) from error
+            "trainer.tensorboard is true, but tensorboard is not installed: pip install 'ssamba[tensorboard]'"
+        )
+    return _TensorBoard(run, "tensorboard", "", default_hp_metric=False, purge_step=start)
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path, step: int) -> None:

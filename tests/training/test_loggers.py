@@ -1,6 +1,8 @@
 """What wandb and TensorBoard are told of a run, read back from their files; metrics.csv is test_runs's."""
 
 import csv
+import errno
+import importlib.util
 import json
 import os
 import struct
@@ -269,7 +271,7 @@ def test_tags_that_wandb_refuses_are_told_at_once(recipes: dict[str, Path], refu
 
 def events(run: Path) -> list[Any]:
     """Of all the files of a run, in the order in which they were begun."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    event_pb2 = pytest.importorskip("tensorboard.compat.proto.event_pb2")
     found = []
     for path in sorted((run / "tensorboard").glob("events.*")):
         content, place = path.read_bytes(), 0
@@ -283,7 +285,7 @@ def events(run: Path) -> list[Any]:
 def test_tensorboard_has_what_the_csv_has_and_what_the_run_has_come_to(
     recipes: dict[str, Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboard")
     run = tmp_path / "run"
     words = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=2", "trainer.tensorboard=true"]
     assert main(["finetune", str(recipes["finetune"]), *words]) == 0
@@ -307,7 +309,7 @@ def test_tensorboard_has_what_the_csv_has_and_what_the_run_has_come_to(
 
 
 def test_tensorboard_shows_how_pretraining_goes_and_a_step_once(recipes: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboard")
     run = tmp_path / "run"
     words = [f"run_dir={run}", "model.encoder=ssast", "trainer.tensorboard=true", "--resume", "auto"]
     for steps in (2, 4):
@@ -319,11 +321,37 @@ def test_tensorboard_shows_how_pretraining_goes_and_a_step_once(recipes: dict[st
     assert [event.step for event in found if event.WhichOneof("what") == "session_log"] == [2]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its own thread's
+def test_what_tensorboard_cannot_write_ends_no_run(
+    recipes: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers = pytest.importorskip("tensorboard.summary.writer.record_writer")
+
+    real, written = writers.RecordWriter.write, list[bytes]()
+
+    def full(writer: Any, content: bytes) -> None:
+        written.append(content)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(writer, content)
+
+    monkeypatch.setattr(writers.RecordWriter, "write", full)
+    run = tmp_path / "run"
+    words = [f"run_dir={run}", "model.encoder=ssast", "trainer.tensorboard=true"]
+    assert main(["finetune", str(recipes["finetune"]), *words]) == 0
+    assert (run / "run.json").exists() and len(rows(run)) == 6
+    said = [record.getMessage() for record in caplog.records if record.name == "ssamba.training.loggers"]
+    assert said[0].startswith("TensorBoard's file is not written any more: ") and "No space left" in said[0]
+    assert all("could not be logged" in one for one in said[1:])
+
+
 def test_tensorboard_that_is_not_installed_is_told(
     recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
 ) -> None:
-    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
-        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "tensorboard" else find(name, *more)
+    )
     words = [f"run_dir={tmp_path / 'run'}", "model.encoder=ssast", "trainer.tensorboard=true"]
     said = refused("pretrain", recipes["pretrain"], *words)
     assert "trainer.tensorboard is true" in said and "pip install 'ssamba[tensorboard]'" in said
