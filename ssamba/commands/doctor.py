@@ -31,13 +31,13 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Say what works on this machine: versions, devices, kernels, decoders, storage, two steps of training."""
     if arguments.json:
         check_out(arguments.json, arguments.overwrite)
-    from ssamba.doctor.report import as_json, as_text, examine, problems
+    from ssamba.doctor import report
     from ssamba.files import write_json
 
     logging.getLogger("ssamba").setLevel(logging.WARNING)  # which backend is taken, say, is in the findings
-    found = examine()
-    print(as_text(found))
+    found = report.examine(report.CHECKS)
+    print(report.as_text(found))
     if arguments.json:
-        write_json(arguments.json, as_json(found))
+        write_json(arguments.json, report.as_json(found))
         print(f"written to {printable(str(arguments.json))}")
-    return 1 if problems(found) else 0
+    return 1 if report.problems(found) else 0

@@ -26,7 +26,7 @@ CHECKS: dict[str, Check] = {
 _MARKS = {"ok": "ok", "absent": "-", "problem": "PROBLEM"}
 
 
-def examine(checks: Mapping[str, Check] = CHECKS) -> Findings:
+def examine(checks: Mapping[str, Check]) -> Findings:
     """Run checks. One that fails in itself is a problem of its own, and the others go on."""
     found: Findings = {}
     with progress_bar(len(checks), "check", "doctor") as bar:

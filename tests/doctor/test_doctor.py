@@ -42,7 +42,7 @@ def test_all_is_well_where_the_tests_run(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_problem_is_told_with_its_remedy_and_the_status_is_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report.examine, "__defaults__", ({"parts": one_of_each},))
+    monkeypatch.setattr(report, "CHECKS", {"parts": one_of_each})
     assert main(["doctor", "--json", str(tmp_path / "found.json")]) == 1
     said = capsys.readouterr().out
     assert "ok       kernel  as the reference" in said and "-        PyAV    not installed (pip install it)" in said
