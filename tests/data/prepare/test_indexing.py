@@ -415,12 +415,12 @@ def test_a_shard_whose_name_cannot_be_shown(tmp_path: Path, name: bytes) -> None
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "x.tar", {"a.flac": sound()})
 
-    def denied(path: Path, *_: object) -> object:
+    def denied(path: object, *_: object) -> object:
         raise PermissionError(13, "Permission denied", str(path))
 
-    for method in ("iterdir", "open"):
+    for kind, method in ((os, "scandir"), (Path, "open")):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, method, denied)
+            patch.setattr(kind, method, denied)
             with pytest.raises(UserError, match=rf"{tmp_path}.* cannot be read .Permission denied"):
                 index_folder(tmp_path)
 

@@ -396,8 +396,11 @@ def test_labels_of_others_are_indexed_there(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ([], "has no .tar; expected shards, or a split's folder"),
-        (["train/0.tar"], "has no .tar; its folders are shelf://.*/train"),
-        (["0.tar.gz", "1.tar"], "1 of the shards are compressed, such as .*0.tar.gz; expected plain"),
+        (["train/0.tar"], "has no .tar; its folders have: give shelf://.*/train, one after the other"),
+        (
+            ["0.tar.gz", "1.tar"],
+            "1 of the shards are compressed; .* as plain .tar files: unpack them there",
+        ),
         (["a b.tar"], "a b.tar should have a name of letters"),
     ],
 )
