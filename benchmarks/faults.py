@@ -52,7 +52,8 @@ from safetensors.torch import load_file
 from mutated_inputs import try_inputs
 from ssamba.cli import main as ssamba
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import ClipStream

@@ -45,7 +45,8 @@ import webdataset as wds
 from ssamba.audio import LogMel
 from ssamba.data import pipeline
 from ssamba.data.order import ClipOrder, ClipRules
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardSet, write_samples
 from ssamba.data.shards.reader import SampleReader

@@ -27,7 +27,8 @@ import torch
 from torchaudio.functional import resample
 
 from loader import encoded
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.evaluation.efficiency import Goal, goals_table, interleaved_times, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json

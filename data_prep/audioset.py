@@ -16,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssamba.data.prepare.recordings import DataSet, Recording, drawn
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import VideoClips, number, read_table, tell_missing
-from ssamba.data.prepare.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import UserError
 from ssamba.folders import instead
 from ssamba.values import add_argument, share

@@ -10,8 +10,9 @@ import re
 import sys
 from collections.abc import Sequence
 
+from ssamba.data.prepare.recordings import DataSet, Recording
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import number, read_table, tell_missing
-from ssamba.data.prepare.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
 from ssamba.folders import look_below
 

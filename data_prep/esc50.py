@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from ssamba.data.prepare.fetch import Archive
+from ssamba.data.prepare.recordings import DataSet
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import read_folds, unpacked
-from ssamba.data.prepare.writer import DataSet, run_script
 
 FOLDS = tuple("12345")
 ARCHIVE = Archive("https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip", "ESC-50-master")

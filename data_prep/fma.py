@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssamba.data.prepare.fetch import Archive
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present
+from ssamba.data.prepare.script import run_script
 from ssamba.errors import UserError
 from ssamba.folders import instead
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssamba.data.prepare.lists import SPLITS, Columns, read_list, split_names
-from ssamba.data.prepare.sources import distinct_keys
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, drawn, run_script, safe_key
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present, distinct_keys, drawn, safe_key
+from ssamba.data.prepare.script import run_script
 from ssamba.errors import UserError
 from ssamba.folders import PassedOver, look_below
 from ssamba.recordings import ENDINGS

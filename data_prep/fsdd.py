@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from ssamba.data.prepare.fetch import Archive
+from ssamba.data.prepare.recordings import DataSet, Recording
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import seen, unpacked
-from ssamba.data.prepare.writer import DataSet, Recording, run_script
 from ssamba.errors import UserError
 from ssamba.folders import PassedOver, there
 

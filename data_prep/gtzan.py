@@ -9,8 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import unpacked
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
 FOLDERS = ("genres", "genres_original")

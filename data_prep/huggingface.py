@@ -27,8 +27,9 @@ import fsspec
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ssamba.data.prepare.lists import split_names
-from ssamba.data.prepare.sources import Unpacked, import_extra, keyed
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script, safe_key, whole_path
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present, keyed, safe_key
+from ssamba.data.prepare.script import run_script, whole_path
+from ssamba.data.prepare.sources import Unpacked, import_extra
 from ssamba.data.shards.descriptions import TEXT_LABEL
 from ssamba.errors import UserError
 from ssamba.progress import progress_bar

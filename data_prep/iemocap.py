@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present, drawn
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import unpacked
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, drawn, run_script
 from ssamba.errors import UserError
 from ssamba.folders import instead
 from ssamba.values import add_argument, share, whole_number

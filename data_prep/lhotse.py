@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.data.prepare.lists import SPLITS, Labels, Offenders, split_names
-from ssamba.data.prepare.sources import Unpacked, import_extra, keyed
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script, safe_key
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present, keyed, safe_key
+from ssamba.data.prepare.script import run_script
+from ssamba.data.prepare.sources import Unpacked, import_extra
 from ssamba.errors import UserError
 from ssamba.folders import there
 from ssamba.progress import progress_bar

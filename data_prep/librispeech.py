@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ssamba.data.prepare.fetch import Archive
+from ssamba.data.prepare.recordings import DataSet, Recording
+from ssamba.data.prepare.script import MOST_SECONDS, run_script
 from ssamba.data.prepare.sources import seen, unpacked
-from ssamba.data.prepare.writer import MIN_SECONDS, MOST_SECONDS, DataSet, Recording, run_script
+from ssamba.data.prepare.writer import MIN_SECONDS
 from ssamba.errors import BadAudio, UserError
 from ssamba.folders import PassedOver, instead, there
 from ssamba.recordings import recording_seconds

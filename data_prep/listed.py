@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssamba.data.prepare.lists import Columns, Entry, Labels, read_list, read_rows
-from ssamba.data.prepare.sources import distinct_keys
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script, safe_key
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present, distinct_keys, safe_key
+from ssamba.data.prepare.script import run_script
 from ssamba.errors import UserError
 from ssamba.values import add_argument, path, plain_text
 

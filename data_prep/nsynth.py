@@ -15,7 +15,8 @@ from typing import Annotated
 import msgspec
 
 from ssamba.data.prepare.fetch import Archive
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present
+from ssamba.data.prepare.script import run_script
 from ssamba.errors import UserError
 from ssamba.files import read_json
 from ssamba.folders import instead

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssamba.data.prepare.mixing import Event, Mix
+from ssamba.data.prepare.recordings import DataSet, Recording, drawn
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import read_folds, unpacked
-from ssamba.data.prepare.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import BadAudio, UserError
 from ssamba.progress import progress_bar
 from ssamba.recordings import recording_seconds

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssamba.data.prepare.fetch import Archive
+from ssamba.data.prepare.recordings import DataSet, Recording, drawn
+from ssamba.data.prepare.script import run_script
 from ssamba.data.prepare.sources import seen, unpacked
-from ssamba.data.prepare.writer import DataSet, Recording, drawn, run_script
 from ssamba.errors import BadAudio, UserError
 from ssamba.folders import PassedOver, instead, there
 from ssamba.recordings import recording_seconds

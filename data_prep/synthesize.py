@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ssamba.data.prepare.writer import SEEDS
+from ssamba.data.prepare.script import SEEDS
 from ssamba.errors import UserError
 from ssamba.files import whole_folder
 from ssamba.shell import run_program

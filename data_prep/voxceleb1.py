@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssamba.data.prepare.writer import DataSet, Recording, check_present, run_script
+from ssamba.data.prepare.recordings import DataSet, Recording, check_present
+from ssamba.data.prepare.script import run_script
 from ssamba.data.shards.transport import bytes_of, put_bytes
 from ssamba.errors import UserError
 from ssamba.files import write_text

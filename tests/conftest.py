@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from ssamba.cli import main
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards import transport
 from ssamba.evaluation import pictures
 from ssamba.files import made_folder, written_beside

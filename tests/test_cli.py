@@ -26,7 +26,8 @@ from torch import Tensor
 from ssamba import cli
 from ssamba.cli import main
 from ssamba.config import ENCODERS
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
 from ssamba.program import load_program

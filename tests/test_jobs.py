@@ -20,7 +20,9 @@ import soundfile
 
 from ssamba import jobs
 from ssamba.data.prepare import writer
-from ssamba.data.prepare.writer import Recording, run_script, write_shards
+from ssamba.data.prepare.recordings import DataSet, Recording
+from ssamba.data.prepare.script import run_script
+from ssamba.data.prepare.writer import write_shards
 from ssamba.errors import BadAudio, UserError
 from ssamba.jobs import cluster, processes, run_jobs
 
@@ -167,13 +169,13 @@ def test_a_worker_that_writes_elsewhere(
 
     def elsewhere(job: Any) -> Any:
         if whose == "the worker's":
-            job.out.rename(tmp_path / "hidden")
+            job.place.partial.rename(tmp_path / "hidden")
         written = finish(job)
-        (job.out / written.info.name).unlink()
+        (job.place.partial / "whole" / "train" / written.info.name).unlink()
         return written
 
     monkeypatch.setattr(writer, "_finish_shard", elsewhere)
-    message = "does not see .*finished/train; expected OUT" if whose == "the worker's" else "do not see the same files"
+    message = "does not see .*whole/train; expected OUT" if whose == "the worker's" else "do not see the same files"
     with pytest.raises(UserError, match=message):
         write_shards({"train": recordings}, tmp_path / "out", "toy")
 
@@ -235,7 +237,7 @@ def parser() -> Any:
 def test_a_script_with_a_cluster(
     recordings: list[Recording], tmp_path: Path, dask: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = writer.DataSet("toy", {"train": recordings})
+    found = DataSet("toy", {"train": recordings})
     call = [str(tmp_path / "in"), str(tmp_path / "out"), "--samples-per-shard=2"]
     assert run_script(parser(), lambda _: found, [*call, f"--cluster={dask.address}"]) == 0
     assert dask.asked == [dask.address]
@@ -253,7 +255,7 @@ def test_no_scheduler_at_the_address(
     recordings: list[Recording], tmp_path: Path, dask: Any, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = [str(tmp_path / "in"), str(tmp_path / "out"), f"--cluster={address}"]
-    assert run_script(parser(), lambda _: writer.DataSet("toy", {"train": recordings}), call) == 2
+    assert run_script(parser(), lambda _: DataSet("toy", {"train": recordings}), call) == 2
     said = capsys.readouterr().err
     assert f"error: --cluster is {address}, where no Dask scheduler answers (" in said and "tcp://host:8786" in said
     assert dask.asked == [] and [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ssamba.data.prepare.writer import Recording
+from ssamba.data.prepare.recordings import Recording
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from layouts import SCRIPTS, script, write_wav
 
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.sources import Unpacked
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.writer import write_shards
 
 FOLDERS = [(split, label, name) for split, names in (("train", "abcd"), ("dev", "ef"), ("eval", "gh"))
            for label, name in zip(("cat", "dog") * 2, names, strict=False)]  # fmt: skip

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from layouts import COMMANDS, OTHERS, SCRIPTS, V2_ONLY, script, speech_commands, write_wav
 
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 

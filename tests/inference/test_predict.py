@@ -14,7 +14,7 @@ import torch
 
 from ssamba import SsambaModel
 from ssamba.cli import main
-from ssamba.data.prepare.writer import Recording
+from ssamba.data.prepare.recordings import Recording
 from ssamba.inference import Window, predict_file, windows
 from ssamba.inference.predict import predictions
 from ssamba.inference.windows import Ended

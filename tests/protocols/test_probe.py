@@ -14,7 +14,8 @@ import torch
 
 from ssamba.cli import main
 from ssamba.data.labels import Labels
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.evaluation import probes

@@ -15,7 +15,7 @@ import torch
 
 from ssamba.audio import LogMel
 from ssamba.cli import main
-from ssamba.data.prepare.writer import Recording
+from ssamba.data.prepare.recordings import Recording
 from ssamba.evaluation.linear import Scaling
 from ssamba.evaluation.verification import Trials, cosines, verification_scores
 from ssamba.hub import SsambaModel

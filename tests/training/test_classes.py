@@ -14,7 +14,8 @@ from torch import Tensor
 from ssamba.build import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.errors import UserError
 
 Recipes = dict[str, Path]

@@ -19,7 +19,7 @@ from ssamba.audio import frames_in
 from ssamba.build import build_finetuner, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
-from ssamba.data.prepare.writer import Recording
+from ssamba.data.prepare.recordings import Recording
 from ssamba.errors import UserError
 from ssamba.evaluation.classification import predict
 from ssamba.models.checkpoint import load_model, save_model

@@ -14,7 +14,8 @@ from ssamba.build import build_finetuner, build_shards, check_labels
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.data.labels import Labels
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.errors import UserError
 
 RATE = 16000

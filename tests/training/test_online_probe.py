@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssamba.cli import main
-from ssamba.data.prepare.writer import Recording
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.shards.finding import find_shards
 from ssamba.evaluation.ridge import ridge_score
 from ssamba.hub import SsambaModel

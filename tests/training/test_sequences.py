@@ -20,7 +20,8 @@ from ssamba.build import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.data.labels import NO_LABEL
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.evaluation.scores import read_scores
 

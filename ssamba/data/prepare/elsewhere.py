@@ -1,21 +1,34 @@
 """Shards that are made here and put to a url, and how an interrupted call goes on there. Imports no torch.
 
 A shard is put to OUT/<split>/000003.tar as soon as it is finished, so that this machine holds one of each worker at a
-time; a split's index comes last, and what has none is no split. `OUT.partial` has plan.json, what decides the bytes,
-and finished/<split>/000003.json, the record of each shard that is there: any machine can go on from them.
+time; a split's index comes last, and what has none is no split. Any machine can go on from the records in OUT.partial.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from ssamba.data.prepare.unfinished import Plan, other_plan, what_stays, with_what_stays
+import msgspec
+
+from ssamba.data.prepare.unfinished import (
+    Finished,
+    Plan,
+    another_plan,
+    check_new,
+    record_name,
+    renamed,
+    shard_name,
+    what_stays,
+    with_what_stays,
+)
 from ssamba.data.shards.index import INDEX_NAME, SAMPLES_NAME
 from ssamba.data.shards.stores import check_writable
 from ssamba.data.shards.transport import bytes_of, files_below, move, put, put_bytes, read_if_there, remove
 from ssamba.errors import UserError
-from ssamba.files import MOST_BYTES, parse_json
+from ssamba.files import MOST_BYTES, parse_json, written_beside
 from ssamba.printable import masked
 
 
@@ -27,105 +40,85 @@ def new_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def shard_url(out: str, split: str, index: int) -> str:
-    """Where a shard is put."""
-    return f"{out}/{split}/{index:06d}.tar"
-
-
-def record_url(out: str, split: str, index: int) -> str:
-    """Where the record of that shard is put."""
-    return f"{_finished(out)}/{split}/{index:06d}.json"
-
-
 def probe(folder: str) -> None:
     """UserError if no file can be put into a folder at a url: one is, and removed."""
     put_bytes(b"", f"{folder}/.probe")
     remove(f"{folder}/.probe")
 
 
-def check_place(out: str, overwrite: bool) -> None:
-    """UserError if nothing can be written there, or something is that is neither to be replaced nor unfinished."""
-    probe(f"{out}.partial")
-    there = files_below(out)
-    if not there or read_if_there(_plan(out), MOST_BYTES) is not None:
-        return
-    if not overwrite:
-        raise UserError(f"{out} exists; expected a new folder: give another, or replace it with --overwrite")
-    for file in there:
-        split, _, name = file.partition("/")
-        if not split or "/" in name or not (name in (INDEX_NAME, SAMPLES_NAME) or name.endswith(".tar")):
-            raise UserError(
-                f"{out} holds more than folders of shards, so it is not overwritten: give another, or remove it "
-                "yourself"
-            )
+@dataclass(frozen=True)
+class Url:
+    """A folder at a url, as `new_url` gives it, with the methods of `unfinished.Folder`."""
 
+    out: str
 
-@contextmanager
-def unfinished_at(out: str, plan: Plan, overwrite: bool) -> Iterator[None]:
-    """Shards may be put to `out`, new or with what an earlier call of the same plan has finished.
+    def check(self, overwrite: bool) -> None:
+        probe(f"{self.out}.partial")
+        there = files_below(self.out)
+        if there and read_if_there(self._plan, MOST_BYTES) is None:
+            check_new(self.out, there, overwrite)
 
-    What is of no use to the next call is gone at the end.
+    @contextmanager
+    def making(self, plan: Plan, splits: Iterable[str], overwrite: bool) -> Iterator[Path]:
+        written = read_if_there(self._plan, MOST_BYTES)
+        there = None if written is None else parse_json(written, dict[str, object], self._plan, "the plan of a call")
+        if there != plan:
+            if not overwrite and (self._count() or files_below(self.out)):
+                raise another_plan(f"{self.out}.partial", there or {}, plan)
+            remove(f"{self.out}.partial")
+            remove(self.out)  # nothing, or what is to be overwritten
+            put_bytes(json.dumps(plan).encode(), self._plan)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                for split in splits:
+                    Path(folder, split).mkdir()
+                yield Path(folder)
+        except UserError as error:
+            if self._count():
+                raise UserError(*with_what_stays(error.args, self.how_to_go_on())) from error
+            if not files_below(self.out):
+                remove(f"{self.out}.partial")
+            raise
 
-    Args:
-        plan: name -> value of everything that decides the bytes.
-        overwrite: first remove what is there, a whole data set or what a call of another plan has left.
+    def write(self, split: str, index: int, make: Callable[[Path], Finished]) -> Finished:
+        name = shard_name(index)
+        with tempfile.TemporaryDirectory() as folder:
+            with written_beside(path := Path(folder, name)) as beside:
+                made = make(beside)
+            remove(self._record(split, name))  # of what is about to be replaced, if anything
+            if made.samples:
+                put(path, f"{self.out}/{split}/{name}")
+        put_bytes(msgspec.json.encode(made), self._record(split, name))
+        return made
 
-    Raises:
-        UserError: one of another plan is unfinished, or an error within, with a word on what stays.
-    """
-    written = read_if_there(_plan(out), MOST_BYTES)
-    there = None if written is None else parse_json(written, dict[str, object], _plan(out), "the plan of a call")
-    if there != plan:
-        if not overwrite and (_count(out) or files_below(out)):
-            raise UserError(other_plan(f"{out}.partial", there or {}, plan))
-        remove(f"{out}.partial")
-        remove(out)  # nothing, or what is to be overwritten
-        put_bytes(json.dumps(plan).encode(), _plan(out))
-    try:
-        yield
-    except UserError as error:
-        if _count(out):
-            raise UserError(*with_what_stays(error.args, how_to_go_on_at(out))) from error
-        if not files_below(out):
-            remove(f"{out}.partial")
-        raise
+    def finished(self, split: str, index: int, digest: str) -> Finished | None:
+        record = read_if_there(self._record(split, shard_name(index)), MOST_BYTES)
+        if record is None:
+            return None
+        return Finished.of(record, index, digest, bytes_of(f"{self.out}/{split}/{shard_name(index)}"))
 
+    def unseen(self, split: str, made: Finished) -> None:
+        return None
 
-def how_to_go_on_at(out: str) -> str:
-    """What is told of the work that a call has done which did not come to its end."""
-    return what_stays(_count(out), masked(out))
+    def publish(self, folder: Path, finished: Mapping[str, Sequence[Finished]]) -> None:
+        for split, shards in finished.items():
+            for old, new in renamed(shards):
+                remove(self._record(split, old))
+                move(f"{self.out}/{split}/{old}", f"{self.out}/{split}/{new}")
+        for name in (SAMPLES_NAME, INDEX_NAME):
+            for split in finished:
+                put(folder / split / name, f"{self.out}/{split}/{name}")
+        remove(f"{self.out}.partial")
 
+    def how_to_go_on(self) -> str:
+        return what_stays(self._count(), masked(self.out))
 
-def publish_at(out: str, folder: Path, moves: Mapping[str, Mapping[int, int]]) -> None:
-    """Make splits of the shards that were put, and remove the records.
+    @property
+    def _plan(self) -> str:
+        return f"{self.out}.partial/plan.json"
 
-    Args:
-        folder: with a folder for each split, of its index and its table.
-        moves: split -> index by which a shard was put -> the one that it is to have, both growing.
-    """
-    for split, indexes in moves.items():
-        for old, new in indexes.items():
-            if old != new:
-                remove(record_url(out, split, old))
-                move(shard_url(out, split, old), shard_url(out, split, new))
-    for name in (SAMPLES_NAME, INDEX_NAME):
-        for split in moves:
-            put(folder / split / name, f"{out}/{split}/{name}")
-    remove(f"{out}.partial")
+    def _record(self, split: str, shard: str) -> str:
+        return f"{self.out}.partial/finished/{split}/{record_name(shard)}"
 
-
-def is_put(out: str, split: str, index: int, size: int) -> bool:
-    """Whether a shard of so many bytes is there; one without samples has none."""
-    return bytes_of(shard_url(out, split, index)) == size
-
-
-def _plan(out: str) -> str:
-    return f"{out}.partial/plan.json"
-
-
-def _finished(out: str) -> str:
-    return f"{out}.partial/finished"
-
-
-def _count(out: str) -> int:
-    return len(files_below(_finished(out)))
+    def _count(self) -> int:
+        return len(files_below(f"{self.out}.partial/finished"))

@@ -1,19 +1,17 @@
 """What data_prep's scripts read: tables, folders of recordings, what other packages hold. Imports no torch."""
 
-import hashlib
 import importlib
 import logging
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ssamba.data.prepare.lists import read_rows
-from ssamba.data.prepare.writer import Recording, safe_key
+from ssamba.data.prepare.recordings import Recording
 from ssamba.errors import UserError
 from ssamba.files import written_beside
 from ssamba.folders import PassedOver, instead, look_below, there
@@ -54,27 +52,6 @@ def number(text: str, where: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"{where} is {text!r}; expected a number")
     return value
-
-
-def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[Recording]]:
-    """Recordings whose names give one key, told apart by a digest of each one's path, relative to what they have in
-    common: whatever else there is, a recording of that path has that key."""
-    paths: dict[str, set[Path]] = {}
-    for recordings in splits.values():
-        for one in recordings:
-            paths.setdefault(one.key, set()).add(one.path)
-    shared = {key for key, places in paths.items() if len(places) > 1}
-    if not shared:
-        return {split: list(recordings) for split, recordings in splits.items()}
-    root = os.path.commonpath([place.parent for places in paths.values() for place in places])
-
-    def told_apart(one: Recording) -> Recording:
-        name = os.fsencode(os.path.relpath(one.path, root))
-        return replace(one, key=f"{one.key}-{hashlib.sha256(name).hexdigest()[:8]}") if one.key in shared else one
-
-    count = sum(len(paths[key]) for key in shared)
-    log.warning("%d names give a key that another gives, too, such as %s: digests tell them apart", count, min(shared))
-    return {split: [told_apart(one) for one in recordings] for split, recordings in splits.items()}
 
 
 def seen(paths: Iterable[Path], passed_over: PassedOver) -> list[Path]:
@@ -209,17 +186,3 @@ class Unpacked:
         stamp = zlib.crc32(content) >> 1
         os.utime(path, (stamp, stamp))
         return path
-
-
-def keyed(splits: Mapping[str, Sequence[Recording]], folder: Path | None) -> dict[str, list[Recording]]:
-    """Recordings without keys get those of their paths: within the folder if all lie below it, else within what all
-    paths have in common. Names that give one key are told apart."""
-    paths = [one.path for recordings in splits.values() for one in recordings]
-    if paths and not (folder and all(path.is_relative_to(folder) for path in paths)):
-        folder = Path(os.path.commonpath([path.parent for path in paths]))
-
-    def with_key(one: Recording) -> Recording:
-        name = os.path.splitext(os.path.relpath(one.path, folder))[0]
-        return one if one.key else replace(one, key=safe_key(name).strip("-"))
-
-    return distinct_keys({split: [with_key(one) for one in recordings] for split, recordings in splits.items()})

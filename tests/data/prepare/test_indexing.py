@@ -18,8 +18,9 @@ import soundfile
 
 from ssamba.cli import main
 from ssamba.data.prepare.indexing import index_folder
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.reader import SampleReader

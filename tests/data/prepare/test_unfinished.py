@@ -17,8 +17,10 @@ import pytest
 import soundfile
 
 from ssamba.data.prepare import unfinished, writer
+from ssamba.data.prepare.recordings import Recording, drawn
+from ssamba.data.prepare.unfinished import Finished
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, drawn, write_shards
+from ssamba.data.prepare.writer import _finish_shard, write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.errors import UserError
@@ -48,7 +50,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
     """Name -> inode and time of change of each finished shard."""
-    tars = out.with_name(f"{out.name}.partial").glob("finished/train/*.tar")
+    tars = out.with_name(f"{out.name}.partial").glob("whole/train/*.tar")
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tars}
 
 
@@ -57,9 +59,9 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Write until so many shards are finished; then this is raised."""
 
     def run(recordings: list[Recording], out: Path, after: int, error: BaseException, **settings: Any) -> None:
-        made: list[_Written] = []
+        made: list[Finished] = []
 
-        def finish(job: Any) -> _Written:
+        def finish(job: Any) -> Finished:
             if len(made) == after:
                 raise error
             made.append(_finish_shard(job))
@@ -79,8 +81,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     make = writer._write_shard
 
-    def counted(job: Any, *rest: Any) -> _Written:
-        numbers.append(job.number)
+    def counted(job: Any, *rest: Any) -> Finished:
+        numbers.append(job.index)
         return make(job, *rest)
 
     monkeypatch.setattr(writer, "_write_shard", counted)
@@ -265,7 +267,7 @@ def test_a_folder_of_that_name_which_is_no_writers(recordings: list[Recording], 
 def test_two_writers_at_once(
     recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def second(job: Any) -> _Written:
+    def second(job: Any) -> Finished:
         with pytest.raises(UserError, match=rf"out is being written by process {os.getpid()} on .*: let that end"):
             write(recordings, tmp_path / "out", overwrite=True)
         return _finish_shard(job)
@@ -294,14 +296,18 @@ def test_a_file_system_without_locks(
     assert "let no other call write to" in caplog.text
 
 
-@pytest.mark.parametrize("moved", range(SHARDS + 1))
+@pytest.mark.parametrize("moved", [0, 1, 3])
 def test_a_kill_while_the_shards_get_their_names(
     recordings: list[Recording], tmp_path: Path, made: list[int], monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
+    """Those behind one that nothing is in; what has been moved is made again."""
+    order = sorted(recordings, key=lambda one: drawn(0, one.key))
+    for one in order[4:6]:  # of shard 2 of 6
+        one.path.write_text("no audio")
     replace, moves = os.replace, []
 
     def killed(old: Path, new: Path) -> None:
-        if "whole" in str(new):
+        if not Path(old).name.startswith(".ssamba"):
             if len(moves) == moved:
                 raise KeyboardInterrupt
             moves.append(new)
@@ -313,12 +319,12 @@ def test_a_kill_while_the_shards_get_their_names(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(unfinished.os, "replace", killed)
         patch.setattr(Path, "rename", rename)
-        write(recordings, tmp_path / "out")
+        write(recordings, tmp_path / "out", max_bad_fraction=0.5)
     assert len(moves) == moved and not (tmp_path / "out").exists()
     made.clear()
-    write(recordings, tmp_path / "out")
-    assert made == []
-    write(recordings, tmp_path / "undisturbed")
+    write(recordings, tmp_path / "out", max_bad_fraction=0.5)
+    assert made == list(range(3, 3 + min(3, moved + 1)))
+    write(recordings, tmp_path / "undisturbed", max_bad_fraction=0.5)
     assert digests(tmp_path / "out") == digests(tmp_path / "undisturbed")
 
 
@@ -363,7 +369,7 @@ def test_a_record_without_its_shard(
     recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None], made: list[int]
 ) -> None:
     stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
-    gone, torn = sorted((tmp_path / "out.partial" / "finished" / "train").glob("*.tar"))[:2]
+    gone, torn = sorted((tmp_path / "out.partial" / "whole" / "train").glob("*.tar"))[:2]
     gone.unlink()
     torn.write_bytes(torn.read_bytes()[:5000])
     made.clear()
@@ -376,7 +382,7 @@ def test_what_is_half_written_is_cleared_away(
     recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None]
 ) -> None:
     stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
-    torn = tmp_path / "out.partial" / "finished" / "train" / ".ssamba-tmp-0123.tar"
+    torn = tmp_path / "out.partial" / "whole" / "train" / ".ssamba-tmp-0123.tar"
     torn.write_text("half")
     stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
     assert not torn.exists()
@@ -391,34 +397,6 @@ def test_the_plan_on_disk(recordings: list[Recording], tmp_path: Path, stopped: 
     assert plan["split train"].startswith("12 recordings (") and "libsndfile" in plan["libraries"]
 
 
-@pytest.mark.parametrize(
-    "moves",
-    [
-        b"{",
-        b"[]",
-        b'{"whole/train/a.tar": 1}',
-        b'{"whole/../../victim": "finished/train/a.tar"}',
-        b'{"whole/train/a.tar": "finished/../../../victim"}',
-        b'{"/etc/victim": "finished/train/a.tar"}',
-        b'{"whole/train/a\\u0000": "finished/train/a.tar"}',
-        b'{"whole/train/a.tar": "../victim"}',
-        b"[" * 10**5,
-    ],
-)
-def test_moves_that_lead_elsewhere(
-    recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None], moves: bytes
-) -> None:
-    stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
-    (tmp_path / "victim").write_text("mine")
-    partial = tmp_path / "out.partial"
-    (partial / "moves.json").write_bytes(moves)
-    before = sorted(path.name for path in partial.glob("finished/*/*"))
-    with pytest.raises(UserError, match="moves.json cannot be used: .*; expected what a writer put there: remove"):
-        write(recordings, tmp_path / "out")
-    assert (tmp_path / "victim").read_text() == "mine"
-    assert sorted(path.name for path in partial.glob("finished/*/*")) == before
-
-
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{", b"[" * 10**5, b"\xff", None])
 def test_a_damaged_record(
     recordings: list[Recording], tmp_path: Path, stopped: Callable[..., None], made: list[int], content: bytes | None
@@ -427,7 +405,7 @@ def test_a_damaged_record(
     stopped(recordings, tmp_path / "out", 3, KeyboardInterrupt())
     first = min((tmp_path / "out.partial" / "finished" / "train").glob("*.json"))
     said = json.loads(first.read_bytes())
-    odd = json.dumps({**said, "samples": [[2**40] * 5]}).encode()
+    odd = json.dumps({**said, "samples": said["samples"][4:]}).encode()
     first.write_bytes(odd if content is None else content)
     made.clear()
     write(recordings, tmp_path / "out")

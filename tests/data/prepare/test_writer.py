@@ -18,8 +18,10 @@ import webdataset
 
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.indexing import index_folder
+from ssamba.data.prepare.recordings import Recording, check_present, safe_key
+from ssamba.data.prepare.unfinished import Finished
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, _finish_shard, _Written, check_present, safe_key, write_shards
+from ssamba.data.prepare.writer import _finish_shard, write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.remote import ShardCache
@@ -70,7 +72,7 @@ def refused(
         write_shards(splits, tmp_path / "out", "toy", **settings)
     partial = tmp_path / "out.partial"
     assert sorted(tmp_path.iterdir()) == sorted([*before, *[partial] * bool(finished)])
-    assert len(list(partial.rglob("finished/*/*.tar"))) == finished
+    assert len(list(partial.rglob("finished/*/*.json"))) == finished
     stays = f"Finished shards ({finished}) stay in {partial}: the same call goes on from them"
     assert str(raised.value).endswith(stays) == bool(finished)
 
@@ -380,7 +382,7 @@ def test_a_place_that_cannot_be_written(recordings: list[Recording], tmp_path: P
 def test_a_disk_that_fills(recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = []
 
-    def full(job: Any) -> _Written:
+    def full(job: Any) -> Finished:
         if len(finished) == 2:
             raise OSError(28, "No space left on device")
         finished.append(_finish_shard(job))
@@ -392,7 +394,7 @@ def test_a_disk_that_fills(recordings: list[Recording], tmp_path: Path, monkeypa
     )
 
 
-def _die(job: Any) -> _Written:
+def _die(job: Any) -> Finished:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 

@@ -15,10 +15,11 @@ from layouts import script
 
 from ssamba.cli import main
 from ssamba.data import pipeline
-from ssamba.data.prepare import writer
+from ssamba.data.prepare import elsewhere
 from ssamba.data.prepare.indexing import index_folder
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards import transport
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
@@ -138,7 +139,7 @@ def test_an_interrupted_call_goes_on(
         done.append(url)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer, "put", interrupted)
+        patch.setattr(elsewhere, "put", interrupted)
         write_shards(mine, url, "sounds", samples_per_shard=4)
     assert set(objects(url)) == {"/train/000000.tar", "/train/000001.tar"}
     with pytest.raises(UserError, match=r"is what another call has left unfinished"):

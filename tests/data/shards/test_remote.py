@@ -26,8 +26,9 @@ import soundfile
 import torch.utils.data
 
 from ssamba.data.order import ClipOrder, ClipRules
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards import remote, stores, transport
 from ssamba.data.shards.finding import default_cache, find_shards
 from ssamba.data.shards.index import ShardSet

@@ -16,8 +16,9 @@ from layouts import script
 from safetensors.torch import load_file
 
 from ssamba.cli import main
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards import stores, transport
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
@@ -89,7 +90,7 @@ def test_an_interrupted_call_goes_on_in_the_bucket(
         done.append(url)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ssamba.data.prepare.writer.put", interrupted)
+        patch.setattr("ssamba.data.prepare.elsewhere.put", interrupted)
         write_shards(mine, "s3://shards/set", "sounds", samples_per_shard=4)
     assert set(bucket.objects("set/")) == {"set/train/000000.tar", "set/train/000001.tar"}
     record = json.loads(bucket.content("set.partial/finished")["/train/000000.json"])

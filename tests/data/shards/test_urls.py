@@ -29,8 +29,9 @@ from ssamba.cli import main
 from ssamba.config import load_recipe, save_recipe
 from ssamba.data.prepare import elsewhere
 from ssamba.data.prepare.indexing import index_folder
+from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards import stores, transport
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
@@ -496,7 +497,7 @@ def test_an_interrupted_call_goes_on_there(
     out = f"{shelf(tmp_path)}/noise"
     with monkeypatch.context() as patch, pytest.raises(type(error)) as told:
         put = elsewhere.put
-        patch.setattr("ssamba.data.prepare.writer.put", fails_after(2, put, error))
+        patch.setattr("ssamba.data.prepare.elsewhere.put", fails_after(2, put, error))
         write(noises, out)
     assert names(tmp_path) == {"noise/train/000000.tar", "noise/train/000001.tar", "noise.partial/plan.json",
                                "noise.partial/finished/train/000000.json",
@@ -540,7 +541,7 @@ def test_what_is_lost_there_meanwhile_is_made_again(
         path.write_bytes(one.path.read_bytes())
         mine.append(Recording(one.key, path, one.labels))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ssamba.data.prepare.writer.put", fails_after(3, elsewhere.put, KeyboardInterrupt()))
+        patch.setattr("ssamba.data.prepare.elsewhere.put", fails_after(3, elsewhere.put, KeyboardInterrupt()))
         write(mine, out)
     shard = tmp_path / "noise" / "train" / "000001.tar"
     record = tmp_path / "noise.partial" / "finished" / "train" / "000001.json"
@@ -584,7 +585,7 @@ def test_what_another_call_left_there_is_discarded_only_if_asked_for(
 ) -> None:
     out = f"{shelf(tmp_path)}/noise"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ssamba.data.prepare.writer.put", fails_after(2, elsewhere.put, KeyboardInterrupt()))
+        patch.setattr("ssamba.data.prepare.elsewhere.put", fails_after(2, elsewhere.put, KeyboardInterrupt()))
         write(noises, out)
     write(noises, out, samples_per_shard=8, overwrite=True)
     assert names(tmp_path) == {"noise/train/000000.tar", "noise/train/samples.npy", "noise/train/index.json"}
