@@ -7,33 +7,26 @@ name only once its content is what was expected. Imports no torch.
 import errno
 import fcntl
 import hashlib
-import http.client
 import io
 import logging
 import os
 import random
-import select
 import shutil
-import signal
-import subprocess
 import tempfile
 import threading
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from ssamba.data.shards import stores
+from ssamba.data.shards.pieces import CHUNK, pieces
 from ssamba.data.shards.stores import Failed, Listed, Piece, Store, Wrong, check_writable
 from ssamba.data.shards.urls import expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import UserError
 from ssamba.files import open_unlinked, written_beside
-from ssamba.printable import masked, printable
+from ssamba.printable import masked
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +36,6 @@ ATTEMPTS = 5  # in a row that bring nothing new
 WRONG_ATTEMPTS = 2  # of those whose answer was wrong, not missing: HTTP 404, another sha256
 FIRST_WAIT_SECONDS = 1.0  # doubled after each such attempt, times a random number from 0.5 to 1.5
 _MOST_ATTEMPTS = 1000  # whatever they bring
-
-_CHUNK = 1 << 18
 
 _Content = io.BufferedRandom | io.BytesIO
 
@@ -57,10 +48,6 @@ class Expected(NamedTuple):
     """That it may have, where their number is not known."""
     sha256: str | None = None
     """In hex."""
-
-
-class RedirectRefused(Exception):
-    """A server sends to where nothing is fetched from."""
 
 
 class DiskFull(UserError):
@@ -115,7 +102,7 @@ def opened(url: str) -> io.BufferedReader:
 
     Reading it raises UserError after the last attempt, or if the file changes meanwhile, where that is known.
     """
-    return io.BufferedReader(_Stream(url), _CHUNK)
+    return io.BufferedReader(_Stream(url), CHUNK)
 
 
 def read_if_there(url: str, most_bytes: int) -> bytes | None:
@@ -305,8 +292,8 @@ def _attempt(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | Non
     most = expected.most_bytes if expected.bytes is None else expected.bytes
     if end != expected.bytes:
         whole = None
-        with closing(_pieces(url, end)) as pieces:
-            for position, content, whole in pieces:
+        with closing(pieces(url, end)) as coming:
+            for position, content, whole in coming:
                 if cancelled.is_set():
                     raise Cancelled
                 # Before anything is cut: a page instead of the file costs nothing of what is there.
@@ -352,7 +339,7 @@ class _Stream(io.RawIOBase):
 
     def _next(self) -> bytes:
         """What comes next; nothing at the end."""
-        self._coming = self._coming or _pieces(self._url, self._position)
+        self._coming = self._coming or pieces(self._url, self._position)
         try:
             for position, content, whole in self._coming:
                 self._whole = self._whole or whole
@@ -379,108 +366,3 @@ class _Stream(io.RawIOBase):
 def _cut(into: _Content, end: int) -> int:
     into.truncate(end)
     return into.seek(end)
-
-
-def _pieces(url: str, start: int) -> Generator[Piece]:
-    """The bytes of a file from a position on, or from 0 where that cannot be."""
-    if url.startswith("pipe:"):
-        return _pipe_pieces(url.removeprefix("pipe:"))
-    return Store(url).pieces(start) if is_by_driver(url) else _http_pieces(url, start)
-
-
-class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http(s) alone, and from https to nothing less (RedirectRefused); another host is told."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
-        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
-            raise RedirectRefused(
-                f"it sends from {old.scheme}://{old.netloc} to {new.scheme}://{new.netloc}, which is not followed"
-            )
-        if old.netloc != new.netloc:
-            log.info("%s sends to %s", printable(old.netloc), printable(new.netloc))
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _open_url(request: urllib.request.Request) -> http.client.HTTPResponse:
-    return urllib.request.build_opener(Redirects).open(request, timeout=stores.STALL_SECONDS)
-
-
-def _http_pieces(url: str, start: int) -> Generator[Piece]:
-    try:
-        # Without compression on the way, which some servers would otherwise apply.
-        headers = {"User-Agent": "ssamba", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        with _open_url(urllib.request.Request(url, headers=headers)) as response:
-            position = start if response.status == 206 else 0
-            if position and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise Wrong(f"asked for the bytes from {start} on, it gave others")
-            whole = None if response.length is None else position + response.length
-            while content := response.read(_CHUNK):
-                yield Piece(position, content, whole)
-                position += len(content)
-            if response.length:
-                raise Failed(f"the connection ended {response.length} bytes too early: at {position} of {whole}")
-    except RedirectRefused as error:
-        raise Wrong(printable(str(error))) from error
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise stores.status_of(error.code, f"HTTP {error.code} {error.reason}") from error
-        # Nothing is there from that byte on: because that was all, or because what is here did not fit.
-        if error.headers.get("Content-Range") != f"bytes */{start}":
-            yield Piece(0, b"", None)
-            raise Failed("what was there did not fit") from error
-    except (ValueError, http.client.InvalidURL) as error:
-        raise Wrong(f"it is no url: {error}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise Failed(str(error) or repr(error)) from error
-
-
-def _pipe_pieces(command: str) -> Generator[Piece]:
-    """What a command of the shell writes; it is ended where nothing comes from it any more."""
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
-                         start_new_session=True) as process,
-    ):  # fmt: skip
-        assert process.stdout is not None
-        try:
-            poll = select.poll()
-            poll.register(process.stdout, select.POLLIN)
-            position = 0
-            while True:
-                if not poll.poll(stores.STALL_SECONDS * 1000):
-                    raise Failed(f"nothing came for {stores.STALL_SECONDS:g} s{_tail(complaints)}")
-                chunk = os.read(process.stdout.fileno(), _CHUNK)
-                if not chunk:
-                    break
-                yield Piece(position, chunk, None)
-                position += len(chunk)
-            try:
-                status = process.wait(stores.STALL_SECONDS)
-            except subprocess.TimeoutExpired as error:
-                stalled = f"it wrote all and did not end for {stores.STALL_SECONDS:g} s{_tail(complaints)}"
-                raise Failed(stalled) from error
-            if status:
-                # Of the shell: there is no such command, or it cannot be executed.
-                raise (Wrong if status in (126, 127) else Failed)(f"exit status {status}{_tail(complaints)}")
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-
-
-def _tail(complaints: IO[bytes]) -> str:
-    """The end of what a command wrote to stderr, in one line."""
-    complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - 2000))
-    said = " ".join(complaints.read().decode(errors="replace").split())
-    return f": {said[-400:]}" if said else ""

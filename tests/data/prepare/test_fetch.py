@@ -31,7 +31,7 @@ from ssamba.data.prepare.fetch import Archive, download, unpack
 from ssamba.data.shards import transport
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
-from ssamba.data.shards.transport import RedirectRefused, Redirects
+from ssamba.data.shards.pieces import RedirectRefused, Redirects
 from ssamba.errors import UserError
 
 DATA = np.random.default_rng(0).bytes(300_000)

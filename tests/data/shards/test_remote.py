@@ -29,7 +29,7 @@ from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.verification import verify_shards
 from ssamba.data.prepare.writer import write_shards
-from ssamba.data.shards import remote, stores, transport
+from ssamba.data.shards import pieces, remote, stores, transport
 from ssamba.data.shards.finding import default_cache, find_shards
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
@@ -149,7 +149,7 @@ def server(made: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(transport, "_CHUNK", 4096)
+    monkeypatch.setattr(pieces, "CHUNK", 4096)
 
 
 @pytest.fixture
@@ -538,7 +538,7 @@ def test_threads_that_ask_for_the_same(made: Path, server: Server, cache: Path) 
 def test_a_fetcher_that_is_killed(made: Path, server: Server, cache: Path) -> None:
     found = find_shards(server.url, cache)
     server.faults["000000.tar"] = ["stall"]
-    process = reader(server.url, cache, "from ssamba.data.shards import transport; transport._CHUNK = 4096" + READER)
+    process = reader(server.url, cache, "from ssamba.data.shards import pieces; pieces.CHUNK = 4096" + READER)
     assert server.stalled.wait(60)
     (part,) = cache.glob("*.part")
     until(lambda: part.stat().st_size)
