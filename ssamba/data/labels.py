@@ -4,7 +4,7 @@ import json
 import random
 from array import array
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssamba.data.order import Weights
-from ssamba.data.shards.descriptions import as_list
+from ssamba.data.shards.descriptions import Description, as_list
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.reader import SampleReader
 from ssamba.data.shards.remote import ShardCache
@@ -73,22 +73,32 @@ class Labels:
         return hot
 
 
-def read_labels(shards: ShardSet, key: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
-    """Name and label `key` (as JSON) of each sample that has one, by its number; no audio is read."""
+def _described(
+    shards: ShardSet, cache: ShardCache, rows: Container[int] | None = None
+) -> Iterator[tuple[int, Description | BadAudio]]:
+    """What is said of each sample, by its row in the table, or of some rows; no audio is read."""
     reader = SampleReader(shards, cache)
-    found: dict[int, tuple[str, str]] = {}
     with progress_bar(shards.samples, "sample", "labels") as bar:
-        for number in range(shards.samples):
-            try:
-                described = reader.description(number)
-            except BadAudio as error:
-                raise UserError(
-                    f"sample {number} of {reader.shard_of(number).place}: {error}; "
-                    "`ssamba shards verify` finds all that is damaged"
-                ) from error
-            if key in described["labels"]:
-                found[number] = described["key"], json.dumps(described["labels"][key])
+        for row in range(shards.samples):
+            if rows is None or row in rows:
+                try:
+                    yield row, reader.description(row)
+                except BadAudio as error:
+                    yield row, error
             bar.update()
+
+
+def read_labels(shards: ShardSet, key: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
+    """Name and label `key` (as JSON) of each sample that has one, by its row; no audio is read."""
+    found: dict[int, tuple[str, str]] = {}
+    for row, said in _described(shards, cache):
+        if isinstance(said, BadAudio):
+            raise UserError(
+                f"sample {row} of {SampleReader(shards, cache).shard_of(row).place}: {said}; "
+                "`ssamba shards verify` finds all that is damaged"
+            ) from said
+        if key in said["labels"]:
+            found[row] = said["key"], json.dumps(said["labels"][key])
     return found
 
 
@@ -149,31 +159,25 @@ def count_labels(
 ) -> LabelCounts:
     """Read label `key` of all samples, or of some rows of the table; no audio is read, and what is damaged is passed
     over, as training does."""
-    reader, counts = SampleReader(shards, cache), LabelCounts()
-    known = {name: number for number, name in enumerate(names)}
-    with progress_bar(shards.samples, "sample", "labels") as bar:
-        for number in range(shards.samples):
-            bar.update()
-            if rows is not None and number not in rows:
-                continue
-            try:
-                described = reader.description(number)
-            except BadAudio:
-                continue
-            value = described["labels"].get(key)
-            values = as_list(value)
-            if value is None or not all(one in known for one in values):
-                counts.unknown += 1
-                if len(counts.unknown_examples) < _EXAMPLES:
-                    counts.unknown_examples.append(f"{described['key']} ({value!r:.60})")
-                continue
-            counts.by_number[len(values)] += 1
-            counts.by_name.update(set(values))
-            own = [known[one] for one in set(values)]
-            counts.rows.extend([number] * len(own))
-            counts.classes.extend(own)
-            if len(values) > 1 and len(counts.several_examples) < _EXAMPLES:
-                counts.several_examples.append(f"{described['key']} ({', '.join(values)})"[:100])
+    counts = LabelCounts()
+    known = {name: index for index, name in enumerate(names)}
+    for row, said in _described(shards, cache, rows):
+        if isinstance(said, BadAudio):
+            continue
+        value = said["labels"].get(key)
+        values = as_list(value)
+        if value is None or not all(one in known for one in values):
+            counts.unknown += 1
+            if len(counts.unknown_examples) < _EXAMPLES:
+                counts.unknown_examples.append(f"{said['key']} ({value!r:.60})")
+            continue
+        counts.by_number[len(values)] += 1
+        counts.by_name.update(set(values))
+        own = [known[one] for one in set(values)]
+        counts.rows.extend([row] * len(own))
+        counts.classes.extend(own)
+        if len(values) > 1 and len(counts.several_examples) < _EXAMPLES:
+            counts.several_examples.append(f"{said['key']} ({', '.join(values)})"[:100])
     return counts
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssamba.errors import UserError
+from ssamba.files import read_bounded
 
 _TARGETS = {"1": True, "0": False, "target": True, "nontarget": False, "imposter": False}
 _TOLD = 8
@@ -27,11 +28,9 @@ def read_trials(path: Path) -> list[Trial]:
         UserError: it cannot be read, or lines are none of these, all of them named; or all trials are of one kind.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise UserError(f"{path} has more than {_MOST_BYTES:,} bytes; expected a list of trials")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list of trials {path} cannot be read: {error}") from error
+        lines = read_bounded(path, "a list of trials", _MOST_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read ({error}); expected a list of trials in UTF-8") from error
     trials: list[Trial] = []
     wrong: list[str] = []
     for number, line in enumerate(lines, 1):

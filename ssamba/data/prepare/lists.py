@@ -39,18 +39,7 @@ JSON_SHAPE = '{"data": [{"wav": path, "labels": "label,label"}, ...]}'
 _DELIMITERS = ",\t;|"
 _MOST_BYTES = 1 << 30
 _NAMED = 10  # lines that cannot be used, in a message
-_MEASURES = {
-    "start",
-    "end",
-    "stop",
-    "onset",
-    "offset",
-    "start_time",
-    "end_time",
-    "start_seconds",
-    "end_seconds",
-    "duration",
-}
+_MEASURE = re.compile("start|end|stop|onset|offset|duration|(start|end)_(time|seconds)")
 _FEW = 3  # rows that tell nothing of whether a column has a value of its own in each
 
 Labels = dict[str, str | list[str]]
@@ -262,7 +251,7 @@ def _several(text: str, separator: str) -> list[str]:
 def _tell_unlike_labels(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Columns that become labels and cannot be meant as such: durations, numbers of a speaker's utterance."""
     for name in names:
-        if name.lower() in _MEASURES:
+        if _MEASURE.fullmatch(name.lower()):
             log.warning("%s: the column %s is taken as a label; recordings are taken whole", path, name)
             continue
         values = [row.fields.get(name, "") for row in rows]

@@ -173,22 +173,11 @@ class ShardIndex:
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder, whole or not at all."""
-        content = {
-            "format": FORMAT,
-            "dataset": self.dataset,
-            "split": self.split,
-            "sampling_rate": self.sampling_rate,
-            "samples": self.samples,
-            "seconds": self.seconds,
-            "labels": {key: list(names) for key, names in self.labels.items()},
-            "skipped": [asdict(skipped) for skipped in self.skipped],
-            "shards": [asdict(shard) for shard in self.shards],
-            "samples_sha256": self.samples_sha256,
-            "passed_over": dict(self.passed_over),
-            "above_full_scale": self.above_full_scale,
-        }
-        if self.descriptions:
-            content["descriptions"] = asdict(self.descriptions)
+        said = asdict(self)
+        if self.descriptions is None:
+            del said["descriptions"]
+        head = {name: said.pop(name) for name in ("dataset", "split", "sampling_rate")}
+        content = {"format": FORMAT, **head, "samples": self.samples, "seconds": self.seconds, **said}
         write_text(folder / INDEX_NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 

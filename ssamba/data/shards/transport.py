@@ -25,7 +25,7 @@ from ssamba.data.shards.pieces import CHUNK, pieces
 from ssamba.data.shards.stores import Failed, Listed, Piece, Store, Wrong, check_writable
 from ssamba.data.shards.urls import expand_remote, has_wildcard, is_by_driver
 from ssamba.errors import UserError
-from ssamba.files import open_unlinked, written_beside
+from ssamba.files import open_unlinked
 from ssamba.printable import masked
 
 log = logging.getLogger(__name__)
@@ -129,11 +129,10 @@ def put(path: Path, url: str) -> None:
 
 def put_bytes(content: bytes, url: str) -> None:
     """As `put`."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "content")
-        with written_beside(path) as beside:
-            beside.write_bytes(content)
-        put(path, url)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        put(Path(file.name), url)
 
 
 def move(url: str, new: str) -> None:

@@ -1,8 +1,6 @@
 """How files that lie elsewhere are named: urls and commands (`pipe:`), patterns of them, and files beside others."""
 
-import itertools
 import re
-from collections.abc import Iterator
 
 from braceexpand import braceexpand
 
@@ -10,7 +8,7 @@ from ssamba.errors import UserError
 from ssamba.printable import LEFT_OUT
 
 _MOST_NAMES = 100_000  # that a pattern with braces may stand for
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_RANGE = re.compile(r"{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?}")
 # What can stand in a url and in a command as it is, so that a name from elsewhere adds nothing to either.
 _SHARD_NAME = r"\w[\w.-]*\.tar"
 _FILE = re.compile(rf"""(?<![^/\s'"=:])(index\.json|{_SHARD_NAME})(?![^\s'"?#&|;<>)])""", re.ASCII)
@@ -66,48 +64,26 @@ def expand_braces(pattern: str, escape: bool = True) -> list[str]:
     shown = repr(pattern[:200])
     try:
         # Counted before it is written out, which takes the memory of all of them and more.
-        if _texts_in(pattern, escape) <= _MOST_NAMES:
+        if _most_texts(pattern) <= _MOST_NAMES:
             return list(braceexpand(pattern, escape=escape))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{shown} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
     raise UserError(f"{shown} stands for more than {_MOST_NAMES} names; expected those of shards")
 
 
-def _texts_in(pattern: str, escape: bool) -> int:
-    """How many texts a pattern stands for; ValueError if its braces are not balanced."""
-    total, begin = 1, 0
-    for place, depth in _braces(pattern, escape):
-        if pattern[place] == "{" and depth == 1:
-            begin = place + 1
-        elif pattern[place] == "}" and depth == 0:
-            total *= _choices_in(pattern[begin:place], escape)
+def _most_texts(pattern: str) -> int:
+    """How many texts a pattern stands for at most: fewer if it has braces within braces."""
+    total, choices = 1, [1]
+    for letter in pattern:
+        if letter == "{":
+            choices.append(1)
+        elif letter == ",":
+            choices[-1] += 1
+        elif letter == "}" and len(choices) > 1:
+            total *= choices.pop()
+    for first, last, step in _RANGE.findall(pattern):
+        total *= abs(int(last) - int(first)) // max(1, int(step or 1)) + 1
     return total
-
-
-def _choices_in(inside: str, escape: bool) -> int:
-    """Of what is between a brace and its end."""
-    if numbers := _RANGE.fullmatch(inside):
-        first, last, step = (int(number or 1) for number in numbers.groups())
-        return abs(last - first) // max(1, step) + 1
-    ends = [place for place, depth in _braces(inside, escape) if inside[place] == "," and depth == 0]
-    return sum(
-        _texts_in(inside[begin + 1 : end], escape) for begin, end in itertools.pairwise([-1, *ends, len(inside)])
-    )
-
-
-def _braces(pattern: str, escape: bool) -> Iterator[tuple[int, int]]:
-    """(place, depth behind it) of each brace and comma; ValueError if the braces are not balanced."""
-    depth, escaped = 0, False
-    for place, letter in enumerate(pattern):
-        if escaped or (escape and letter == "\\"):
-            escaped = not escaped
-        elif letter in "{},":
-            depth += (letter == "{") - (letter == "}")
-            if depth < 0:
-                raise ValueError(pattern)
-            yield place, depth
-    if depth:
-        raise ValueError(pattern)
 
 
 def file_name(url: str) -> str:
