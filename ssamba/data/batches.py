@@ -22,6 +22,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
+import torch.utils.data
 import webdataset as wds
 from torch import Tensor
 
@@ -118,6 +119,12 @@ class Row:
     rows: Rows
     index: int
     waveform: Tensor
+
+
+def this_worker() -> tuple[int, int]:
+    """The index of the loader's worker that this process is, and how many there are."""
+    worker = torch.utils.data.get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
 class InPlace(wds.PipelineStage):  # type: ignore[misc]

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data
 import webdataset as wds
 
 from ssamba.audio import samples_for
-from ssamba.data.batches import Row, Rows, Sample, Tally
+from ssamba.data.batches import Row, Rows, Sample, Tally, this_worker
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, Segment
@@ -104,8 +103,7 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
             self.batches = min(-(-len(order) // (batch_size * world_size)), len(order) // world_size)
 
     def run(self) -> Iterator[Sample]:
-        worker = torch.utils.data.get_worker_info()
-        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        number, step = this_worker()
         tally, self._upcoming = Tally(self.max_bad_fraction, self.order.recordings), []
         self._expect(number)
         self._expect(number + step)

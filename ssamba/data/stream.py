@@ -11,7 +11,6 @@ import webdataset as wds
 from ssamba.data.batches import Batch, InPlace, Stage, collated
 from ssamba.data.indexed import IndexedClips, IndexedShards
 from ssamba.data.labels import Labels
-from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.shards.finding import ShardList, find_shards, list_shards
 from ssamba.data.shards.index import ShardSet
@@ -43,14 +42,9 @@ class ClipStream(BatchStream):
         others: those of `IndexedShards`.
     """
 
-    def __init__(self, shards: ShardSet, order: ClipOrder, *, batch_size: int, sampling_rate: int, training: bool,
-                 max_bad_fraction: float, cache: ShardCache, labels: Labels | None = None, mixup: Mixup | None = None,
-                 members: Sequence[str] = (), stages: Sequence[Stage] = (), first: int = 0,
-                 batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
-        self.source: IndexedShards = IndexedShards(
-            shards, order, batch_size=batch_size, training=training, max_bad_fraction=max_bad_fraction, cache=cache,
-            members=members, mixup=mixup, first=first, batches=batches, rank=rank, world_size=world_size,
-        )  # fmt: skip
+    def __init__(self, shards: ShardSet, order: ClipOrder, *, sampling_rate: int, labels: Labels | None = None,
+                 stages: Sequence[Stage] = (), **options: Any) -> None:  # fmt: skip
+        self.source: IndexedShards = IndexedShards(shards, order, **options)
         self.order, self.sampling_rate = order, sampling_rate
         clips = IndexedClips(self.source, sampling_rate, labels)
         in_place = InPlace(stages) if stages else None

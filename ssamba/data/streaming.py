@@ -19,11 +19,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.utils.data
 import webdataset as wds
 
 from ssamba.audio import samples_for
-from ssamba.data.batches import Batch, Row, Rows, Sample, Tally, batched
+from ssamba.data.batches import Batch, Row, Rows, Sample, Tally, batched, this_worker
 from ssamba.data.order import ClipRules, hashed, permutation
 from ssamba.data.shards.descriptions import parse_description
 from ssamba.data.shards.finding import ShardList
@@ -137,7 +136,7 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
         self.tally = Turns(max_bad_fraction)
 
     def run(self) -> Iterator[Sample]:
-        worker, workers = self.worker()
+        worker, workers = this_worker()
         self.tally = Turns(self.max_bad_fraction)
         schemes = {url.partition(":")[0] for url in self.shards.urls if is_remote(url)}
         wds.gopen_schemes.update(dict.fromkeys(schemes - {"pipe"}, _opened))
@@ -146,11 +145,6 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
         chance = random.Random(f"buffer/{self.rules.seed}/{self.first}/{consumer}")
         samples = self._samples(consumer, self.world_size * workers, held)
         yield from wds.shuffle(held, initial=_AHEAD, rng=chance)(samples)
-
-    def worker(self) -> tuple[int, int]:
-        """Its number, and how many there are."""
-        worker = torch.utils.data.get_worker_info()
-        return (worker.id, worker.num_workers) if worker else (0, 1)
 
     def _samples(self, consumer: int, consumers: int, held: int) -> Iterator[Sample]:
         count, empty = len(self.shards.urls), 0
@@ -309,7 +303,7 @@ class StreamedClips:
     def collated(self, clips: Iterable[Sample]) -> Iterator[Batch]:
         """Batches of the clips that come, and of each what it takes: `Progress.add` counts it."""
         source = self.source
-        number, step = source.worker()
+        number, step = this_worker()
         held: list[Sample] = []
         if source.batches is not None and number >= source.batches:
             return

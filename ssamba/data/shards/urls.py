@@ -64,7 +64,7 @@ def expand_braces(pattern: str, escape: bool = True) -> list[str]:
     shown = repr(pattern[:200])
     try:
         # Counted before it is written out, which takes the memory of all of them and more.
-        if _most_texts(pattern) <= _MOST_NAMES:
+        if _most_texts(re.sub(r"\\.", "", pattern) if escape else pattern) <= _MOST_NAMES:
             return list(braceexpand(pattern, escape=escape))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{shown} has unbalanced braces; expected a pattern like {{000000..000009}}.tar") from error
@@ -72,15 +72,20 @@ def expand_braces(pattern: str, escape: bool = True) -> list[str]:
 
 
 def _most_texts(pattern: str) -> int:
-    """How many texts a pattern stands for at most: fewer if it has braces within braces."""
+    """How many texts a pattern stands for at most: fewer if it has braces within braces. ValueError if they are not
+    balanced."""
     total, choices = 1, [1]
     for letter in pattern:
         if letter == "{":
             choices.append(1)
         elif letter == ",":
             choices[-1] += 1
-        elif letter == "}" and len(choices) > 1:
+        elif letter == "}":
             total *= choices.pop()
+            if not choices:
+                raise ValueError(pattern)
+    if choices[1:]:
+        raise ValueError(pattern)
     for first, last, step in _RANGE.findall(pattern):
         total *= abs(int(last) - int(first)) // max(1, int(step or 1)) + 1
     return total
