@@ -398,7 +398,7 @@ def read_through(folder: Path) -> str:
     """What becomes of the clips of a split."""
     try:
         shards = find_shards(str(folder))
-        order = ClipOrder(shards, ClipRules(RATE, "pad", mixed=0, seed=0))
+        order = ClipOrder(shards, ClipRules(RATE, "pad", shuffle_buffer=0, seed=0))
         stream = ClipStream(shards, order, batch_size=4, sampling_rate=RATE, training=False, max_bad_fraction=1.0,
                             cache=ShardCache(1))  # fmt: skip
         read = sum(len(batch["keys"]) for batch in stream)

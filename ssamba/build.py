@@ -32,7 +32,7 @@ from ssamba.data.labels import (
     read_labels,
     stratified_rows,
 )
-from ssamba.data.order import ClipRules, Numbers, Weights
+from ssamba.data.order import ClipRules, Indices, Weights
 from ssamba.data.sequences import HopLabels, Transcripts, least_hops, read_texts, vocabulary
 from ssamba.data.shards.finding import ShardList, find_shards, list_shards
 from ssamba.data.shards.index import ShardSet
@@ -292,7 +292,7 @@ def build_clip_settings(recipe: Recipe) -> ClipSettings:
     """How the recipe's recordings become clips."""
     audio, data, trainer = recipe.audio, recipe.data, recipe.trainer
     clip_samples = samples_for(audio.max_length, audio.sampling_rate)
-    rules = ClipRules(clip_samples, data.short, mixed=data.shuffle_buffer, seed=recipe.seed)
+    rules = ClipRules(clip_samples, data.short, shuffle_buffer=data.shuffle_buffer, seed=recipe.seed)
     batch_size = data.batch_size // (trainer.ranks * trainer.accumulate)
     return ClipSettings(
         rules, audio.sampling_rate, batch_size, data.max_bad_fraction, data.cache_bytes, data.num_workers
@@ -300,7 +300,7 @@ def build_clip_settings(recipe: Recipe) -> ClipSettings:
 
 
 def build_training_shards(
-    recipe: Recipe, train: ShardSet | ShardList, rows: Numbers | None = None, balance: Weights | None = None
+    recipe: Recipe, train: ShardSet | ShardList, rows: Indices | None = None, balance: Weights | None = None
 ) -> TrainingShards | ShardList:
     """All training shards, or some rows of their table, with the recipe's weights."""
     if isinstance(train, ShardList):
@@ -413,7 +413,7 @@ def _labels_of(key: str, names: Sequence[str], recipe: FinetuneRecipe, loss: str
 
 
 def check_labels(
-    recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Mapping[str, Numbers]
+    recipe: FinetuneRecipe, shards: Shards, labels: Labels, rows: Mapping[str, Indices]
 ) -> LabelCounts | None:
     """Whether the labels of the samples can be learned, where reading them takes seconds: the index has names alone.
 
@@ -543,10 +543,10 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     return Finetuner(recipe, module, data, audio, classifier, shards, groups)
 
 
-def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Numbers]:
+def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Indices]:
     """Of the splits of which not all is used, the rows of the table that are: by the fold, and of the training
     recordings the share whose labels are used."""
-    data, rows = recipe.data, dict[str, Numbers]()
+    data, rows = recipe.data, dict[str, Indices]()
     cache = ShardCache(data.cache_bytes)
     if data.fold is not None and data.fold_by is None:
         raise UserError(f"data.fold is {data.fold!r}, a name of the label data.fold_by, which is null")
@@ -593,7 +593,7 @@ def check_whole(recipe: FinetuneRecipe, shards: ShardSet, option: str) -> None:
         )
 
 
-def build_spoken_rows(recipe: FinetuneRecipe, shards: Shards, rows: Mapping[str, Numbers]) -> dict[str, Numbers]:
+def build_spoken_rows(recipe: FinetuneRecipe, shards: Shards, rows: Mapping[str, Indices]) -> dict[str, Indices]:
     """Of the training recordings, or of their `rows`, those that a model can learn to write down: no longer than the
     clip, with no more characters than there are answers. The others are counted and told.
 
@@ -804,7 +804,7 @@ def measure(sources: Sequence[str], num_mel_bins: int, limit: int | None, cache:
     """Statistics of all the recordings of some shards, or of `limit` of them; a minute of each at most."""
     held = find_shards(sources, cache)
     rate = held.sampling_rate
-    rules, cache_bytes = ClipRules(60 * rate, "pad", mixed=0, seed=0), DataConfig().cache_bytes
+    rules, cache_bytes = ClipRules(60 * rate, "pad", shuffle_buffer=0, seed=0), DataConfig().cache_bytes
     settings = ClipSettings(rules, rate, batch_size=16, max_bad_fraction=0.01, cache_bytes=cache_bytes)
     stream = ClipDataModule(settings, test=held).test_stream()
     return measure_statistics(stream, num_mel_bins, min(limit or held.samples, held.samples))

@@ -6,7 +6,7 @@ A clip is a sample as webdataset's filters take it:
 - `__place__`: where it stands in the order of training, an int: the same clip has the same place, whatever ranks and
   workers there are. Whoever changes clips at random seeds that by it, so that a run that goes on hears the same.
 - `waveform`: float32 (S,), zeros after its end; `length`: valid samples, an int.
-- `label`, where labels are read: a class's number, float32 (C,) of several classes or of a mixture, or int64 (N,) of
+- `label`, where labels are read: a class's index, float32 (C,) of several classes or of a mixture, or int64 (N,) of
   hops or characters.
 - the members of its sample that were asked for, in bytes, under their extensions; None where a sample lacks one, and of
   clips that are joined of several recordings a list of them.

@@ -18,7 +18,7 @@ import webdataset as wds
 from ssamba.data.batches import Batch, Stage
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
-from ssamba.data.order import ClipOrder, ClipRules, Numbers, Weights
+from ssamba.data.order import ClipOrder, ClipRules, Indices, Weights
 from ssamba.data.shards.finding import ShardList
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
@@ -47,7 +47,7 @@ class TrainingShards:
     `balance`: of every row of the table, how often it is to be drawn."""
 
     shards: ShardSet
-    rows: Numbers | None = None
+    rows: Indices | None = None
     sources: Sequence[int] | None = None
     weights: Sequence[float] | None = None
     balance: Weights | None = None
@@ -58,7 +58,7 @@ class ProbeShards:
     """Labelled clips that a pretraining run watches: `rows` of the shards' table."""
 
     shards: ShardSet
-    rows: Numbers
+    rows: Indices
     labels: Labels
 
 
@@ -78,7 +78,7 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def __init__(self, settings: ClipSettings, *, train: TrainingShards | ShardList | None = None,
                  validation: ShardSet | None = None, test: ShardSet | None = None,
-                 labels: Labels | None = None, mixup: float = 0.0, rows: Mapping[str, Numbers] | None = None,
+                 labels: Labels | None = None, mixup: float = 0.0, rows: Mapping[str, Indices] | None = None,
                  probe: ProbeShards | None = None, stages: Sequence[Stage] = (),
                  members: Sequence[str] = ()) -> None:  # fmt: skip
         super().__init__()
@@ -129,7 +129,9 @@ class ClipDataModule(lightning.LightningDataModule):
         """This rank's share of the probe's clips, each recording by itself."""
         assert self.probe is not None
         short = "pad" if self.settings.rules.short == "pad" else "repeat"
-        order = ClipOrder(self.probe.shards, replace(self.settings.rules, mixed=0, short=short), self.probe.rows)
+        order = ClipOrder(
+            self.probe.shards, replace(self.settings.rules, shuffle_buffer=0, short=short), self.probe.rows
+        )
         return self._stream(self.probe.shards, order, False, self.trainer, labels=self.probe.labels)
 
     def noise(self) -> Batch:
@@ -170,7 +172,9 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the clips that are consumed; UserError if they were of another order."""
-        ours, theirs = self.state_dict()["order"], state_dict["order"]
+        ours, theirs = self.state_dict()["order"], dict(state_dict["order"])
+        if "mixed" in theirs:  # as older versions call it
+            theirs["shuffle_buffer"] = theirs.pop("mixed")
         if differ := [name for name in ours if theirs.get(name) != ours[name]]:
             said = "; ".join(f"{name} was {theirs.get(name)!r} and is {ours[name]!r}" for name in differ)
             raise UserError(f"the checkpoint stands in another order of the training clips: {said}")
@@ -190,7 +194,7 @@ class ClipDataModule(lightning.LightningDataModule):
         return self.train
 
     def _as_they_lie(self, shards: ShardSet, split: str) -> ClipOrder:
-        return ClipOrder(shards, replace(self.settings.rules, mixed=0), self.rows.get(split))
+        return ClipOrder(shards, replace(self.settings.rules, shuffle_buffer=0), self.rows.get(split))
 
     def _stream(self, shards: ShardSet, order: ClipOrder, training: bool, trainer: lightning.Trainer | None,
                 labels: Labels | None = None, **options: Any) -> ClipStream:  # fmt: skip
@@ -218,8 +222,8 @@ def _place(trainer: lightning.Trainer | None) -> dict[str, Any]:
 def _obey_the_parent_alone(worker: int) -> None:
     """What asks a run to end is often sent to all its processes; a worker leaves it to the one that has its batches."""
     sys.excepthook = lambda *_: None  # a connection that breaks with another worker's end prints a traceback by it
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    for kind in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(kind, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS has none
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_the_parent, daemon=True).start()

@@ -103,28 +103,28 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
             self.batches = min(-(-len(order) // (batch_size * world_size)), len(order) // world_size)
 
     def run(self) -> Iterator[Sample]:
-        number, step = this_worker()
+        batch, step = this_worker()
         tally, self._upcoming = Tally(self.max_bad_fraction, self.order.recordings), []
-        self._expect(number)
-        self._expect(number + step)
-        while self.batches is None or number < self.batches:
-            self._expect(number + 2 * step)
-            places = self._places(number)
+        self._expect(batch)
+        self._expect(batch + step)
+        while self.batches is None or batch < self.batches:
+            self._expect(batch + 2 * step)
+            places = self._places(batch)
             # Whole: each clip fills its row.
             waveform = torch.empty(len(places), self.order.rules.clip_samples)
-            consumed = self.first + (number + 1) * self.world_size * self.batch_size
+            consumed = self.first + (batch + 1) * self.world_size * self.batch_size
             rows = Rows(waveform, consumed, tally, shared=not self.training and self.world_size > 1)
             for index, place in enumerate(places):
                 yield from self._clip(place, Row(rows, index, waveform[index]))
-            number += step
+            batch += step
         if tally.read and tally.read == tally.bad:
             raise UserError(f"none of {tally.read} recordings can be used; see the log, or `ssamba shards verify`")
 
     def samples(self, clip: _Making, place: int) -> Iterator[Sample]:
         """What the clip at a place of a clip's order is made of, to be put into that clip."""
         segments = clip.order.clip(place)
-        for number, segment in enumerate(segments, start=1):
-            yield self._sample(_Part(clip, segment, number == len(segments)))
+        for count, segment in enumerate(segments, start=1):
+            yield self._sample(_Part(clip, segment, count == len(segments)))
 
     def _clip(self, place: int, row: Row) -> Iterator[Sample]:
         """The samples of a clip, and of the one that it is mixed with."""
@@ -137,28 +137,28 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
             yield from self.samples(partner, place)
 
     def _sample(self, part: _Part) -> Sample:
-        number, reader = part.segment.number, self.reader
-        key, part.audio = reader.name(number)
+        index, reader = part.segment.row, self.reader
+        key, part.audio = reader.name(index)
         if part.audio == "json" or part.audio in self.members or part.audio.startswith("__"):
             part.audio = "audio"  # what a damaged header may say, or a member that is asked for
-        sample: Sample = {"__key__": key, "__url__": reader.shard_of(number).place, "__part__": part}
+        sample: Sample = {"__key__": key, "__url__": reader.shard_of(index).place, "__part__": part}
         what = "json"
         try:
-            if content := reader.json(number):
+            if content := reader.json(index):
                 sample["json"] = content
             what = "audio"
-            sample[part.audio] = reader.audio(number)
+            sample[part.audio] = reader.audio(index)
             if self.members:
                 what = "members"
-                sample |= reader.members(number, self.members)
+                sample |= reader.members(index, self.members)
         except BadAudio as error:
             part.unread = what, error
         return sample
 
-    def _expect(self, number: int) -> None:
+    def _expect(self, batch: int) -> None:
         """Have the samples of a later batch on their way."""
-        if self.batches is None or number < self.batches:
-            places = self._places(number)
+        if self.batches is None or batch < self.batches:
+            places = self._places(batch)
             if self.fetches and (upcoming := self._shards_from(places[0])) != self._upcoming:
                 self._upcoming = upcoming
                 self.reader.cache.prefetch(self.reader.shards[shard] for shard in upcoming)
@@ -166,15 +166,15 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
                 mixed = self.mixup is not None and self.mixup.share(place) is not None
                 others = self.mixup.order.clip(place) if self.mixup is not None and mixed else []
                 for segment in [*self.order.clip(place), *others]:
-                    self.reader.expect(segment.number)
+                    self.reader.expect(segment.row)
 
     def _shards_from(self, place: int) -> list[int]:
         """The shards that a place and those after it need."""
         others = self.mixup.order.upcoming(place) if self.mixup is not None else []
         return list(dict.fromkeys([*self.order.upcoming(place), *others]))
 
-    def _places(self, number: int) -> range:
-        share = number * self.world_size + self.rank
+    def _places(self, batch: int) -> range:
+        share = batch * self.world_size + self.rank
         if self.training:
             return range(self.first + share * self.batch_size, self.first + (share + 1) * self.batch_size)
         assert self.batches is not None
@@ -211,7 +211,7 @@ class IndexedClips:
         try:
             if part.unread and part.unread[0] == "json":
                 raise part.unread[1]
-            described = sample["json"] = self._described(sample, segment.number)
+            described = sample["json"] = self._described(sample, segment.row)
             if len(out) < self.least_samples and self.short != "pack":
                 raise BadAudio(f"it has {len(out)} samples; one frame takes {self.least_samples}")
             if part.unread:
@@ -222,7 +222,7 @@ class IndexedClips:
                 out *= np.float32(full_scale)
             usable = True
         except BadAudio as error:
-            name = described["key"] if described else f"sample {segment.number}"
+            name = described["key"] if described else f"sample {segment.row}"
             tally.reject(f"{name} in {sample['__url__']}: {error}")
         tally.judge()
         if usable and described:
@@ -230,8 +230,8 @@ class IndexedClips:
             self._put(clip, sample, described)
         return sample
 
-    def _described(self, sample: Sample, number: int) -> Description:
-        name = self.source.reader.place_name(number)
+    def _described(self, sample: Sample, index: int) -> Description:
+        name = self.source.reader.place_name(index)
         return parse_description(sample["json"], name) if "json" in sample else {"key": name, "labels": {}}
 
     def _put(self, clip: _Making, sample: Sample, described: Description) -> None:

@@ -1,4 +1,4 @@
-"""What the samples of shards say of a label: as numbers for training, and read before it begins."""
+"""What the samples of shards say of a label: as indices for training, and read before it begins."""
 
 import json
 import random
@@ -28,22 +28,22 @@ _EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Labels:
-    """Which label of a sample is read, the list that numbers it, and whether a clip may have several."""
+    """Which label of a sample is read, the list that counts its names, and whether a clip may have several."""
 
     key: str
     names: Sequence[str]
     several: bool = False
-    numbers: Mapping[str, int] = field(init=False)
+    indices: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", {name: number for number, name in enumerate(self.names)})
+        object.__setattr__(self, "indices", {name: index for index, name in enumerate(self.names)})
 
     def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> int | np.ndarray[Any, Any]:
-        """What training learns of samples `start` to `stop` of a sample's audio, by its JSON: here the class number (or
+        """What training learns of samples `start` to `stop` of a sample's audio, by its JSON: here the class index (or
         the multi-hot vector) of all of it. UserError for a label that is not known."""
         value = sample["labels"].get(self.key)
         values = value if isinstance(value, list) else [value]
-        unknown = [one for one in values if not isinstance(one, str) or one not in self.numbers]
+        unknown = [one for one in values if not isinstance(one, str) or one not in self.indices]
         if unknown or (not self.several and len(values) != 1):
             raise UserError(
                 f"{sample['key']} in {shard} has {self.key} {value!r:.200}; expected "
@@ -51,9 +51,9 @@ class Labels:
                 + ("" if unknown or not values else "; task.loss=bce is for several")
             )
         if not self.several:
-            return self.numbers[values[0]]
+            return self.indices[values[0]]
         hot = np.zeros(len(self.names), np.float32)
-        hot[[self.numbers[one] for one in values]] = 1
+        hot[[self.indices[one] for one in values]] = 1
         return hot
 
     def stack(self, labels: Sequence[int | np.ndarray[Any, Any]]) -> Tensor:
@@ -138,7 +138,7 @@ def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> 
 class LabelCounts:
     """Of a split: samples with a label that is known, by how many names they have and, for each name, how many have it;
     of those whose label is none, or not in the list, how many there are and some of them, as they are told. rows,
-    classes: for each label of each sample its row in the table and the number of its name in the list."""
+    classes: for each label of each sample its row in the table and the index of its name in the list."""
 
     by_number: Counter[int] = field(default_factory=Counter)
     by_name: Counter[str] = field(default_factory=Counter)

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 
-from ssamba.data.order import ClipOrder, ClipRules, Numbers
+from ssamba.data.order import ClipOrder, ClipRules, Indices
 from ssamba.data.shards.index import ShardSet
 
 _OTHER_SEEDS = 2**32  # above those that a recipe can have
@@ -21,7 +21,7 @@ class Mixup:
     order: ClipOrder
 
     @classmethod
-    def of(cls, probability: float, shards: ShardSet, rules: ClipRules, rows: Numbers | None) -> "Mixup":
+    def of(cls, probability: float, shards: ShardSet, rules: ClipRules, rows: Indices | None) -> "Mixup":
         """With partners from all training recordings alike."""
         return cls(probability, ClipOrder(shards, replace(rules, seed=rules.seed + _OTHER_SEEDS), rows))
 

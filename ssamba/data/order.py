@@ -16,7 +16,8 @@ import numpy.typing as npt
 from ssamba.data.shards.index import ShardSet
 from ssamba.errors import UserError
 
-Numbers = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -26,9 +27,9 @@ _KEPT = 4  # windows and epochs in memory: readers go forward, and a batch lies 
 
 
 class Segment(NamedTuple):
-    """A part of a recording: samples `start` to `stop` of row `number` of the shards' table."""
+    """A part of a recording: samples `start` to `stop` of that in a row of the shards' table."""
 
-    number: int
+    row: int
     start: int
     stop: int
 
@@ -38,13 +39,14 @@ class ClipRules:
     """How recordings become clips.
 
     clip_samples: S of a clip. short: what fills it where the recording is shorter: "pad" (zeros), "repeat" (the
-    recording again) or "pack" (recordings are joined end to end and the joined signal is cut). mixed: so many
-    recordings at least are in one window, within which they come in an order of chance; 0: as they lie in the shards.
+    recording again) or "pack" (recordings are joined end to end and the joined signal is cut). shuffle_buffer:
+    so many recordings at least are in one window, within which they come in an order of chance; 0: as they lie in the
+    shards.
     """
 
     clip_samples: int
     short: str
-    mixed: int
+    shuffle_buffer: int
     seed: int
 
 
@@ -55,7 +57,7 @@ def _words(size: int, *name: int | str) -> npt.NDArray[np.uint64]:
     return words
 
 
-def permutation(size: int, *name: int | str) -> Numbers:
+def permutation(size: int, *name: int | str) -> Indices:
     """An order of chance of 0 to size - 1, by a name alone."""
     return np.argsort(_words(size, *name), kind="stable")
 
@@ -70,55 +72,56 @@ class _Epoch:
     """Of each shard the rows that it has in this epoch; of windows the shards of each, and the first recording and the
     first sample of each and of what follows."""
 
-    shards: Sequence[Numbers]
-    windows: list[Numbers]
-    recordings: Numbers
-    samples: Numbers
+    shards: Sequence[Indices]
+    windows: list[Indices]
+    recordings: Counts
+    samples: Counts
 
 
 class Recordings:
     """The recordings of some shards in the order of every epoch.
 
-    An epoch permutes the shards and takes them by windows: the fewest whole shards with at least `mixed` recordings,
-    which are permuted among themselves. So a reader needs a window's shards at a time, however many there are in all.
+    An epoch permutes the shards and takes them by windows: the fewest whole shards with at least `shuffle_buffer`
+    recordings, which are permuted among themselves. So a reader needs a window's shards at a time, however many there
+    are in all.
 
     With `balance`, an epoch first draws as many recordings as there are, with replacement, and then orders those in
-    this way: which it has is a function of its number alone, too, and each shard is still read in one window of it.
+    this way: which it has is a function of its index alone, too, and each shard is still read in one window of it.
 
     Args:
         shards: for each shard the rows of the table that are used.
         lengths: samples of the audio of every row.
-        source: a number that tells apart the orders of several sources of one seed.
+        source: an index that tells apart the orders of several sources of one seed.
         balance: of every row, how often it is to be drawn beside others; None: each recording once an epoch.
     """
 
-    def __init__(self, shards: Sequence[Numbers], lengths: Numbers, mixed: int, seed: int, source: int = 0,
+    def __init__(self, shards: Sequence[Indices], lengths: Counts, shuffle_buffer: int, seed: int, source: int = 0,
                  balance: Weights | None = None) -> None:  # fmt: skip
-        self.shards, self.lengths, self.mixed, self.name = shards, lengths, mixed, (seed, source)
+        self.shards, self.lengths, self.shuffle_buffer, self.name = shards, lengths, shuffle_buffer, (seed, source)
         self.size = sum(map(len, shards))
         self.samples = sum(int(lengths[rows].sum(dtype=np.int64)) for rows in shards)
         self._rows = np.concatenate(shards) if balance is not None else None
         self._cumulated = np.cumsum(balance[self._rows]) if balance is not None else None
         self.weight = 1.0 if self._cumulated is None or not self.size else float(self._cumulated[-1])
         self._epochs: dict[int, _Epoch] = {}
-        self._windows: dict[tuple[int, int], tuple[Numbers, Numbers]] = {}
+        self._windows: dict[tuple[int, int], tuple[Indices, Counts]] = {}
 
     def recording(self, place: int) -> int:
         """The row at a place of the endless order."""
-        number, within = divmod(place, self.size)
-        epoch = self._epoch(number)
+        index, within = divmod(place, self.size)
+        epoch = self._epoch(index)
         window = int(np.searchsorted(epoch.recordings, within, "right")) - 1
-        rows, _ = self._window(number, window)
+        rows, _ = self._window(index, window)
         return int(rows[within - epoch.recordings[window]])
 
     def joined(self, start: int, count: int) -> list[Segment]:
         """What the endless signal of all recordings, end to end, holds from sample `start` on."""
         segments: list[Segment] = []
         while count:
-            number, within = divmod(start, self.samples)
-            epoch = self._epoch(number)
+            index, within = divmod(start, self.samples)
+            epoch = self._epoch(index)
             window = int(np.searchsorted(epoch.samples, within, "right")) - 1
-            rows, ends = self._window(number, window)
+            rows, ends = self._window(index, window)
             within -= int(epoch.samples[window])
             place = int(np.searchsorted(ends, within, "right"))
             row = int(rows[place])
@@ -131,57 +134,57 @@ class Recordings:
 
     def upcoming(self, place: int, packed: bool) -> list[int]:
         """The shards of the window that holds a recording, or a sample if packed, and of the next in its epoch."""
-        number, within = divmod(place, self.samples if packed else self.size)
-        epoch = self._epoch(number)
+        index, within = divmod(place, self.samples if packed else self.size)
+        epoch = self._epoch(index)
         window = int(np.searchsorted(epoch.samples if packed else epoch.recordings, within, "right")) - 1
         return [int(shard) for some in epoch.windows[window : window + 2] for shard in some]
 
-    def _drawn(self, number: int) -> Sequence[Numbers]:
+    def _drawn(self, epoch: int) -> Sequence[Indices]:
         """Of each shard the rows that it has in an epoch."""
         if self._rows is None or self._cumulated is None:
             return self.shards
         # One draw in each of `size` equal parts of the cumulated weights: as often as so many independent draws in the
         # mean, and never far from it. They come in the order of the rows.
-        chance = _words(self.size, "drawn", *self.name, number) / 2.0**64
+        chance = _words(self.size, "drawn", *self.name, epoch) / 2.0**64
         total = self._cumulated[-1]
         places = np.minimum((np.arange(self.size) + chance) / self.size * total, np.nextafter(total, 0))
         drawn = np.searchsorted(self._cumulated, places, "right")
         ends = np.cumsum([len(rows) for rows in self.shards])
         return np.split(self._rows[drawn], np.searchsorted(drawn, ends[:-1]))
 
-    def _epoch(self, number: int) -> _Epoch:
-        if number not in self._epochs:
-            shards = self._drawn(number)
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            shards = self._drawn(epoch)
             counts = np.array([len(rows) for rows in shards], np.int64)
             lengths = np.array([self.lengths[rows].sum(dtype=np.int64) for rows in shards], np.int64)
             count = len(shards)
-            order = permutation(count, "shards", *self.name, number) if self.mixed else np.arange(count)
+            order = permutation(count, "shards", *self.name, epoch) if self.shuffle_buffer else np.arange(count)
             order = order[counts[order] > 0]
             # A window ends with the shard that makes it full.
             windows, some, held = [], [], 0
             for shard in order.tolist():
                 some.append(shard)
                 held += int(counts[shard])
-                if held >= max(1, self.mixed):
+                if held >= max(1, self.shuffle_buffer):
                     windows.append(np.array(some, np.int64))
                     some, held = [], 0
             if some:
                 windows.append(np.array(some, np.int64))
             recordings = np.cumsum([0, *(counts[some].sum() for some in windows)])
             samples = np.cumsum([0, *(lengths[some].sum() for some in windows)])
-            _remember(self._epochs, number, _Epoch(shards, windows, recordings, samples))
-        return self._epochs[number]
+            _remember(self._epochs, epoch, _Epoch(shards, windows, recordings, samples))
+        return self._epochs[epoch]
 
-    def _window(self, number: int, window: int) -> tuple[Numbers, Numbers]:
+    def _window(self, epoch: int, window: int) -> tuple[Indices, Counts]:
         """Its rows in their order, and how many samples there are up to the end of each."""
-        if (number, window) not in self._windows:
-            epoch = self._epoch(number)
-            rows = np.concatenate([epoch.shards[shard] for shard in epoch.windows[window]])
-            if self.mixed:
-                rows = rows[permutation(len(rows), "window", *self.name, number, window)]
+        if (epoch, window) not in self._windows:
+            made = self._epoch(epoch)
+            rows = np.concatenate([made.shards[shard] for shard in made.windows[window]])
+            if self.shuffle_buffer:
+                rows = rows[permutation(len(rows), "window", *self.name, epoch, window)]
             ends = np.cumsum(self.lengths[rows], dtype=np.int64)
-            _remember(self._windows, (number, window), (rows, ends))
-        return self._windows[number, window]
+            _remember(self._windows, (epoch, window), (rows, ends))
+        return self._windows[epoch, window]
 
 
 def _remember(held: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
@@ -208,7 +211,7 @@ class ClipOrder:
             nothing is to be drawn.
     """
 
-    def __init__(self, shards: ShardSet, rules: ClipRules, rows: Numbers | None = None,
+    def __init__(self, shards: ShardSet, rules: ClipRules, rows: Indices | None = None,
                  sources: Sequence[int] | None = None, weights: Sequence[float] | None = None,
                  balance: Weights | None = None) -> None:  # fmt: skip
         if balance is not None and rules.short == "pack":
@@ -218,13 +221,13 @@ class ClipOrder:
         ends = np.cumsum(held)
         rows = np.arange(held.sum()) if rows is None else np.sort(rows)
         by_shard = np.split(rows, np.searchsorted(rows, ends[:-1]))
-        self.lengths: Numbers = shards.table["length"].astype(np.int64)
+        self.lengths: Counts = shards.table["length"].astype(np.int64)
         self.sources: list[Recordings] = []
         self._first_shards: list[int] = []
         first = 0
-        for number, count in enumerate(sources or [len(by_shard)]):
+        for index, count in enumerate(sources or [len(by_shard)]):
             part = by_shard[first : first + count]
-            self.sources.append(Recordings(part, self.lengths, rules.mixed, rules.seed, number, balance))
+            self.sources.append(Recordings(part, self.lengths, rules.shuffle_buffer, rules.seed, index, balance))
             self._first_shards.append(first)
             first += count
         if any(self._clips(source) == 0 for source in self.sources):
@@ -235,7 +238,7 @@ class ClipOrder:
         if balance is not None and not all(source.weight > 0 for source in self.sources):
             raise UserError("data.balance draws recordings by their labels, which those of a source in data.train lack")
         self.shares = _shares(weights or [1.0])
-        self._owners: dict[int, Numbers] = {}
+        self._owners: dict[int, Indices] = {}
 
     def __len__(self) -> int:
         """Clips of an epoch: each recording once, or its audio once, rounded down."""
@@ -251,18 +254,18 @@ class ClipOrder:
 
     def clip(self, place: int) -> list[Segment]:
         """What the clip at a place is made of: one segment, or several joined ones of packed clips."""
-        number, within = self._source(place)
-        source, size = self.sources[number], self.rules.clip_samples
+        index, within = self._source(place)
+        source, size = self.sources[index], self.rules.clip_samples
         if self.rules.short == "pack":
-            return source.joined(within[number] * size, size)
-        row = source.recording(within[number])
+            return source.joined(within[index] * size, size)
+        row = source.recording(within[index])
         length = int(self.lengths[row])
         longer = max(0, length - size)
-        start = hashed(f"crop/{self.rules.seed}/{place}") % (longer + 1) if self.rules.mixed else 0
+        start = hashed(f"crop/{self.rules.seed}/{place}") % (longer + 1) if self.rules.shuffle_buffer else 0
         return [Segment(row, start, min(length, start + size))]
 
     def upcoming(self, place: int) -> list[int]:
-        """The shards, by number, that this place and those after it need."""
+        """The shards, by their indices, that this place and those after it need."""
         _, within = self._source(place)
         step = self.rules.clip_samples if self.rules.short == "pack" else 1
         return [
@@ -278,8 +281,8 @@ class ClipOrder:
         block, within = divmod(place, _BLOCK)
         owners = self._owners.get(block)
         if owners is None:
-            mixed = permutation(_BLOCK, "sources", self.rules.seed, block)
-            owners = _remember(self._owners, block, np.repeat(np.arange(len(self.shares)), self.shares)[mixed])
+            shuffled = permutation(_BLOCK, "sources", self.rules.seed, block)
+            owners = _remember(self._owners, block, np.repeat(np.arange(len(self.shares)), self.shares)[shuffled])
         before = np.bincount(owners[:within], minlength=len(self.shares))
         return int(owners[within]), [block * share + int(n) for share, n in zip(self.shares, before, strict=True)]
 
@@ -288,9 +291,9 @@ def _shares(weights: Sequence[float]) -> list[int]:
     """How many of a block's clips each source has: largest remainders."""
     exact = [_BLOCK * weight / sum(weights) for weight in weights]
     shares = [int(share) for share in exact]
-    largest = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
-    for number in largest[: _BLOCK - sum(shares)]:
-        shares[number] += 1
+    largest = sorted(range(len(exact)), key=lambda index: shares[index] - exact[index])
+    for index in largest[: _BLOCK - sum(shares)]:
+        shares[index] += 1
     if 0 in shares:
         raise UserError(
             f"data.weights are {', '.join(f'{weight:g}' for weight in weights)}; expected each to be at least one "

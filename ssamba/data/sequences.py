@@ -56,12 +56,12 @@ class HopLabels(SequenceLabels):
         middles = np.arange(start + self.hop_samples / 2, stop + self.hop_samples / 2, self.hop_samples)
         places = (np.minimum(middles, stop - 1) / self.listed_samples).astype(np.int64)
         # What is left after the last whole hop goes with it, where it has no name.
-        if len(names) < places[-1] or not all(name in self.numbers for name in names):
+        if len(names) < places[-1] or not all(name in self.indices for name in names):
             raise UserError(
                 f"{sample['key']} in {shard} has {len(names)} names as its {self.key}; expected one of the "
                 f"{len(self.names)} of the label list for each hop of task.hop_ms"
             )
-        return np.array([self.numbers[names[min(place, len(names) - 1)]] for place in places.tolist()], np.int64)
+        return np.array([self.indices[names[min(place, len(names) - 1)]] for place in places.tolist()], np.int64)
 
     def check(self, shards: ShardSet, option: str, cache: ShardCache) -> None:
         """Read the labels of shards, before any audio.
@@ -90,12 +90,12 @@ class Transcripts(SequenceLabels):
 
     def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> np.ndarray[Any, Any]:
         text = sample["labels"].get(self.key)
-        if not isinstance(text, str) or any(letter not in self.numbers for letter in text):
+        if not isinstance(text, str) or any(letter not in self.indices for letter in text):
             raise UserError(
                 f"{sample['key']} in {shard} has {self.key} {text!r:.200}; expected a text of the "
                 f"{len(self.names) - 1} characters of the training transcripts"
             )
-        return np.array([self.numbers[letter] for letter in text], np.int64)
+        return np.array([self.indices[letter] for letter in text], np.int64)
 
     def noise(self, size: int, samples: int) -> Tensor:
         return torch.ones(size, 1).long()

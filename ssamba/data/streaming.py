@@ -112,7 +112,7 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
     for. `__turn__` says which sample of which turn it is.
 
     Args:
-        rules: `mixed` samples are held, as they were read, by all workers of a rank together.
+        rules: `shuffle_buffer` samples are held, as they were read, by all workers of a rank together.
         batch_size: of this rank.
         max_bad_fraction: of the recordings read that may be unusable.
         progress: what is behind, and not read again.
@@ -141,7 +141,7 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
         schemes = {url.partition(":")[0] for url in self.shards.urls if is_remote(url)}
         wds.gopen_schemes.update(dict.fromkeys(schemes - {"pipe"}, _opened))
         consumer = self.rank * workers + worker
-        held = -(-self.rules.mixed // workers)
+        held = -(-self.rules.shuffle_buffer // workers)
         chance = random.Random(f"buffer/{self.rules.seed}/{self.first}/{consumer}")
         samples = self._samples(consumer, self.world_size * workers, held)
         yield from wds.shuffle(held, initial=_AHEAD, rng=chance)(samples)
@@ -303,9 +303,9 @@ class StreamedClips:
     def collated(self, clips: Iterable[Sample]) -> Iterator[Batch]:
         """Batches of the clips that come, and of each what it takes: `Progress.add` counts it."""
         source = self.source
-        number, step = this_worker()
+        batch, step = this_worker()
         held: list[Sample] = []
-        if source.batches is not None and number >= source.batches:
+        if source.batches is not None and batch >= source.batches:
             return
         for clip in clips:
             tally = source.tally
@@ -314,13 +314,13 @@ class StreamedClips:
             if len(held) < source.batch_size:
                 continue
             waveform = torch.empty(len(held), self.rules.clip_samples)
-            rows = Rows(waveform, source.first + (number + 1) * source.world_size * source.batch_size, tally)
+            rows = Rows(waveform, source.first + (batch + 1) * source.world_size * source.batch_size, tally)
             for index, one in enumerate(held):
                 one["__row__"] = Row(rows, index, waveform[index])
             yield cast(Batch, {**batched(rows, held, None), "taken": tally.taken, "ended": tally.ended})
             tally.taken, tally.ended, held = [], [], []
-            number += step
-            if source.batches is not None and number >= source.batches:
+            batch += step
+            if source.batches is not None and batch >= source.batches:
                 return
 
 

@@ -33,7 +33,7 @@ def read_trials(path: Path) -> list[Trial]:
         raise UserError(f"{path} cannot be read ({error}); expected a list of trials in UTF-8") from error
     trials: list[Trial] = []
     wrong: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for count, line in enumerate(lines, 1):
         match line.split():
             case []:
                 continue
@@ -42,7 +42,7 @@ def read_trials(path: Path) -> list[Trial]:
             case [first, second, word] if word in _TARGETS:
                 trials.append(Trial(first, second, _TARGETS[word]))
             case _:
-                wrong.append(f"line {number}: {line[:100]}")
+                wrong.append(f"line {count}: {line[:100]}")
     if wrong:
         more = [f"and {len(wrong) - _TOLD} more"] if len(wrong) > _TOLD else []
         raise UserError(

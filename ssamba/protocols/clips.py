@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssamba.data.batches import Batch
 from ssamba.data.labels import Labels, one_name_each, read_asked_labels, stratified_rows
-from ssamba.data.order import ClipOrder, ClipRules, Numbers
+from ssamba.data.order import ClipOrder, ClipRules, Indices
 from ssamba.data.shards.descriptions import as_list
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
@@ -139,8 +139,8 @@ def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: L
     be read is left out, which is logged.
     """
     extractor = model.feature_extractor
-    rules = ClipRules(extractor.clip_samples, "pad", mixed=0, seed=0)
-    chosen: Numbers = np.sort(np.array(rows, np.int64))
+    rules = ClipRules(extractor.clip_samples, "pad", shuffle_buffer=0, seed=0)
+    chosen: Indices = np.sort(np.array(rows, np.int64))
     stream = ClipStream(
         shards, ClipOrder(shards, rules, chosen), batch_size=min(_AHEAD, len(chosen)),
         sampling_rate=extractor.sampling_rate, training=False, max_bad_fraction=_MAX_BAD_FRACTION, cache=cache,

@@ -26,12 +26,12 @@ def shard_set() -> ShardSet:
     return ShardSet(tuple(shards), {}, table)
 
 
-def order(seed: int = 0, mixed: int = 8, **given: Any) -> ClipOrder:
-    return ClipOrder(shard_set(), ClipRules(10**6, "pad", mixed, seed), balance=WEIGHTS, **given)
+def order(seed: int = 0, shuffle_buffer: int = 8, **given: Any) -> ClipOrder:
+    return ClipOrder(shard_set(), ClipRules(10**6, "pad", shuffle_buffer, seed), balance=WEIGHTS, **given)
 
 
 def rows(made: ClipOrder, first: int, count: int) -> list[int]:
-    return [made.clip(place)[0].number for place in range(first, first + count)]
+    return [made.clip(place)[0].row for place in range(first, first + count)]
 
 
 def test_each_is_drawn_as_often_as_its_weight_says() -> None:
@@ -51,7 +51,7 @@ def test_which_are_drawn_is_a_function_of_the_place_alone() -> None:
     epochs = {(seed, epoch): tuple(rows(order(seed), SIZE * epoch, SIZE)) for seed in (0, 1) for epoch in (0, 1, 2)}
     assert len(set(epochs.values())) == len({tuple(sorted(one)) for one in epochs.values()}) == 6
     again = order(1)
-    backwards = [again.clip(place)[0].number for place in range(3 * SIZE - 1, -1, -1)]
+    backwards = [again.clip(place)[0].row for place in range(3 * SIZE - 1, -1, -1)]
     assert tuple(backwards[::-1]) == epochs[1, 0] + epochs[1, 1] + epochs[1, 2]
     # A run that is resumed by another version of the packages must find the order that it left.
     assert rows(order(), 0, SIZE) == [10, 16, 12, 12, 15, 18, 1, 10, 16, 19, 16, 22, 9, 9, 9, 8, 5, 6, 9, 8, 9, 6, 9]
@@ -59,7 +59,7 @@ def test_which_are_drawn_is_a_function_of_the_place_alone() -> None:
 
 def test_a_shard_is_read_within_one_window_of_an_epoch() -> None:
     for epoch in range(10):
-        made = order(mixed=1)
+        made = order(shuffle_buffer=1)
         drawn = rows(made, SIZE * epoch, SIZE)
         visited = [s for s, _ in itertools.groupby(np.searchsorted(np.cumsum(COUNTS), drawn, "right").tolist())]
         assert len(visited) == len(set(visited))

@@ -16,7 +16,7 @@ from ssamba.data.order import ClipRules
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.stream import ClipStream
 
-RULES = ClipRules(8000, "pad", mixed=30, seed=3)
+RULES = ClipRules(8000, "pad", shuffle_buffer=30, seed=3)
 SOUNDS = ("falling", "high", "low", "rising")
 
 
@@ -37,7 +37,7 @@ def stream(corpus: Path, mixup: float, *, tags: bool = False, rank: int = 0, ran
 def test_a_mixture_is_what_its_definition_says(tags: bool, corpus: Path) -> None:
     mixed = stream(corpus, 0.5, tags=tags)
     plain = stream(corpus, 0, tags=tags)
-    others = stream(corpus, 0, tags=tags, rules=ClipRules(8000, "pad", mixed=30, seed=3 + 2**32))
+    others = stream(corpus, 0, tags=tags, rules=ClipRules(8000, "pad", shuffle_buffer=30, seed=3 + 2**32))
     alone = 0
     for _ in range(4):
         batch, own, other = next(mixed), next(plain), next(others)
@@ -68,7 +68,7 @@ def test_shares_and_partners(corpus: Path) -> None:
     assert abs(len(some) / 4000 - 0.3) < 0.03
     # Beta(10, 10): mean 1/2, variance 1/84.
     assert abs(np.mean(some) - 0.5) < 0.02 and abs(np.var(some) * 84 - 1) < 0.2
-    partners = Counter(mixup.order.clip(place)[0].number for place in range(600))
+    partners = Counter(mixup.order.clip(place)[0].row for place in range(600))
     assert partners == dict.fromkeys(range(60), 10)
 
 

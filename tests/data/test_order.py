@@ -24,29 +24,31 @@ def shard_set(counts: Any = COUNTS, lengths: Any = LENGTHS) -> ShardSet:
     return ShardSet(tuple(shards), {}, table)
 
 
-def order(seed: int = 0, mixed: int = 8, short: str = "pad", clip_samples: int = 10**6, **given: Any) -> ClipOrder:
-    return ClipOrder(shard_set(), ClipRules(clip_samples, short, mixed, seed), **given)
+def order(
+    seed: int = 0, shuffle_buffer: int = 8, short: str = "pad", clip_samples: int = 10**6, **given: Any
+) -> ClipOrder:
+    return ClipOrder(shard_set(), ClipRules(clip_samples, short, shuffle_buffer, seed), **given)
 
 
 def rows(made: ClipOrder, first: int, count: int) -> list[int]:
     """The recordings of some clips, each of one."""
-    return [made.clip(place)[0].number for place in range(first, first + count)]
+    return [made.clip(place)[0].row for place in range(first, first + count)]
 
 
 def shards_of(numbers: list[int]) -> list[int]:
     return np.searchsorted(np.cumsum(COUNTS), numbers, "right").tolist()
 
 
-@pytest.mark.parametrize("mixed", [0, 1, 8, 1000])
-def test_every_recording_once_an_epoch(mixed: int) -> None:
-    made = order(mixed=mixed)
+@pytest.mark.parametrize("shuffle_buffer", [0, 1, 8, 1000])
+def test_every_recording_once_an_epoch(shuffle_buffer: int) -> None:
+    made = order(shuffle_buffer=shuffle_buffer)
     assert len(made) == 23
     for epoch in (0, 1, 7):
         assert sorted(rows(made, 23 * epoch, 23)) == list(range(23))
 
 
 def test_held_out_recordings_keep_the_order_of_the_shards() -> None:
-    assert rows(order(mixed=0), 0, 46) == [*range(23), *range(23)]
+    assert rows(order(shuffle_buffer=0), 0, 46) == [*range(23), *range(23)]
 
 
 def test_another_order_each_epoch_and_the_same_for_the_same_seed_and_epoch() -> None:
@@ -54,7 +56,7 @@ def test_another_order_each_epoch_and_the_same_for_the_same_seed_and_epoch() -> 
     assert len({*made.values(), tuple(range(23))}) == 7
     # Whichever place is asked for first.
     again = order(1)
-    assert made[1, 2] == tuple(reversed([again.clip(place)[0].number for place in range(68, 45, -1)]))
+    assert made[1, 2] == tuple(reversed([again.clip(place)[0].row for place in range(68, 45, -1)]))
     assert made[1, 0] == tuple(rows(again, 0, 23))
 
 
@@ -68,7 +70,7 @@ def test_the_order_is_what_it_was() -> None:
 def test_shards_come_in_another_order_each_epoch_and_whole() -> None:
     orders = set()
     for epoch in range(4):
-        visited = [shard for shard, _ in itertools.groupby(shards_of(rows(order(mixed=1), 23 * epoch, 23)))]
+        visited = [shard for shard, _ in itertools.groupby(shards_of(rows(order(shuffle_buffer=1), 23 * epoch, 23)))]
         assert sorted(visited) == list(range(6))  # one after the other
         orders.add(tuple(visited))
     assert len(orders) == 4
@@ -77,7 +79,7 @@ def test_shards_come_in_another_order_each_epoch_and_whole() -> None:
 def test_a_window_mixes_the_fewest_shards_that_fill_it() -> None:
     windows = 0
     for epoch in range(20):
-        held = shards_of(rows(order(mixed=8), 23 * epoch, 23))
+        held = shards_of(rows(order(shuffle_buffer=8), 23 * epoch, 23))
         while held:
             # The first whole shards with at least 8 recordings, or the rest.
             count = next(
@@ -93,7 +95,7 @@ def test_a_window_mixes_the_fewest_shards_that_fill_it() -> None:
 
 def test_all_recordings_are_mixed_by_a_window_that_holds_them() -> None:
     """Every recording at every place equally often: chi-square of 23 x 23 cells over 4,000 epochs."""
-    made = order(mixed=1000)
+    made = order(shuffle_buffer=1000)
     counts = np.zeros((23, 23))
     for epoch in range(4000):
         counts[range(23), rows(made, 23 * epoch, 23)] += 1
@@ -134,18 +136,18 @@ def test_a_short_recording_is_whole() -> None:
 # Packing
 
 
-@pytest.mark.parametrize("mixed", [0, 8])
+@pytest.mark.parametrize("shuffle_buffer", [0, 8])
 @pytest.mark.parametrize("clip_samples", [250, 600, 2000])
-def test_packed_clips_are_the_epochs_joined_end_to_end(mixed: int, clip_samples: int) -> None:
-    made = order(mixed=mixed, short="pack", clip_samples=clip_samples)
+def test_packed_clips_are_the_epochs_joined_end_to_end(shuffle_buffer: int, clip_samples: int) -> None:
+    made = order(shuffle_buffer=shuffle_buffer, short="pack", clip_samples=clip_samples)
     assert len(made) == LENGTHS.sum() // clip_samples
-    whole = order(mixed=mixed)
+    whole = order(shuffle_buffer=shuffle_buffer)
     # Every sample of three epochs as (recording, place within it).
     signal = [(row, place) for row in rows(whole, 0, 69) for place in range(LENGTHS[row])]
     clips = len(signal) // clip_samples
     for number in reversed(range(clips)):
         found = [
-            (segment.number, place) for segment in made.clip(number) for place in range(segment.start, segment.stop)
+            (segment.row, place) for segment in made.clip(number) for place in range(segment.start, segment.stop)
         ]  # fmt: skip
         assert found == signal[number * clip_samples : (number + 1) * clip_samples]
 
@@ -173,9 +175,9 @@ def test_packed_sources() -> None:
     made = order(sources=[3, 3], weights=[3, 1], short="pack", clip_samples=500)
     heard: Counter[int] = Counter()
     clips = [made.clip(place) for place in range(2000)]
-    assert all(len({segment.number < 11 for segment in clip}) == 1 for clip in clips)
-    heard.update(segment.number for clip in clips for segment in clip for _ in range(segment.stop - segment.start))
-    assert sum(clip[0].number < 11 for clip in clips) == 1500
+    assert all(len({segment.row < 11 for segment in clip}) == 1 for clip in clips)
+    heard.update(segment.row for clip in clips for segment in clip for _ in range(segment.stop - segment.start))
+    assert sum(clip[0].row < 11 for clip in clips) == 1500
     epochs = np.array([heard[row] / LENGTHS[row] for row in range(11)])
     assert np.ptp(epochs) <= 2  # each as often as the others, give or take the epochs at both ends
 
@@ -198,7 +200,7 @@ def test_orders_that_cannot_be(given: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"sources": [2, 4], "weights": [1, 1]}])
 def test_upcoming_shards_are_those_of_the_next_clips(given: dict[str, Any]) -> None:
-    made = order(mixed=5, **given)
+    made = order(shuffle_buffer=5, **given)
     for place in range(0, 60):
         within = shards_of(rows(made, place, 1))
         assert set(within) <= set(made.upcoming(place))
@@ -208,5 +210,5 @@ def test_two_million_clips_are_ordered_at_once() -> None:
     counts = [256] * 8000
     made = ClipOrder(shard_set(counts, 160000), ClipRules(160000, "pack", 5000, 0))
     assert len(made) == 2048000
-    late = [segment.number for place in range(2047000, 2047100) for segment in made.clip(place)]
+    late = [segment.row for place in range(2047000, 2047100) for segment in made.clip(place)]
     assert len(set(late)) == 100

@@ -92,7 +92,7 @@ def test_the_source_gives_what_webdataset_reads_in_our_order(foreign: Path) -> N
     for place, sample in enumerate(samples, start=17):
         plain = {key: value for key, value in sample.items() if key != "__part__"}
         assert plain == read[sample["__url__"], sample["__key__"]]
-        assert plain["__key__"] == name(order.clip(place)[0].number) == rows[order.clip(place)[0].number][1]
+        assert plain["__key__"] == name(order.clip(place)[0].row) == rows[order.clip(place)[0].row][1]
 
 
 def test_its_own_shards_have_their_json(corpus: Path) -> None:

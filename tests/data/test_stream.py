@@ -88,8 +88,8 @@ def shards(sounds: Sounds, tmp_path_factory: pytest.TempPathFactory) -> ShardSet
 
 
 def stream(shards: ShardSet, *, training: bool = False, seed: int = 0, short: str = "pad", clip_samples: int = 600,
-           mixed: int = 8, rows: Any = None, **changes: Any) -> ClipStream:  # fmt: skip
-    order = ClipOrder(shards, ClipRules(clip_samples, short, mixed if training else 0, seed), rows)
+           shuffle_buffer: int = 8, rows: Any = None, **changes: Any) -> ClipStream:  # fmt: skip
+    order = ClipOrder(shards, ClipRules(clip_samples, short, shuffle_buffer if training else 0, seed), rows)
     settings: dict[str, Any] = {
         "batch_size": 4,
         "sampling_rate": RATE,
@@ -235,7 +235,7 @@ def test_files_are_closed_and_few(tmp_path: Path) -> None:
 
 
 def module(shards: ShardSet, seed: int = 0, rows: Any = None, weights: Any = None, **rules: Any) -> ClipDataModule:
-    given: dict[str, Any] = {"clip_samples": 600, "short": "pad", "mixed": 8, "seed": seed, **rules}
+    given: dict[str, Any] = {"clip_samples": 600, "short": "pad", "shuffle_buffer": 8, "seed": seed, **rules}
     settings = ClipSettings(ClipRules(**given), RATE, batch_size=4, max_bad_fraction=0.0, cache_bytes=10**6)
     return ClipDataModule(settings, train=TrainingShards(shards, rows, weights and [3, 3], weights))
 
@@ -246,6 +246,7 @@ def test_the_state_is_the_epoch_and_the_clips(shards: ShardSet) -> None:
     made.consumed = 47
     state = json.loads(json.dumps(made.state_dict()))  # plain values alone
     assert (state["epoch"], state["clips"]) == (2, 47)
+    state["order"]["mixed"] = state["order"].pop("shuffle_buffer")  # as an older version wrote it
     again = module(shards)
     again.load_state_dict(state)
     expected = keys(some(stream(shards, training=True, batch_size=1), 55))[47:]
@@ -256,7 +257,7 @@ def test_the_state_is_the_epoch_and_the_clips(shards: ShardSet) -> None:
     ("change", "said"),
     [
         ({"seed": 1}, "seed was 0 and is 1"),
-        ({"mixed": 9}, "mixed was 8 and is 9"),
+        ({"shuffle_buffer": 9}, "shuffle_buffer was 8 and is 9"),
         ({"short": "pack"}, "short was 'pad' and is 'pack'"),
         ({"rows": np.arange(5)}, "recordings was 'all' and is '"),
         ({"weights": [1, 2]}, r"weights was None and is \[1, 2\]"),
@@ -476,7 +477,7 @@ def test_bad_recordings_are_skipped_counted_and_named(
 
 def test_in_training_the_next_clip_takes_the_place(spoilt: ShardSet, sounds: Sounds) -> None:
     batches = some(stream(spoilt, training=True, max_bad_fraction=0.6, batch_size=2), 14)
-    order = [made.clip(place)[0].number for made in [stream(spoilt, training=True).order] for place in range(60)]
+    order = [made.clip(place)[0].row for made in [stream(spoilt, training=True).order] for place in range(60)]
     usable = list(sounds)[:10]
     expected = [next(usable[row - 4] for row in order[place:] if row >= 4) for place in range(28)]
     assert keys(batches) == expected

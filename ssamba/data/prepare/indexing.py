@@ -90,7 +90,7 @@ def index_folder(
     Args:
         folder: of a split, or the url of one that a driver of fsspec reads and writes: its shards are fetched one by
             one and not kept. Its name is the split's, and the folder's that it is in the data set's.
-        labels: label key -> names in the order of their numbers. Of a key that is missing here, those of the index that
+        labels: label key -> names in the order of their indices. Of a key that is missing here, those of the index that
             is replaced, which also gives the names of data set and split; else the names that occur, sorted, by their
             value if all are integers.
         fields: label key -> where other programs put it: the extension of a member, such as `cls`, or a field of the

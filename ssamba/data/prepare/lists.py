@@ -288,7 +288,7 @@ def _json_objects(path: Path) -> Iterator[tuple[str, Any]]:
     content: Any = parse_json(text.encode(), Any, path, JSON_SHAPE)
     data = content.get("data") if isinstance(content, dict) else content
     if isinstance(data, list):
-        yield from ((f"data[{number}]", entry) for number, entry in enumerate(data))
+        yield from ((f"data[{index}]", entry) for index, entry in enumerate(data))
     elif isinstance(content, dict) and content and all(
         isinstance(entry, dict) and column(list(entry), None, PATHS, "", path) for entry in content.values()
     ):  # fmt: skip

@@ -128,7 +128,7 @@ def check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
 
 def label_lists(splits: Mapping[str, Sequence[Recording]],
                 given: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:  # fmt: skip
-    """Label key -> names in the order of their numbers: as given, else those that occur, sorted.
+    """Label key -> names in the order of their indices: as given, else those that occur, sorted.
 
     Raises:
         UserError: a name that is empty, twice in a list, or in none.

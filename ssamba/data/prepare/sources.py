@@ -85,7 +85,7 @@ def tell_missing(split: str, found: int, wanted: int, source: Path, names: str) 
 
 
 class Folds(NamedTuple):
-    """The recordings of a data set in folds: splits train and test, and the classes in the order of their numbers."""
+    """The recordings of a data set in folds: splits train and test, and the classes in the order of their indices."""
 
     splits: dict[str, list[Recording]]
     classes: list[str]
@@ -96,13 +96,13 @@ def read_folds(source: Path, table: str, columns: tuple[str, str, str], folder: 
 
     Args:
         source: the data set's folder, which holds `table`.
-        columns: of the file's name, the class's number and the class, which is also the label's name.
+        columns: of the file's name, the class's index and the class, which is also the label's name.
         folder: in `source`, of a recording; {fold} stands for its fold.
 
     Raises:
         UserError: as `read_table`, or a recording that is missing.
     """
-    file, numbers, label = columns
+    file, index, label = columns
     splits: dict[str, list[Recording]] = {"train": [], "test": []}
     classes: dict[float, str] = {}
     for row in read_table(source / table, (*columns, "fold")):
@@ -110,7 +110,7 @@ def read_folds(source: Path, table: str, columns: tuple[str, str, str], folder: 
         path = source / folder.format(fold=fold) / row[file]
         if not path.is_file():
             raise UserError(f"{path} is missing, and is in {table}: unpack the archive again; {instead(path)}")
-        classes[number(row[numbers], f"the {numbers} of {path.name}")] = row[label]
+        classes[number(row[index], f"the {index} of {path.name}")] = row[label]
         recording = Recording(path.stem, path, {label: row[label], "fold": fold})
         splits["test" if fold == test_fold else "train"].append(recording)
     return Folds(splits, [classes[one] for one in sorted(classes)])

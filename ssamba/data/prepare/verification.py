@@ -85,8 +85,8 @@ def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedRea
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != check.shard.info.sha256:
         yield f"its sha256 is {digest}; the index expects {check.shard.info.sha256}"
-    for number, row in enumerate(check.table):
-        name = f"sample {number}"
+    for index, row in enumerate(check.table):
+        name = f"sample {index}"
         if row["json_bytes"]:
             try:
                 description = parse_description(_part(said, row, "json"), name)

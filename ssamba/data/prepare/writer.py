@@ -84,7 +84,7 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dat
         out: a folder that does not exist yet, or the url of one that a driver of fsspec writes to: there a shard is put
             as soon as it is finished, and the indexes at the end.
         dataset: the name of the whole, for the indexes.
-        labels: label key -> names in the order of their numbers; of a key that is missing here, the recordings' names
+        labels: label key -> names in the order of their indices; of a key that is missing here, the recordings' names
             are sorted.
         sampling_rate: Hz of the samples.
         samples_per_shard: at most; a split's shards differ by one recording in length.
@@ -204,10 +204,10 @@ def _described(recording: Recording, root: str) -> dict[str, object]:
 
 
 def _parts(recordings: Sequence[Recording], at_most: int, seed: int) -> Iterator[Sequence[Recording]]:
-    mixed = sorted(recordings, key=lambda recording: drawn(seed, recording.key))
-    count = math.ceil(len(mixed) / at_most)
+    shuffled = sorted(recordings, key=lambda recording: drawn(seed, recording.key))
+    count = math.ceil(len(shuffled) / at_most)
     for part in range(count):
-        yield mixed[part * len(mixed) // count : (part + 1) * len(mixed) // count]
+        yield shuffled[part * len(shuffled) // count : (part + 1) * len(shuffled) // count]
 
 
 def _write_all(jobs: Sequence[_Job], dataset: str, executor: Executor | None,

@@ -97,7 +97,7 @@ class ShardIndex:
     sampling_rate: SamplingRate
     """Hz of every sample."""
     labels: Mapping[Text, tuple[Text, ...]]
-    """Label key -> names, in the order of their numbers; those of the whole data set, the same in each split. None of
+    """Label key -> names, in the order of their indices; those of the whole data set, the same in each split. None of
     `TEXT_LABEL`, unless a list was given."""
     skipped: tuple[Skipped, ...]
     shards: tuple[ShardInfo, ...]
@@ -307,7 +307,7 @@ class ShardSet:
         return merged
 
     def label_list(self, key: str) -> tuple[str, ...]:
-        """The names of a label that there is, in the order of their numbers.
+        """The names of a label that there is, in the order of their indices.
 
         Raises:
             UserError: two folders have different lists: what is learned from both has other labels than these.

@@ -1,4 +1,4 @@
-"""Samples of shards by their number, each read by itself. Imports no torch."""
+"""Samples of shards by their index, each read by itself. Imports no torch."""
 
 import bisect
 import itertools
@@ -44,30 +44,30 @@ class SampleReader:
         for file in self._files.values():
             os.close(file)
 
-    def shard_of(self, number: int) -> Shard:
+    def shard_of(self, index: int) -> Shard:
         """The shard that holds a sample."""
-        return self.shards[self._place(number)]
+        return self.shards[self._place(index)]
 
-    def _place(self, number: int) -> int:
-        return bisect.bisect_right(self._ends, number)
+    def _place(self, index: int) -> int:
+        return bisect.bisect_right(self._ends, index)
 
-    def audio(self, number: int) -> bytes:
+    def audio(self, index: int) -> bytes:
         """The bytes of a sample's audio file.
 
         Raises:
             BadAudio: its shard ends before it. UserError: its shard cannot be opened or read.
         """
-        return self._read(number, "audio")
+        return self._read(index, "audio")
 
-    def json(self, number: int) -> bytes:
+    def json(self, index: int) -> bytes:
         """The bytes of a sample's JSON, or of its line in labels.jsonl; none for a sample without.
 
         Raises:
             BadAudio, UserError: as `audio`.
         """
-        return self._read(number, "json")
+        return self._read(index, "json")
 
-    def description(self, number: int) -> Description:
+    def description(self, index: int) -> Description:
         """A sample's JSON: its key, its labels, and the full scale that its audio is to be multiplied by, if it gives
         one. A sample without a JSON, or whose JSON gives no key, is named after its place.
 
@@ -75,24 +75,24 @@ class SampleReader:
             BadAudio: it cannot be parsed, its key is no text, it has no labels, or a full scale that cannot be.
             UserError: as `audio`.
         """
-        content, name = self.json(number), self.place_name(number)
+        content, name = self.json(index), self.place_name(index)
         return parse_description(content, name) if content else {"key": name, "labels": {}}
 
-    def place_name(self, number: int) -> str:
-        """Of a sample by its place: its shard and its number within it."""
-        place = self._place(number)
+    def place_name(self, index: int) -> str:
+        """Of a sample by its place: its shard and its index within it."""
+        place = self._place(index)
         info = self.shards[place].info
-        return f"{info.name.rpartition('.')[0]}/{number - self._ends[place] + info.samples}"
+        return f"{info.name.rpartition('.')[0]}/{index - self._ends[place] + info.samples}"
 
-    def name(self, number: int) -> tuple[str, str]:
+    def name(self, index: int) -> tuple[str, str]:
         """The key and the extension of a sample's recording, as webdataset has them, by the header before it. Where
         that is damaged, its place takes the place of the key.
 
         Raises:
             UserError: as `audio`.
         """
-        audio, _ = self._where(number, "audio")
-        shard = self.shard_of(number)
+        audio, _ = self._where(index, "audio")
+        shard = self.shard_of(index)
         header = self._pread(shard, tarfile.BLOCKSIZE, max(0, audio - tarfile.BLOCKSIZE))
         name = header[:_NAME_BYTES].partition(b"\0")[0]
         # What does not fit in there, or is not in ASCII, is said before it.
@@ -103,16 +103,16 @@ class SampleReader:
         else:
             key, members = self._members_of(shard).get(audio, ("", {}))
             extension = next((one for one, (place, _) in members.items() if place == audio), "")
-        return key or self.place_name(number), extension or _NO_ENDING
+        return key or self.place_name(index), extension or _NO_ENDING
 
-    def members(self, number: int, extensions: Iterable[str]) -> dict[str, bytes]:
+    def members(self, index: int, extensions: Iterable[str]) -> dict[str, bytes]:
         """Extension -> the bytes of those members of a sample that it has; a shard's headers are read once for it.
 
         Raises:
             BadAudio, UserError: as `audio`.
         """
-        shard = self.shard_of(number)
-        _, members = self._members_of(shard).get(self._where(number, "audio")[0], ("", {}))
+        shard = self.shard_of(index)
+        _, members = self._members_of(shard).get(self._where(index, "audio")[0], ("", {}))
         found = {}
         for extension in extensions:
             if extension in members:
@@ -143,28 +143,28 @@ class SampleReader:
             raise self._unreadable(shard, error) from error
         return {place: (key, members) for key, members in samples.items() for place, _ in members.values()}
 
-    def expect(self, number: int) -> None:
+    def expect(self, index: int) -> None:
         """Tell the system that a sample will be read, so that a disk is at work while others are decoded."""
         # macOS has no such call.
         for part in ("audio", "json") if hasattr(os, "posix_fadvise") else ():
-            holder = self._holder(number, part)
+            holder = self._holder(index, part)
             # Not what would have to be fetched first.
             if holder.path in self._files or holder.url is None:
-                place, size = self._where(number, part)
+                place, size = self._where(index, part)
                 os.posix_fadvise(self._file(holder), place, size, os.POSIX_FADV_WILLNEED)
 
-    def _holder(self, number: int, part: str) -> Shard:
+    def _holder(self, index: int, part: str) -> Shard:
         """What holds a sample's part: its shard, or the descriptions of its folder."""
-        shard = self.shard_of(number)
+        shard = self.shard_of(index)
         return shard.descriptions or shard if part == "json" else shard
 
-    def _read(self, number: int, part: str) -> bytes:
-        place, size = self._where(number, part)
-        return self._content(self._holder(number, part), size, place)
+    def _read(self, index: int, part: str) -> bytes:
+        place, size = self._where(index, part)
+        return self._content(self._holder(index, part), size, place)
 
-    def _where(self, number: int, part: str) -> tuple[int, int]:
+    def _where(self, index: int, part: str) -> tuple[int, int]:
         """Where a sample's part begins in its holder, and how many bytes it has."""
-        audio, audio_bytes, text, text_bytes, _ = self.table[number].item()
+        audio, audio_bytes, text, text_bytes, _ = self.table[index].item()
         return (audio, audio_bytes) if part == "audio" else (text, text_bytes)
 
     def _content(self, shard: Shard, size: int, place: int) -> bytes:

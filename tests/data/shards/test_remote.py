@@ -820,7 +820,7 @@ def test_nothing_is_fetched_ahead_once_a_stream_has_ended(
 ) -> None:
     found = find_shards(server.url, cache)
     stream = stream_of(found, 1 if end == "exhausted" else 9)
-    needed = stream.source.reader.shard_of(stream.order.clip(0)[0].number).info.name
+    needed = stream.source.reader.shard_of(stream.order.clip(0)[0].row).info.name
     server.faults = {shard.info.name: ["trickle", "always"] for shard in found.shards if shard.info.name != needed}
     batches = iter(stream)
     assert next(batches)["keys"]
