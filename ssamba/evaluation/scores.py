@@ -158,6 +158,14 @@ def groups_of(keys: Sequence[str], groups: Mapping[str, str] | None, hop_seconds
     return recordings if groups is None else [groups[one] for one in recordings]
 
 
+def groups_by_key(
+    keys: Sequence[str], groups: Mapping[str, str] | None, hop_seconds: float | None
+) -> dict[str, str] | None:
+    """As `groups_of`, by the keys."""
+    of_clips = groups_of(keys, groups, hop_seconds)
+    return None if of_clips is None else dict(zip(keys, of_clips, strict=True))
+
+
 def write_text_scores(folder: Path, model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int,
                       names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Score a model of what is said, the likeliest character of each hop ("WER", "CER") and a beam search's text

@@ -20,6 +20,7 @@ from ssamba.evaluation.report import write_evaluation_report
 from ssamba.evaluation.scores import (
     fill_scores,
     flat_scores,
+    groups_by_key,
     groups_of,
     hop_seconds_of,
     read_scores,
@@ -57,9 +58,8 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
         return scores, {}
     hop, hop_frames = hop_seconds_of(model), recipe.hop_frames
     learned, scored = (read_statistics(one, built.module.log_mel, hop_frames) for one in build_baseline_streams(built))
-    groups = groups_of(learned.keys, read_training_groups(recipe, built.shards.indexed), hop)
-    by_key = None if groups is None else dict(zip(learned.keys, groups, strict=True))
-    baseline = choose_baseline(learned, scored, len(names), recipe.seed, by_key)
+    groups = groups_by_key(learned.keys, read_training_groups(recipe, built.shards.indexed), hop)
+    baseline = choose_baseline(learned, scored, len(names), recipe.seed, groups)
     predictions = baseline.predictions
     with whole_folder(folder / BASELINE) as beside:
         of_clips = groups_of(predictions.keys, built.groups, hop)
@@ -95,7 +95,5 @@ def _difference(
     ours: Path, theirs: Path, groups: Mapping[str, str] | None, hop_seconds: float | None
 ) -> dict[str, float]:
     first, second = (Scored(read_scores(folder)[0]) for folder in (ours, theirs))
-    keys = first.predictions.keys
-    of_clips = groups_of(keys, groups, hop_seconds)
-    by_key = None if of_clips is None else dict(zip(keys, of_clips, strict=True))
-    return flat_scores(paired_differences([first], [second], by_key))
+    of_clips = groups_by_key(first.predictions.keys, groups, hop_seconds)
+    return flat_scores(paired_differences([first], [second], of_clips))

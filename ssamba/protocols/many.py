@@ -15,7 +15,7 @@ from ssamba.errors import UserError
 from ssamba.evaluation.intervals import Scored
 from ssamba.evaluation.pages import Section, Table, Text, write_report
 from ssamba.evaluation.report import fact_rows, recipe_section
-from ssamba.evaluation.scores import flat_scores, groups_of, read_scores
+from ssamba.evaluation.scores import flat_scores, groups_by_key, read_scores
 from ssamba.files import check_place, write_json
 from ssamba.jobs import cluster, run_jobs
 from ssamba.models.record import RECORD_NAME, read_record
@@ -141,8 +141,7 @@ def _collected(
         told = f"{record['training_seconds']:.0f} s"
         members.append(Member(run.fold, run.seed, Scored(read_scores(folder / "test")[0], run.fold), baseline, told))
     keys = [key for member in members for key in member.scored.predictions.keys]
-    of_clips = groups_of(keys, groups, hop)
-    found = summarise(members, None if of_clips is None else dict(zip(keys, of_clips, strict=True)))
+    found = summarise(members, groups_by_key(keys, groups, hop))
     scores = {kind: flat_scores(intervals) for kind, intervals in found.items()}
     write_json(root / MEMBERS_NAME, {**content, "scores": scores})
     tables = [member_rows(members, "training"), summary_rows(found, {"model": "mean of all"})]
