@@ -25,7 +25,8 @@ import numpy as np
 import soundfile
 import yaml
 
-from ssamba.data.prepare.writer import Recording, write_shards
+from ssamba.data.prepare.recordings import Recording
+from ssamba.data.prepare.writer import write_shards
 from ssamba.evaluation.efficiency import versions
 from ssamba.files import write_json
 from ssamba.training.runs import hardware

@@ -119,7 +119,8 @@ def write_recipe(folder: Path) -> Path:
     """A recipe of two steps, and the shards that it names, in a folder."""
     import soundfile
 
-    from ssamba.data.prepare.writer import Recording, write_shards
+    from ssamba.data.prepare.recordings import Recording
+    from ssamba.data.prepare.writer import write_shards
 
     recordings = []
     for number, sound in enumerate(_sounds(4.0).reshape(8, -1)):
