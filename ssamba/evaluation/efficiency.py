@@ -45,6 +45,11 @@ def seconds(function: Callable[[], object], calls: int = 1, device: str = "cpu")
     return (time.perf_counter() - began) / calls
 
 
+def calls_needed(once: float) -> int:
+    """How many calls one measurement is to time of a function that takes `once` seconds."""
+    return max(1, round(_LEAST_SECONDS / once))
+
+
 def interleaved_times(functions: Mapping[str, Callable[[], object]], rounds: int, desc: str = "timing",
                       device: str = "cpu") -> dict[str, list[float]]:  # fmt: skip
     """Seconds a call of each function in each of `rounds`; every round calls them all in turn, so rounds are pairs.
@@ -57,7 +62,7 @@ def interleaved_times(functions: Mapping[str, Callable[[], object]], rounds: int
         calls = {}
         for name, function in functions.items():
             function()
-            calls[name] = max(1, round(_LEAST_SECONDS / seconds(function, 1, device)))
+            calls[name] = calls_needed(seconds(function, 1, device))
             bar.update()
         for _ in range(rounds):
             for name, function in functions.items():

@@ -7,6 +7,7 @@ import csv
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 import torch
@@ -24,6 +25,17 @@ matplotlib.rcParams["text.parse_math"] = False  # names and labels hold dollars,
 log = logging.getLogger(__name__)
 
 _LINES = 6  # of a timeline; more are hard to tell apart
+
+
+class Curve(NamedTuple):
+    """A name, points (x, y) in the order of x, and the number of its colour. stars: the points stand alone, as those of
+    somebody else's. ends: x -> a marker where there is no point, and the end of the axis is where it stands."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int
+    stars: bool = False
+    ends: Mapping[float, str] = {}
 
 
 def _shown(text: str, most: int = 60) -> str:
@@ -167,6 +179,38 @@ def draw_error_rates(path: Path, kinds: Mapping[str, Rates], title: str) -> None
     axis.set(xlabel="false alarms", ylabel="misses", title=_shown(title, 100))
     axis.grid(alpha=0.3)
     axis.legend()
+    _save(figure, path)
+
+
+def draw_growth(path: Path, rows: Mapping[str, Mapping[str, Sequence[Curve]]], xlabel: str, title: str,
+                ends: Mapping[str, str]) -> None:  # fmt: skip
+    """Curves on logarithmic axes, (row, label of y) -> the curves of a panel.
+
+    Args:
+        ends: what the markers of `Curve.ends` say.
+    """
+    columns = max(len(row) for row in rows.values())
+    figure = Figure(figsize=(5.8 * columns, 3.8 * len(rows) + 1), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharex=True)
+    dots: dict[str, Any] = {"marker": "o", "markersize": 4}
+    stars: dict[str, Any] = {"marker": "*", "markersize": 9, "markerfacecolor": "none", "linestyle": ""}
+    lines: dict[str, Any] = {}
+    for axes, (row, panel) in zip(panels, rows.items(), strict=True):
+        for axis, (ylabel, curves) in zip(axes, panel.items(), strict=True):
+            for curve in curves:
+                x, y = zip(*curve.points, strict=True) if curve.points else ((), ())
+                line = axis.plot(x, y, color=f"C{curve.colour}", **(stars if curve.stars else dots))[0]
+                lines.setdefault(curve.name, line)
+                for place, marker in curve.ends.items():
+                    axis.plot([place], [0.97], marker, color=f"C{curve.colour}", transform=axis.get_xaxis_transform())
+            axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=row)
+            for ticks in (axis.xaxis, axis.yaxis):
+                ticks.set_major_formatter(lambda value, _: f"{value:,.15g}")
+            axis.grid(alpha=0.3)
+    for marker, said in ends.items():
+        lines[said] = panels[0, 0].plot([], [], marker, color="grey")[0]
+    figure.legend(lines.values(), [_shown(name) for name in lines], loc="outside lower center", ncols=2 * columns)
+    figure.suptitle(_shown(title, 120))
     _save(figure, path)
 
 
