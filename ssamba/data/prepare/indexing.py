@@ -104,16 +104,13 @@ def index_folder(
             several sampling rates, too many problems, or a folder that cannot be written to.
     """
     shards, passed_over = _shards_in(folder)
-    written = _written_index(folder)
-    if written is not None and not overwrite:
-        raise UserError(f"{folder}/{INDEX_NAME} exists; --overwrite replaces it")
+    before = _replaced(folder, overwrite)
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max bad fraction: {max_bad_fraction:g} is given; expected 0 to 1")
     if isinstance(folder, str):
         probe(folder)
     elif not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; expected a place for {INDEX_NAME}")
-    before = _replaced(written) if written is not None else None
     earlier = before.descriptions.fields if before and before.descriptions else {}
     fields = earlier if fields is None else fields
     # A label that is now found elsewhere has other names.
@@ -224,18 +221,6 @@ def _unpacking(path: str, kind: str, tar: str) -> str:
     return f"{_COMMANDS[kind]} {shlex.quote(path)}"
 
 
-def _written_index(folder: Path | str) -> bytes | None:
-    """What index.json of a folder holds; None if there is none, nothing if it cannot be read."""
-    if isinstance(folder, str):
-        return read_if_there(f"{folder}/{INDEX_NAME}", MOST_BYTES)
-    if not (folder / INDEX_NAME).exists():
-        return None
-    try:
-        return read_bounded(folder / INDEX_NAME, "an index")
-    except UserError:
-        return b""
-
-
 @dataclass(frozen=True)
 class _Replaced:
     """What is kept of the index that is to be replaced, of whatever format."""
@@ -247,9 +232,18 @@ class _Replaced:
     above_full_scale: Count = 0
 
 
-def _replaced(written: bytes) -> _Replaced | None:
+def _replaced(folder: Path | str, overwrite: bool) -> _Replaced | None:
+    """None: there is no index, or none that anything is kept of; UserError if there is one that is to stay."""
+    if isinstance(folder, str):
+        written = read_if_there(f"{folder}/{INDEX_NAME}", MOST_BYTES)
+    else:
+        written = b"" if (folder / INDEX_NAME).exists() else None
+    if written is not None and not overwrite:
+        raise UserError(f"{folder}/{INDEX_NAME} exists; --overwrite replaces it")
     try:
-        return parse_json(written, _Replaced, INDEX_NAME, "an index")
+        if isinstance(folder, Path) and written is not None:
+            written = read_bounded(folder / INDEX_NAME, "an index")
+        return None if written is None else parse_json(written, _Replaced, INDEX_NAME, "an index")
     except UserError:
         return None
 
