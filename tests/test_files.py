@@ -215,6 +215,8 @@ ALONE = {
     "ssamba/training/loggers.py:_append": "rows at the end of metrics.csv, cut off again if they do not fit",
     "ssamba/protocols/processes.py:make_run": "what a run says, at the end of its log",
     "ssamba/protocols/processes.py:only_runs_below": "a file to be locked, without content",
+    "ssamba/doctor/formats.py:_put_and_got": "in a folder of its own, for as long as it is tried",
+    "ssamba/doctor/selfcheck.py:write_recipe": "in a folder of its own, for as long as it is tried",
     "ssamba/cli.py:main": "/dev/null in the place of a stderr that is closed",
     "ssamba/evaluation/efficiency.py:peak_memory": "a switch of the kernel's, no file",
 }
