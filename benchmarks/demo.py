@@ -13,14 +13,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssamba.cli import main as ssamba
+from ssamba.comparison.compare import Comparison, compare_runs, start_text
+from ssamba.comparison.page import pair_text, score_text
+from ssamba.comparison.runs import Run, read_run
+from ssamba.comparison.tables import pair_rows, score_rows
 from ssamba.errors import UserError
-from ssamba.evaluation.comparison import Run, markdown, read_run, table, write_page
+from ssamba.evaluation.pages import Block, Picture, Section, Table, Text, write_report
 from ssamba.evaluation.pictures import draw_bars
+from ssamba.evaluation.report import baseline_text
+from ssamba.evaluation.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT_VOICES = ("en-US-f5", "en-f4", "en-GB-scotland-f1", "en-029-m5")
@@ -118,48 +125,90 @@ def steps(scale: float, count: int, validations: int = 1) -> list[str]:
     return [f"trainer.max_steps={count}", f"trainer.validate_every_steps={count // validations}"]
 
 
-def with_notes(rows: Sequence[tuple[str, ...]], runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """A comparison's table, with a row for each task's baseline, and what SSAST needs beside what it had."""
-    result = []
-    for row in rows:
-        task, encoder, *_, steps, seconds = row
-        if task == "pretraining" and encoder.startswith("ssast"):
-            row = (*row[:-2], f"{steps} of over {SSAST_STEPS:,} needed", seconds)
-        result.append(row)
+def pretraining_rows(runs: Sequence[Run]) -> Iterator[Sequence[str]]:
+    """A row for each pretraining run, with what SSAST needs beside what it had."""
+    yield "encoder", "accuracy of hidden patches, held out", "parameters", "steps", "training time"
     for run in runs:
-        if baseline := run.record.get("baseline"):
-            score = f"{baseline['scores']['accuracy']:.3f}"
-            result.append((run.group[0], "log-mel statistics, linear", "no network", "100%", score, "1", "", "", ""))
-    return result
+        encoder, record = run.recipe["model.encoder"], run.record
+        needed = f" of over {SSAST_STEPS:,} needed" if encoder == "ssast" else ""
+        accuracy = record["last_metrics"]["val/accuracy"]
+        yield (
+            encoder,
+            f"{accuracy:.3f}",
+            f"{record['parameters']:,}",
+            f"{record['steps']:,}{needed}",
+            f"{record['training_seconds']:.0f} s",
+        )
+
+
+def compare_tasks(corpus: Corpus, runs: Sequence[Run]) -> dict[str, Comparison]:
+    """The fine-tuned runs of each task side by side. Spectrograms are normalised by the statistics of what each was
+    trained on first, so those of pretrained encoders differ from the others'."""
+    return {
+        name: compare_runs([run for run in runs if run.recipe.get("task.label") == label], ["statistics"])
+        for name, (label, _, _) in corpus.tasks.items()
+    }
+
+
+def baseline_of(comparison: Comparison) -> dict[str, Any]:
+    """What the log-mel baseline of a task scored, and what it is."""
+    runs = [run for group in comparison.groups for run in group.runs]
+    found: dict[str, Any] = next(run.record["baseline"] for run in runs if run.record.get("baseline"))
+    return found
+
+
+def task_section(name: str, comparison: Comparison) -> Section:
+    baseline = baseline_of(comparison)
+    told = f"Without a network: accuracy {baseline['scores']['accuracy']:.3f}. {baseline_text(baseline)}"
+    blocks: list[Block] = [Table(score_rows(comparison)), Text(score_text(comparison)), Text(told)]
+    blocks += [*map(Text, comparison.notes), Table(pair_rows(comparison)), Text(pair_text(comparison))]
+    return Section(name.capitalize(), blocks)
+
+
+def draw_accuracies(path: Path, comparisons: dict[str, Comparison]) -> None:
+    """A bar for each group of runs, and for the baseline."""
+    bars: dict[str, dict[str, float]] = {}
+    for name, comparison in comparisons.items():
+        for group in comparison.groups:
+            recipe, start = group.runs[0].recipe, start_text(group.values["model.pretrained"])
+            bars.setdefault(f"{name}, {recipe['model.encoder']}", {})[start] = group.scores["accuracy"].value
+        bars[f"{name}, no network"] = {"log-mel statistics": baseline_of(comparison)["scores"]["accuracy"]}
+    draw_bars(path, bars, "test accuracy", "After equal steps of fine-tuning")
+
+
+def pictures(runs: Sequence[Run]) -> Iterator[Picture]:
+    for run in runs:
+        assert run.folder is not None
+        name, drawn = run.folder.name, sorted((run.folder / "pictures").glob("reconstruction-*.png"))
+        if drawn:
+            yield Picture(drawn[-1], f"{name}: a held-out clip, what the encoder saw of it, and what it made of that")
+            yield Picture(run.folder / "pictures" / "curves.png", f"{name}: curves")
+        elif name.endswith("pretrained"):
+            yield Picture(run.folder / "test" / "confusion.png", f"{name}: confusion matrix")
 
 
 def report(corpus: Corpus, folders: Sequence[Path], out: Path, seconds: float) -> None:
     runs = [read_run(folder) for folder in folders]
-    rows = with_notes(table(runs), runs)
-    groups: dict[str, dict[str, float]] = {}
-    for run in runs:
-        task, _, start, _ = run.group
-        if start:
-            groups.setdefault(f"{task}, {run.recipe.model.encoder}", {})[start] = run.score
-        if baseline := run.record.get("baseline"):
-            groups[f"{task}, no network"] = {"log-mel statistics": baseline["scores"]["accuracy"]}
-    draw_bars(out / "accuracy.png", groups, "test accuracy", "After equal steps of fine-tuning")
-    pictures = {"Test accuracy": out / "accuracy.png"}
-    for run in runs:
-        drawn = sorted((run.folder / "pictures").glob("reconstruction-*.png"))
-        name = run.folder.name
-        if drawn:
-            pictures[f"{name}: a held-out clip, what the encoder saw of it, and what it made of that"] = drawn[-1]
-            pictures[f"{name}: curves"] = run.folder / "pictures" / "curves.png"
-        elif name.endswith("pretrained"):
-            pictures[f"{name}: confusion matrix"] = run.folder / "test" / "confusion.png"
+    comparisons = compare_tasks(corpus, runs)
+    draw_accuracies(out / "accuracy.png", comparisons)
     held = "; ".join(f"{label}: {what} held out for the test" for label, _, what in corpus.tasks.values())
     introduction = (
         f"Encoders of half a million parameters, pretrained on unlabelled clips by predicting hidden patches, then "
         f"fine-tuned. {held}. All of it took {seconds:.0f} s here."
     )
-    write_page(out / "report.html", "From audio files to a fine-tuned classifier", introduction, rows, pictures)
-    print(f"\n{markdown(rows)}\n{seconds:.0f} s in all; pictures in {out / 'report.html'}")
+    pretraining = list(pretraining_rows([run for run in runs if run.recipe["task_type"] == "pretrain"]))
+    sections = [
+        Section("What was done", [Text(introduction), Picture(out / "accuracy.png", "Test accuracy")]),
+        *(task_section(name, comparison) for name, comparison in comparisons.items()),
+        Section("Pretraining", [Table(pretraining)]),
+        Section("Pictures", list(pictures(runs))),
+    ]
+    write_report(out, "From audio files to a fine-tuned classifier", sections)
+    for name, comparison in comparisons.items():
+        print(f"\n{name}\n{markdown_table(score_rows(comparison))}")
+        print(f"without a network: {baseline_of(comparison)['scores']['accuracy']:.3f}")
+        print(markdown_table(pair_rows(comparison)))
+    print(f"\n{markdown_table(pretraining)}\n{seconds:.0f} s in all; pictures in {out / 'report.html'}")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ssamba.commands import bench, doctor, inference, models, protocols, shards, sweep, tasks, training
+from ssamba.commands import bench, compare, doctor, inference, models, protocols, shards, sweep, tasks, training
 from ssamba.errors import Stopped, UserError
 from ssamba.launch import rank
 from ssamba.printable import log_to_stderr
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for area in (training, sweep, protocols, inference, tasks, shards, models, bench, doctor):
+    for area in (training, sweep, protocols, compare, inference, tasks, shards, models, bench, doctor):
         area.add(commands)
     return parser
 

@@ -887,12 +887,17 @@ def differences(saved: Recipe, given: Recipe) -> Iterator[str]:
     if given.task_type != saved.task_type:
         yield f"task_type is {given.task_type}; in the run it is {saved.task_type}"
         return
-    ours, theirs = (dict(_leaves(described(recipe))) for recipe in (given, saved))
+    ours, theirs = flat_recipe(given), flat_recipe(saved)
     for key in sorted(ours):
         if key.startswith(_MAY_CHANGE):
             continue
         if ours[key] != theirs[key]:
             yield f"{key} is {ours[key]!r}; in the run it is {theirs[key]!r}"
+
+
+def flat_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Every key of a recipe, such as "trainer.max_steps" -> its value, as `described` has it."""
+    return dict(_leaves(described(recipe)))
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

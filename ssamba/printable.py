@@ -67,6 +67,16 @@ def markdown_code(text: str) -> str:
     return f"{fence}{space}{shown}{space}{fence}"
 
 
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+def latex_text(text: str) -> str:
+    """Text within a cell of LaTeX: printable, and none of its commands."""
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
+
+
 class PrintableFormatter(logging.Formatter):
     """Messages of this package in one line; of others, whose lines are their own, line by line."""
 

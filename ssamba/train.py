@@ -40,6 +40,7 @@ from ssamba.launch import check_launch
 from ssamba.models.checkpoint import save_model
 from ssamba.models.heads import parameter_count
 from ssamba.models.record import RECORD_NAME, read_record
+from ssamba.origin import read_origin
 from ssamba.protocols.finetuned import score_finetuned
 from ssamba.protocols.tracking import show_results
 from ssamba.training.checkpoints import Saved, check_fits, newest_checkpoint
@@ -221,7 +222,8 @@ def _begin_record(built: Pretrainer | Finetuner, start: Saved | None) -> dict[st
     now = command_record()
     if start is None:
         size, data = parameter_count(built.module.model), built.shards.fingerprints()
-        return {**now, "seed": recipe.seed, "parameters": size, "data": data, "resumed": []}
+        origin = read_origin(recipe.model.pretrained)
+        return {**now, "seed": recipe.seed, "parameters": size, "data": data, "origin": origin, "resumed": []}
     again = {"step": start.step, **{name: now[name] for name in ("started", "command", "git_commit", "hardware")}}
     begun = start.run["record"]
     return {**begun, "resumed": [*begun["resumed"], again]}
@@ -237,6 +239,7 @@ def _finish_record(
         "exported": exported,
         "steps": trainer.global_step,
         "training_seconds": round(checkpoints.seconds, 1),
+        "energy_joules": None if checkpoints.joules is None else round(checkpoints.joules, 1),
         "stopped_early": checkpoints.stopped_early if trainer.global_step < trainer.max_steps else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "last_metrics": checkpoints.metrics,

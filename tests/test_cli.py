@@ -49,7 +49,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "finetune", "evaluate", "probe", "predict", "embed", "stats", "shards", "shards info",
+    ["", "pretrain", "finetune", "evaluate", "probe", "compare", "predict", "embed", "stats", "shards", "shards info",
      "shards verify", "shards index", "import", "export", "bench", "bench scan"],
 )  # fmt: skip
 def test_help(command: str, capsys: Capture) -> None:
@@ -60,8 +60,8 @@ def test_help(command: str, capsys: Capture) -> None:
     assert said.out.startswith(f"usage: ssamba {command}") and not said.err
     if not command:
         commands = (
-            "pretrain", "finetune", "evaluate", "probe", "predict", "embed", "stats", "shards", "import", "export",
-            "bench",
+            "pretrain", "finetune", "evaluate", "probe", "compare", "predict", "embed", "stats", "shards", "import",
+            "export", "bench",
         )  # fmt: skip
         assert all(command in said.out for command in commands)
 

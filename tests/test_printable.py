@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from ssamba.cli import main
 from ssamba.errors import UserError
-from ssamba.evaluation.comparison import write_page
+from ssamba.evaluation.pages import Section, Table, Text, write_report
 from ssamba.evaluation.pictures import draw_bars, draw_confusion, draw_timeline
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import NotWritten
@@ -22,7 +22,15 @@ from ssamba.hub import SsambaModel
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
-from ssamba.printable import PrintableFormatter, csv_cell, html_text, markdown_code, markdown_text, printable
+from ssamba.printable import (
+    PrintableFormatter,
+    csv_cell,
+    html_text,
+    latex_text,
+    markdown_code,
+    markdown_text,
+    printable,
+)
 
 NASTY = (
     "\x1b]0;title\x07\x1b[2J", "a\nssamba: fake", "a\rb", "tab\there", "\u202egnp.exe", "\u2066x\u2069", "a\u2028b",
@@ -145,20 +153,22 @@ def test_reports_and_figures(tmp_path: Path) -> None:
     assert len(table.splitlines()) == len(rows) + 1
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {10}
     for text in NASTY:
-        write_page(tmp_path / "page.html", text, text, rows, {text: tmp_path / f"{text[:50].replace('/', '-')}.png"})
-        page = (tmp_path / "page.html").read_text()
+        write_report(tmp_path, text, [Section(text, [Text(text), Table(rows)])])
+        page = (tmp_path / "report.html").read_text()
         safe(page)
         assert "<script" not in page and "\nssamba: fake" not in page
 
 
 @pytest.mark.parametrize("text", NASTY)
 def test_each_kind_of_text(text: str) -> None:
-    for shown in (printable(text), csv_cell(text), html_text(text), markdown_text(text), markdown_code(text)):
+    for show in (printable, csv_cell, html_text, markdown_text, markdown_code, latex_text):
+        shown = show(text)
         safe(shown)
         assert "\n" not in shown
     assert printable(printable(text)) == printable(text)
     assert csv_cell(text)[:1] not in tuple("=+-@\t\r")
     assert not set(html_text(text)) & set("<>\"'")
+    assert not re.search(r"(?<!\\)[&%$#_]|[~^<>|]", latex_text(text))
     assert "<" not in markdown_text(text) and not re.search(
         r"(?<!\\)[`*_\[\]|#]", markdown_text(text).replace("\\\\", "")
     )

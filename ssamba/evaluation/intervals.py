@@ -19,7 +19,8 @@ from ssamba.evaluation.classification import Predictions
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_AT_ONCE = 1 << 22  # weights of clips in memory
+AT_ONCE = 1 << 22
+"""Weights of clips in memory."""
 _MOST_WORK = 10**9  # clips x classes x resamples, of average precision
 _FEWEST = 100  # resamples
 
@@ -130,7 +131,7 @@ def _replicates(runs: Sequence[Scored], groups: dict[str, str] | None, seed: int
     has and the clips' keys, not of what was predicted."""
     generator = torch.Generator().manual_seed(seed)
     folds = _folds(runs)
-    count = _resamples(runs)
+    count = resamples(sum(run.predictions.logits.numel() for run in runs if run.predictions.labels.ndim == 2))
     times = drawn(count, len(folds), generator) / len(folds)
     total: dict[str, Tensor] = {}
     for number, places in enumerate(folds.values()):
@@ -141,12 +142,9 @@ def _replicates(runs: Sequence[Scored], groups: dict[str, str] | None, seed: int
     return total
 
 
-def _resamples(runs: Sequence[Scored]) -> int:
-    """R: as many as are usual, of average precision fewer where each takes long."""
-    if runs[0].predictions.labels.ndim == 1:
-        return RESAMPLES
-    work = sum(run.predictions.logits.numel() for run in runs)
-    return max(_FEWEST, min(RESAMPLES, _MOST_WORK // work))
+def resamples(ranked: int) -> int:
+    """R: as many as are usual; of average precision over so many logits in all fewer, where each takes long."""
+    return max(_FEWEST, min(RESAMPLES, _MOST_WORK // max(1, ranked)))
 
 
 def drawn(rows: int, count: int, generator: torch.Generator) -> Tensor:
@@ -165,7 +163,7 @@ def _fold_replicates(scored: Sequence[Predictions], shares: Tensor, groups: dict
     row_of = {key: row for row, key in enumerate(keys)}
     orders = [torch.tensor([row_of[key] for key in one.keys]) for one in scored]
     parts: dict[str, list[Tensor]] = {}
-    for some in shares.split(max(1, _AT_ONCE // len(keys))):
+    for some in shares.split(max(1, AT_ONCE // len(keys))):
         weights = drawn(len(some), len(places), generator)[:, of_clip]
         for name, value in _weighted_mean(scored, orders, weights, some).items():
             parts.setdefault(name, []).append(value)

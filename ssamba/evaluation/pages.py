@@ -2,7 +2,8 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,18 +13,23 @@ from ssamba.printable import html_text, markdown_text, printable
 
 REPORT_NAMES = ("report.html", "report.md")
 
+# On a narrow screen a row of a table is a card, each cell behind the name of its column.
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;overflow-wrap:break-word}"
     "table{border-collapse:collapse;margin:1rem 0}"
     "td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}"
-    "td{overflow-wrap:break-word}"
-    "figure{display:inline-block;margin:1rem 1rem 1rem 0;vertical-align:top}img{max-width:100%;max-height:60rem}"
+    "td{overflow-wrap:anywhere}"
+    ".pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}"
+    "figure{margin:1rem 0}img{max-width:100%;max-height:60rem}audio{display:block;width:100%;max-width:24rem}"
     "pre{background:#f4f4f4;padding:1rem;overflow-x:auto;font-size:14px;line-height:1.4}"
+    "@media(max-width:44rem){table,tbody{display:block}tr{display:block;padding:.5rem 0;border-bottom:1px solid #ccc}"
+    "tr:first-child{display:none}td{display:block;border:0;padding:.1rem 0}"
+    "td[data-name]::before{content:attr(data-name) ': ';color:#555}}"
 )
 # Whatever a name or a recipe holds: a browser fetches nothing for the page, and runs nothing in it.
 _NOTHING_ELSE = (
     '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+    "content=\"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'\">"
 )
 
 
@@ -43,10 +49,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG within the folder of the report, or below it."""
+    """A PNG within the folder of the report, or below it, and a FLAC to be heard with it, which the page has alone."""
 
     path: Path
     caption: str
+    flac: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,51 +74,67 @@ class Section:
     blocks: Sequence[Block]
 
 
-def write_report(folder: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write `REPORT_NAMES` into a folder. The page needs no other file and no network; Markdown links the pictures."""
-    body = "".join(
-        f"<h2>{html_text(section.heading)}</h2>\n" + "".join(_html(block) for block in section.blocks)
-        for section in sections
-    )
-    write_text(folder / REPORT_NAMES[0], html_page(title, body, _NOTHING_ELSE))
+def write_report(folder: Path, title: str, sections: Sequence[Section], names: tuple[str, str] = REPORT_NAMES) -> None:
+    """Write a page and a Markdown of those `names` into a folder. The page needs no other file and no network; Markdown
+    links the pictures."""
+    body = "".join(f"<h2>{html_text(section.heading)}</h2>\n{_html_blocks(section.blocks)}" for section in sections)
+    write_text(folder / names[0], _page(title, body))
     parts = [f"# {markdown_text(title)}"]
     for section in sections:
         parts += [f"## {markdown_text(section.heading)}", *(_markdown(block, folder) for block in section.blocks)]
-    write_text(folder / REPORT_NAMES[1], "\n\n".join(parts) + "\n")
+    write_text(folder / names[1], "\n\n".join(parts) + "\n")
 
 
-def html_page(title: str, body: str, head: str = "") -> str:
+def _page(title: str, body: str) -> str:
     """A page of HTML around a body; the title is its first heading."""
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">{head}<title>{html_text(title)}</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{_NOTHING_ELSE}'
+        f"<title>{html_text(title)}</title>"
         f"<style>{STYLE}</style><h1>{html_text(title)}</h1>\n{body}</html>\n"
     )
 
 
-def html_table(rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first one their header."""
-    head, *others = ["".join(f"<{kind}>{html_text(cell)}</{kind}>" for cell in row)
-                     for kind, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)]  # fmt: skip
+    head = "".join(f"<th>{html_text(cell)}</th>" for cell in rows[0])
+    named = [f' data-name="{html_text(name)}"' if name else "" for name in rows[0]]
+    others = [
+        "".join(f"<td{name}>{html_text(cell)}</td>" for name, cell in zip(named, row, strict=True)) for row in rows[1:]
+    ]
     return f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{row}</tr>" for row in others) + "</table>\n"
 
 
-def html_figure(source: str, caption: str) -> str:
+def _figure(source: str, caption: str, player: str = "") -> str:
     """A picture by its address, and what is said of it."""
     return (
-        f'<figure><img src="{html_text(source)}" alt="{html_text(caption)}">'
+        f'<figure><img src="{html_text(source)}" alt="{html_text(caption)}">{player}'
         f"<figcaption>{html_text(caption)}</figcaption></figure>\n"
     )
 
 
+def _html_blocks(blocks: Sequence[Block]) -> str:
+    """Pictures that stand together side by side, as many as there is room for."""
+    parts = []
+    for pictures, some in groupby(blocks, lambda block: isinstance(block, Picture)):
+        text = "".join(map(_html, some))
+        parts.append(f'<div class="pictures">{text}</div>\n' if pictures else text)
+    return "".join(parts)
+
+
 def _html(block: Block) -> str:
     if isinstance(block, Table):
-        return html_table(block.rows)
+        return _table(block.rows)
     if isinstance(block, Picture):
-        content = base64.b64encode(block.path.read_bytes()).decode()
-        return html_figure(f"data:image/png;base64,{content}", block.caption)
+        player = "" if block.flac is None else f'<audio controls src="{_data("audio/flac", block.flac)}"></audio>'
+        return _figure(_data("image/png", block.path.read_bytes()), block.caption, player)
     if isinstance(block, Listing):
         return "<pre>" + "\n".join(map(html_text, block.text.splitlines())) + "</pre>\n"
     return f"<p>{html_text(block.text)}</p>\n"
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _markdown(block: Block, folder: Path) -> str:

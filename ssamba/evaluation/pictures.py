@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from ssamba.evaluation.verification import Rates
@@ -24,6 +25,12 @@ matplotlib.rcParams["text.parse_math"] = False  # names and labels hold dollars,
 
 log = logging.getLogger(__name__)
 
+SECONDS = "seconds"
+"""The column of a metrics.csv with the seconds of training."""
+_LEGEND = 56  # letters of a line that fits under an axis
+_LEGEND_LINE = 0.19  # inches
+_SMALL = 12  # classes whose names can be read beside another matrix
+_LINE_POINTS = 300  # of a loss in training
 _LINES = 6  # of a timeline; more are hard to tell apart
 
 
@@ -101,7 +108,7 @@ def draw_curves(path: Path, metrics_csv: Path, title: str) -> None:
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in read_metrics(metrics_csv):
         for name, value in row.items():
-            if name not in ("step", "epoch"):
+            if name not in ("step", "epoch", SECONDS):
                 kind, _, panel = name.rpartition("/")
                 series.setdefault(panel, {}).setdefault(kind, []).append((float(row["step"]), float(value)))
     if not series:
@@ -124,20 +131,22 @@ def draw_curves(path: Path, metrics_csv: Path, title: str) -> None:
     _save(figure, path)
 
 
-def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str) -> None:
-    """A confusion matrix (C, C), rows true, as shares of each row; counts are written in while they can be read."""
+def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str, small: bool = False) -> None:
+    """A confusion matrix (C, C), rows true, as shares of each row; names and counts are written in while they can be
+    read. small: to stand beside others."""
     classes = len(labels)
     shares = confusion.float() / confusion.sum(1, keepdim=True).clamp(min=1)
-    side = min(16.0, 3.0 + 0.45 * classes)
+    side = 4.2 if small else min(16.0, 3.0 + 0.45 * classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     drawn = axis.imshow(shares.cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
-    axis.set(title=_shown(title, 100), xlabel="predicted", ylabel="true")
-    names = [_shown(label) for label in labels]
-    if classes <= 60:
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(_shown(title, _LEGEND if small else 100), fontsize=9 if small else None)
+    names = [_shown(label, 20 if small else 60) for label in labels]
+    if classes <= (_SMALL if small else 60):
         axis.set_xticks(range(classes), names, rotation=90)
         axis.set_yticks(range(classes), names)
-    if classes <= 20:
+    if classes <= (_SMALL if small else 20):
         for row, column in torch.nonzero(confusion).tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
@@ -234,4 +243,72 @@ def draw_timeline(path: Path, spectrogram: Tensor, probabilities: Tensor, second
     below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(-0.02, 1.02))
     below.grid(alpha=0.3)
     figure.legend(lines, [_shown(labels[place]) for place in highest], loc="outside right center")
+    _save(figure, path)
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def draw_losses(path: Path, groups: Mapping[str, Sequence[tuple[Points, Points]]], xlabel: str, title: str) -> None:
+    """The losses of groups of runs on one axis: {group: of each run its points in training and in validation}; a colour
+    for each group, thin lines in training, dots in validation."""
+    figure = Figure(figsize=(5.0, 3.6 + _LEGEND_LINE * (len(groups) + 2)), layout="constrained")
+    axis = figure.subplots()
+    shown = []
+    for number, (group, runs) in enumerate(groups.items()):
+        colour, style = f"C{number % 10}", "-" if number < 10 else "--"
+        for training, validation in runs:
+            if training:
+                axis.plot(*zip(*_thinned(training), strict=True), color=colour, linewidth=0.8, alpha=0.6)
+            if validation:
+                axis.plot(*zip(*validation, strict=True), style, color=colour, linewidth=1.4, marker="o", markersize=3)
+        shown.append(axis.plot([], [], style, color=colour, linewidth=2, label=_shown(group, _LEGEND))[0])
+    shown += [
+        axis.plot([], [], color="grey", linewidth=0.8, label="training")[0],
+        axis.plot([], [], color="grey", marker="o", markersize=3, label="validation")[0],
+    ]
+    axis.set(xlabel=xlabel, ylabel="loss", title=_shown(title))
+    axis.grid(alpha=0.3)
+    figure.legend(handles=shown, loc="outside lower left", fontsize=9)
+    _save(figure, path)
+
+
+def _thinned(points: Points) -> Points:
+    """Means of as many as make a line of few points."""
+    size = -(-len(points) // _LINE_POINTS)
+    parts = [points[first : first + size] for first in range(0, len(points), size)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def draw_trade_off(
+    path: Path, groups: Mapping[str, tuple[float, float, float, float]], xlabel: str, ylabel: str, title: str
+) -> None:
+    """A score by what it costs: {group: (cost, score, low and high end of its interval)}; ends may be NaN. Costs that
+    differ by more than tenfold stand on a logarithmic axis."""
+    figure = Figure(figsize=(5.0, 3.6 + _LEGEND_LINE * len(groups)), layout="constrained")
+    axis = figure.subplots()
+    for number, (group, (cost, score, low, high)) in enumerate(groups.items()):
+        ends = [[max(0.0, score - low)], [max(0.0, high - score)]] if low <= high else None
+        marker = "osD^v<>Pp*"[number // 10 % 10]
+        axis.errorbar([cost], [score], yerr=ends, fmt=marker, color=f"C{number % 10}", capsize=4, label=_shown(group))
+        axis.annotate(group.partition(":")[0][:4], (cost, score), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    costs = [cost for cost, *_ in groups.values()]
+    if min(costs) > 0 and max(costs) > 10 * min(costs):
+        axis.set_xscale("log")
+    if max(costs) >= 10_000:
+        axis.xaxis.set_major_formatter(EngFormatter())
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=_shown(title))
+    axis.margins(x=0.15, y=0.15)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower left", fontsize=9)
+    _save(figure, path)
+
+
+def draw_spectrogram(path: Path, spectrogram: Tensor, seconds: float) -> None:
+    """A spectrogram (T, M) of so many seconds, small."""
+    figure = Figure(figsize=(3.6, 2.0), layout="constrained")
+    axis = figure.subplots()
+    extent = (0, seconds, 0, spectrogram.shape[1])
+    axis.imshow(spectrogram.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
+    axis.set(xlabel="time (s)", ylabel="mel bin")
     _save(figure, path)

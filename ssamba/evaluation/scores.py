@@ -31,12 +31,14 @@ from ssamba.printable import csv_cell
 
 SCORES_NAME = "scores.npz"
 """The file with what each clip got: `keys` and `names` (of the classes), each a JSON list in UTF-8 as uint8;
-`probabilities` float32 (N, C); `labels` int64 (N,), or bool (N, C) where a clip has several."""
+`probabilities` float32 (N, C); `labels` int64 (N,), or bool (N, C) where a clip has several; `groups`, as `keys`, of
+each clip, where the intervals are those of groups."""
 CLASSES_NAME = "classes.csv"
 """The file with the scores of each class."""
 TEXTS_NAME = "texts.csv"
 """The file with what is said in each clip, and what a model writes down."""
 MISTAKES = 20
+_EXPECTED = "the scores of a run, as finetune, evaluate and probe write them"
 _MOST_BYTES = 1 << 32  # of the arrays in a file that is read
 _LEAST = 1e-12  # a probability, of which there is a logit
 
@@ -119,7 +121,7 @@ def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], ti
         "clips": len(predictions.keys),
     }
     write_json(folder / "scores.json", scores)
-    _write_arrays(folder / SCORES_NAME, predictions, names)
+    _write_arrays(folder / SCORES_NAME, predictions, names, groups)
     _write_classes(folder / CLASSES_NAME, classes, names)
     _write_predictions(folder / "predictions.csv", predictions, names)
     _write_mistakes(folder / "mistakes.csv", mistakes(predictions, names))
@@ -207,16 +209,7 @@ def read_scores(folder: Path) -> tuple[Predictions, list[str]]:
         UserError: there is none, or one that is damaged.
     """
     path = folder / SCORES_NAME
-    expected = "the scores of a run, as finetune, evaluate and probe write them"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
-                raise UserError(f"{path} holds more than {_MOST_BYTES} bytes; expected {expected}")
-        with np.load(path, allow_pickle=False) as arrays:
-            keys, names = (parse_json(arrays[name].tobytes(), list[str], path, expected) for name in ("keys", "names"))
-            chances, labels = arrays["probabilities"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be used ({type(error).__name__}: {error}); expected {expected}") from error
+    keys, names, _, chances, labels = _read_arrays(path)
     several = labels.ndim == 2
     fits = (
         chances.dtype == np.float32 and chances.shape == (len(keys), len(names)) and len(keys) > 0
@@ -226,19 +219,55 @@ def read_scores(folder: Path) -> tuple[Predictions, list[str]]:
         and (several or bool(((labels >= 0) & (labels < len(names))).all()))
     )  # fmt: skip
     if not fits:
-        raise UserError(f"{path} cannot be used: its arrays do not fit one another; expected {expected}")
+        raise UserError(f"{path} cannot be used: its arrays do not fit one another; expected {_EXPECTED}")
     likely = torch.from_numpy(chances).double().clamp(_LEAST, 1 - _LEAST)
     truth = torch.from_numpy(labels)
     return Predictions(keys, likely.logit() if several else likely.log(), truth.float() if several else truth), names
 
 
-def _write_arrays(path: Path, predictions: Predictions, names: Sequence[str]) -> None:
+def read_groups(folder: Path) -> dict[str, str] | None:
+    """The group of each clip by its key, where the intervals of the scores in a folder are those of groups.
+
+    Raises:
+        UserError: as `read_scores`.
+    """
+    keys, _, groups, _, _ = _read_arrays(folder / SCORES_NAME)
+    if groups is not None and len(groups) != len(keys):
+        raise UserError(
+            f"{folder / SCORES_NAME} has groups of {len(groups)} of its {len(keys)} clips; expected {_EXPECTED}"
+        )
+    return None if groups is None else dict(zip(keys, groups, strict=True))
+
+
+_Arrays = tuple[list[str], list[str], list[str] | None, np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def _read_arrays(path: Path) -> _Arrays:
+    """Keys, names, groups if there are any, probabilities and labels."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
+                raise UserError(f"{path} holds more than {_MOST_BYTES} bytes; expected {_EXPECTED}")
+        with np.load(path, allow_pickle=False) as arrays:
+            texts = {
+                name: parse_json(arrays[name].tobytes(), list[str], path, _EXPECTED)
+                for name in ("keys", "names", "groups")
+                if name != "groups" or name in arrays
+            }
+            return texts["keys"], texts["names"], texts.get("groups"), arrays["probabilities"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be used ({type(error).__name__}: {error}); expected {_EXPECTED}") from error
+
+
+def _write_arrays(path: Path, predictions: Predictions, names: Sequence[str], groups: Sequence[str] | None) -> None:
     # Texts as JSON: an array of them would give each the length of the longest.
-    keys, classes = (np.frombuffer(json.dumps(list(values)).encode(), np.uint8) for values in (predictions.keys, names))
-    labels = predictions.labels.bool() if predictions.labels.ndim == 2 else predictions.labels
-    np.savez_compressed(
-        path, keys=keys, names=classes, probabilities=probabilities(predictions).float().numpy(), labels=labels.numpy()
-    )
+    texts = {"keys": predictions.keys, "names": names} | ({} if groups is None else {"groups": groups})
+    arrays: dict[str, Any] = {
+        name: np.frombuffer(json.dumps(list(some)).encode(), np.uint8) for name, some in texts.items()
+    }
+    arrays["probabilities"] = probabilities(predictions).float().numpy()
+    arrays["labels"] = (predictions.labels.bool() if predictions.labels.ndim == 2 else predictions.labels).numpy()
+    np.savez_compressed(path, **arrays)
 
 
 def _write_classes(path: Path, classes: Sequence[ClassScores], names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """run.json: what a run says of itself, for model cards, comparisons and whoever would make it again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,21 @@ class SplitRecord:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Of the run that made the weights that a run started from: its recipe, flat, and what its own record says."""
+
+    recipe: dict[str, Any]
+    seed: Count
+    steps: Count
+    training_seconds: float
+    parameters: Count
+    data: dict[str, SplitRecord]
+    origin: "Origin | None" = None
+
+
+@dataclass(frozen=True)
 class Start:
-    """What is known when a run starts."""
+    """What is known when a run starts. origin: of its weights; None from scratch, or where nothing is known."""
 
     command: list[str]
     started: str
@@ -42,6 +55,7 @@ class Start:
     parameters: Count
     data: dict[str, SplitRecord]
     resumed: list[dict[str, Any]]
+    origin: Origin | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,8 @@ class RunRecord(Start):
     training_seconds: float
     last_metrics: dict[str, float | None]
     test: dict[str, float | None]
+    peak_memory_bytes: dict[str, Count] = field(default_factory=dict)
+    energy_joules: float | None = None
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from ssamba.models.record import Start
 from ssamba.training.averaging import mean_of
 from ssamba.training.common import TrainingModule
 from ssamba.training.distributed import gathered
+from ssamba.training.energy import EnergyMeter
 from ssamba.training.loggers import MetricsFile
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class _RunState:
     rows: Count
     wandb_id: str | None
     stale: Count = 0
+    joules: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -371,11 +373,20 @@ class Checkpoints(Checkpoint):
         """Validations since the best one."""
         self.seconds = 0.0
         """Of training, over all the starts of the run, up to the newest checkpoint."""
+        self._meter: EnergyMeter | None = None
+        self._joules_before: float | None = 0.0
         self.started = False
         """Whether training is under way: what a checkpoint holds has its place."""
         self._saved = (0, False)  # the newest checkpoint: its step, and whether the validation after that is due
         self._validation_due = False  # in what is being saved
         self._counted = time.perf_counter()
+
+    @property
+    def joules(self) -> float | None:
+        """The energy of training, over all the starts of the run; None where the machine of one of them did not tell
+        it, or there were several."""
+        own = self._meter.joules if self._meter is not None else None
+        return None if own is None or self._joules_before is None else self._joules_before + own
 
     @property
     def saved_step(self) -> int:
@@ -434,6 +445,8 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         self._validation_due = validation_due
+        if self._meter is not None:
+            self._meter.read(at_once=True)
         now = time.perf_counter()
         self.seconds, self._counted = self.seconds + now - self._counted, now
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -473,7 +486,7 @@ class Checkpoints(Checkpoint):
                            checkpoint: dict[str, Any]) -> None:  # fmt: skip
         checkpoint["run"] = {
             "record": self.record, "metrics": self.metrics, "best": self.best, "seconds": self.seconds,
-            "validation_due": self._validation_due, "stale": self.stale,
+            "validation_due": self._validation_due, "stale": self.stale, "joules": self.joules,
             "rows": next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), 0),
             "wandb_id": next((logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)), None),
         }  # fmt: skip
@@ -487,6 +500,8 @@ class Checkpoints(Checkpoint):
                            batch: Batch, batch_idx: int) -> None:  # fmt: skip
         assert isinstance(data := trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
         data.behind(batch)
+        if self._meter is not None:
+            self._meter.read()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.save(trainer):
@@ -525,13 +540,13 @@ class Checkpoints(Checkpoint):
                            checkpoint: dict[str, Any]) -> None:  # fmt: skip
         run, step = checkpoint["run"], checkpoint["global_step"]
         self.metrics, self.best, self.seconds = run["metrics"], run["best"], run["seconds"]
-        self.stale = run.get("stale", 0)
+        self.stale, self._joules_before = run.get("stale", 0), run.get("joules")
         self._saved = (step, run["validation_due"])
         if self.best is not None and self.best["step"] != self._step_of_best():
             self.best = None  # best.ckpt is of a future that did not happen
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.keep(run["rows"])
+                logger.keep(run["rows"], run["seconds"])
         set_progress(trainer, step)
         loop = trainer.fit_loop.epoch_loop
         self._max_steps = loop.max_steps
@@ -541,6 +556,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started = True
+        if trainer.is_global_zero and trainer.num_nodes == 1:
+            self._meter = EnergyMeter(trainer.num_devices if trainer.strategy.root_device.type == "cuda" else 0)
         if not self._saved[1]:
             return
         # As the training loop validates after a step.

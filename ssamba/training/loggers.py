@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.image import imread
 
 from ssamba.errors import UserError
-from ssamba.evaluation.pictures import read_metrics
+from ssamba.evaluation.pictures import SECONDS, read_metrics
 from ssamba.files import written_beside
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,14 @@ _WANDB_LAST_SECONDS = 300  # at the end of a run, for what is not sent by then; 
 class MetricsFile(Logger):
     """A CSV file with a row for each time that something is logged, on the disk at once.
 
-    `rows` is how many were logged. A disk that is full ends no run: rows wait in memory until it takes them.
+    Each has the seconds of training until then, over all starts of the run. `rows` is how many were logged. A disk that
+    is full ends no run: rows wait in memory until it takes them.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.rows = path, 0
+        self._before, self._started = 0.0, time.perf_counter()
         self._columns: list[str] = []
         self._waiting: list[dict[str, Any]] = []
 
@@ -50,7 +53,8 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._waiting.append({**metrics, "step": step})
+        seconds = self._before + time.perf_counter() - self._started
+        self._waiting.append({**metrics, SECONDS: round(seconds, 3), "step": step})
         self.rows += 1
 
     @rank_zero_only
@@ -75,8 +79,9 @@ class MetricsFile(Logger):
         self.save()
 
     @rank_zero_only
-    def keep(self, rows: int) -> None:
-        """Go on with the file that is there, from its first `rows` rows."""
+    def keep(self, rows: int, seconds: float) -> None:
+        """Go on with the file that is there, from its first `rows` rows, after so many seconds of training."""
+        self._before = seconds
         kept = read_metrics(self.path)[:rows]
         if len(kept) < rows:
             log.warning("%s has %d rows; there were %d at the checkpoint", self.path, len(kept), rows)

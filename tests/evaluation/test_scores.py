@@ -15,7 +15,7 @@ from ssamba.errors import UserError
 from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.intervals import Scored, paired_differences, score_intervals
 from ssamba.evaluation.metrics import class_scores, clip_metrics, summary_metrics
-from ssamba.evaluation.scores import SCORES_NAME, fill_scores, mistakes, probabilities, read_scores
+from ssamba.evaluation.scores import SCORES_NAME, fill_scores, mistakes, probabilities, read_groups, read_scores
 
 NAMES = ["cat", "=dog", "owl"]
 ONE = Predictions(
@@ -78,6 +78,13 @@ def test_groups_widen_the_intervals(tmp_path: Path) -> None:
     alone = fill_scores(tmp_path / "a", scored, ["x", "y"], "")
     grouped = fill_scores(tmp_path / "b", scored, ["x", "y"], "", [str(i // 6) for i in range(60)])
     assert grouped["accuracy_high"] - grouped["accuracy_low"] > 1.5 * (alone["accuracy_high"] - alone["accuracy_low"])
+    assert (
+        read_groups(tmp_path / "b") == {str(i): str(i // 6) for i in range(60)} and read_groups(tmp_path / "a") is None
+    )
+    with np.load(tmp_path / "b" / SCORES_NAME) as arrays:
+        np.savez(tmp_path / "b" / SCORES_NAME, **{**arrays, "groups": np.frombuffer(b'["1"]', np.uint8)})
+    with pytest.raises(UserError, match="has groups of 1 of its 60 clips; expected the scores of a run"):
+        read_groups(tmp_path / "b")
 
 
 def test_scores_that_are_damaged_are_told(tmp_path: Path) -> None:

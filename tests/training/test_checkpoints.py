@@ -271,7 +271,25 @@ def test_a_score_whose_weights_were_not_written_is_not_the_best(
 # metrics.csv
 
 
-def test_rows_wait_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture, no_room: NoRoom) -> None:
+class Clock:
+    """Stands at what it is set to."""
+
+    now = 5.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("ssamba.training.loggers.time", found)
+    return found
+
+
+def test_rows_wait_while_the_disk_is_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, no_room: NoRoom, clock: Clock
+) -> None:
     path = tmp_path / "metrics.csv"
     logger = MetricsFile(path)
     logger.log_metrics({"b": 1.5}, 0)
@@ -284,18 +302,19 @@ def test_rows_wait_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCapt
     assert path.read_bytes() == held and os.listdir(tmp_path) == ["metrics.csv"]
     assert caplog.text.count("could not be written") == 2
     logger.save()
-    assert path.read_text() == "a,b,step\n,1.5,0\n,2.5,1\n1,3.5,2\n" and logger.rows == 3
+    assert path.read_text() == "a,b,seconds,step\n,1.5,0.0,0\n,2.5,0.0,1\n1,3.5,0.0,2\n" and logger.rows == 3
 
 
-def test_a_file_goes_on_from_its_first_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_goes_on_from_its_first_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("a,b,step\n1,,0\n2,,1\n,0.3,1\n3,,")
+    path.write_text("a,b,step\n1,,0\n2,,1\n,0.3,1\n3,,")  # of a version without the time
     logger = MetricsFile(path)
-    logger.keep(2)
+    logger.keep(2, 60.0)
+    clock.now += 1.5
     logger.log_metrics({"a": 5}, 2)
     logger.finalize("success")
-    assert path.read_text() == "a,step\n1,0\n2,1\n5,2\n" and not caplog.records
-    MetricsFile(path).keep(9)
+    assert path.read_text() == "a,seconds,step\n1,,0\n2,,1\n5,61.5,2\n" and not caplog.records
+    MetricsFile(path).keep(9, 0.0)
     assert "has 3 rows; there were 9 at the checkpoint" in caplog.text
 
 

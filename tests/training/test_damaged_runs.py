@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from ssamba.cli import main
+from ssamba.comparison.runs import read_run
 from ssamba.errors import UserError
-from ssamba.evaluation.comparison import read_run
 
 Runs = Callable[[str], Path]
 

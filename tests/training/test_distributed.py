@@ -83,7 +83,8 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
 def metrics(run: Path) -> list[dict[str, float]]:
     with (run / "metrics.csv").open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
+    clock = {"samples_per_second", "seconds"}
+    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
 
 
 def checkpoint(run: Path) -> dict[str, Any]:

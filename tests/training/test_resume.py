@@ -33,7 +33,8 @@ Recipes = dict[str, Path]
 def rows(run: Path) -> list[dict[str, str]]:
     """metrics.csv, but what is measured by the clock."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
+        found = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("samples_per_second", "seconds")} for row in found]
 
 
 def assert_same(run: Path, undisturbed: Path) -> None:
@@ -113,6 +114,9 @@ def test_a_run_that_was_stopped_is_as_if_it_was_not(
     record = json.loads((run / "run.json").read_text())
     assert [again["step"] for again in record["resumed"]] == [step]
     assert record["resumed"][0]["started"] >= record["started"]
+    with (run / "metrics.csv").open(newline="") as file:  # the time of both starts, one after the other
+        times = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert times == sorted(times) and times[-1] >= saved.run["seconds"]
     assert record["training_seconds"] >= saved.run["seconds"] > 0
 
 

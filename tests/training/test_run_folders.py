@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ssamba.cli import main
+from ssamba.comparison.runs import read_run
 from ssamba.config import load_recipe
-from ssamba.evaluation.comparison import read_run
 
 Runs = Callable[[str], Path]
 Copy = Callable[[Path], Path]
@@ -34,7 +34,7 @@ def test_a_moved_run_is_read_and_written_where_it_is(
 ) -> None:
     run = copy_of((pretrained if kind == "pretrain" else finetuned)("ssast")).rename(tmp_path / "moved")
     monkeypatch.chdir(run)
-    assert read_run(Path(".")).recipe.run_dir == "."
+    assert read_run(Path(".")).folder == Path(".")
     assert main(["evaluate", "."]) == 0
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "moved", "--overwrite"]) == 0 and (run / "evaluation" / "scores.json").exists()

@@ -69,7 +69,7 @@ def assert_same_run(first: Path, again: Path, other: Path) -> None:
     weights = Path("model", "model.safetensors")
     assert (first / weights).read_bytes() == (again / weights).read_bytes()
     assert (first / weights).read_bytes() != (other / weights).read_bytes()
-    logged = [[{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows(run)]
+    logged = [[{k: v for k, v in row.items() if k not in ("samples_per_second", "seconds")} for row in rows(run)]
               for run in (first, again, other)]  # fmt: skip
     assert logged[0] == logged[1] != logged[2]
     ours, theirs = (load_recipe(run) for run in (first, again))
@@ -101,7 +101,7 @@ def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: P
     train = ["train/loss", "train/contrastive", "train/reconstruction", "train/accuracy", "gradient_norm",
              "learning_rate", "samples_per_second"]  # fmt: skip
     validation = ["val/loss", "val/contrastive", "val/reconstruction", "val/accuracy"]
-    assert set(logged[0]) == {"epoch", "step", *train, *validation}
+    assert set(logged[0]) == {"epoch", "seconds", "step", *train, *validation}
     for names, steps in ((train, ["0", "1", "2", "3"]), (validation, ["1", "3"])):
         for name in names:
             assert [row["step"] for row in logged if row[name]] == steps
@@ -122,7 +122,7 @@ def test_what_a_fine_tuning_run_leaves(encoder: str, finetuned: Runs, corpus: Pa
     }  # fmt: skip
     train = ["train/loss", "train/accuracy", "gradient_norm", "learning_rate", "samples_per_second"]
     validation = ["val/loss", "val/accuracy", "val/balanced_accuracy"]
-    assert set(rows(run)[0]) == {"epoch", "step", *train, *validation}
+    assert set(rows(run)[0]) == {"epoch", "seconds", "step", *train, *validation}
     record = assert_record(run, corpus, ("train", "validation", "test"))
     assert record["test"] == json.loads((run / "test" / "scores.json").read_text())
     assert record["test"]["clips"] == 24
@@ -134,7 +134,7 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
     assert set(record) == {
         "command", "started", "seed", "git_commit", "python", "versions", "hardware", "parameters", "data", "steps",
         "training_seconds", "peak_memory_bytes", "last_metrics", "test", "skipped_samples", "resumed", "stopped_early",
-        "exported",
+        "exported", "origin", "energy_joules",
     }  # fmt: skip
     assert record["peak_memory_bytes"]["process"] > 10**8  # torch alone
     assert (record["steps"], record["seed"], record["skipped_samples"], record["resumed"]) == (4, 0, [], [])

@@ -1,0 +1,1 @@
+"""Runs side by side: which may be, what tells them apart, what they score and cost, and what of it is a difference."""
