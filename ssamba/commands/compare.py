@@ -63,11 +63,9 @@ def compare(arguments: argparse.Namespace) -> None:
     """Put finished runs side by side: scores with intervals, which differences are some, costs, and a page."""
     _check(arguments)
     from ssamba.comparison.compare import compare_runs
-    from ssamba.comparison.page import COST_TEXT, pair_text, score_text, write_comparison
+    from ssamba.comparison.page import write_comparison
     from ssamba.comparison.runs import find_runs
-    from ssamba.comparison.tables import cost_rows, pair_rows, score_rows
     from ssamba.comparison.wandb_logs import find_logs
-    from ssamba.evaluation.tables import markdown_table
     from ssamba.training.runs import command_record
 
     runs, told = find_runs(arguments.runs) if arguments.runs else ([], [])
@@ -77,6 +75,18 @@ def compare(arguments: argparse.Namespace) -> None:
         runs += [run for run in logged if run.folder is None or run.folder.resolve() not in known]
         told += passed
     comparison = compare_runs(runs, arguments.allow, told)
+    print_comparison(comparison)
+    if arguments.out:
+        write_comparison(arguments.out, comparison, command_record())
+        print(f"written to {printable(str(arguments.out))}")
+
+
+def print_comparison(comparison: Any) -> None:
+    """Print a `Comparison`'s tables, with what is to be said of them."""
+    from ssamba.comparison.page import COST_TEXT, pair_text, score_text
+    from ssamba.comparison.tables import cost_rows, pair_rows, score_rows
+    from ssamba.evaluation.tables import markdown_table
+
     parts = [
         markdown_table(score_rows(comparison)),
         score_text(comparison),
@@ -87,9 +97,6 @@ def compare(arguments: argparse.Namespace) -> None:
         COST_TEXT,
     ]
     print("\n\n".join(parts))
-    if arguments.out:
-        write_comparison(arguments.out, comparison, command_record())
-        print(f"written to {printable(str(arguments.out))}")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from ssamba.commands.compare import print_comparison
 from ssamba.errors import UserError
 from ssamba.printable import printable
 from ssamba.sweep import read_sweep
@@ -42,7 +43,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.cluster and arguments.jobs:
         raise UserError("--jobs is of this machine and --cluster of another's; give one of them")
     asked = read_sweep(arguments.sweep)
-    from ssamba.protocols.sweeping import finished_runs, prepare_sweep, run_sweep
+    from ssamba.protocols.sweeping import compare_sweep, prepare_sweep, run_sweep
 
     resume = arguments.resume is not None
     if arguments.prepare:
@@ -52,8 +53,10 @@ def sweep(arguments: argparse.Namespace) -> int:
     failed = run_sweep(
         asked, jobs=arguments.jobs or 1, address=arguments.cluster, resume=resume, overwrite=arguments.overwrite
     )
-    runs = finished_runs(asked, failed)
+    comparison = compare_sweep(asked, failed)
+    if comparison is not None:
+        print_comparison(comparison)
     for point in failed:
         print(f"failed: {printable(point.name)}")
-    print(f"{len(runs)} runs: written to {printable(asked.run_dir)}")
+    print(f"{len(asked.points) - len(failed)} runs: written to {printable(asked.run_dir)}")
     return 1 if failed else 0

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ssamba.audio import LogMel, samples_for
 from ssamba.comparison.compare import Comparison, Group
-from ssamba.data.shards.index import ShardSet, find_shards
+from ssamba.data.shards.finding import find_shards
+from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.reader import SampleReader
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssamba.comparison.bootstrap import ratio
 from ssamba.config import flat_recipe, load_recipe
 from ssamba.data.labels import one_name_each, read_asked_labels
-from ssamba.data.shards.index import find_shards
+from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
 from ssamba.evaluation.classification import Predictions

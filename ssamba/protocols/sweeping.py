@@ -14,6 +14,10 @@ from typing import Any
 import torch
 
 from ssamba.build import build_labels, build_rows, build_shards, check_labels, check_machine
+from ssamba.comparison.compare import Comparison, compare_runs
+from ssamba.comparison.conditions import CONDITIONS, PRETRAINING, kind_of
+from ssamba.comparison.page import write_comparison
+from ssamba.comparison.runs import find_runs
 from ssamba.config import FinetuneRecipe, Recipe, save_recipe
 from ssamba.errors import UserError
 from ssamba.files import check_place, read_json, write_json, write_text
@@ -105,10 +109,37 @@ def run_sweep(
     return failed
 
 
-def finished_runs(sweep: Sweep, failed: Sequence[Point] = ()) -> list[Path]:
-    """The run folders to be compared: those of fine-tuning, or without it those of pretraining."""
-    last = list(sweep.stages)[-1]
-    return [Path(sweep.run_dir) / point.name for point in sweep.points if point.stage == last and point not in failed]
+def compare_sweep(sweep: Sweep, failed: Sequence[Point]) -> Comparison | None:
+    """Compare the fine-tuned runs that are finished, into run_dir/comparison; None where there is nothing to compare,
+    which is told.
+
+    What the sweep itself varies may differ, and the steps that a budget in clips or hours comes to.
+    """
+    root = Path(sweep.run_dir)
+    points = [point for point in sweep.points if point.stage == "finetune"]
+    told = [f"{point.name}, which failed" for point in points if point in failed]
+    try:
+        runs, passed = find_runs([root / point.name for point in points if point not in failed])
+        comparison = compare_runs(runs, _varied(sweep), [*passed, *told])
+    except UserError as error:
+        log.warning("there is no comparison: %s", error)
+        return None
+    write_comparison(root / "comparison", comparison, command_record())
+    return comparison
+
+
+def _varied(sweep: Sweep) -> list[str]:
+    """The conditions of a comparison that differ between points because the sweep says so."""
+    names = set()
+    for stage, prefix in (("pretrain", f"{PRETRAINING}."), ("finetune", "")):
+        if stage not in sweep.stages:
+            continue
+        keys = {key for point in sweep.points if point.stage == stage for key in point.overrides}
+        budget = sweep.stages[stage].budget
+        if budget is not None and budget.unit != "steps":
+            keys.add("trainer.max_steps")
+        names |= {f"{prefix}{key}" for key in keys}
+    return sorted(name for name in names if kind_of(name) in (*CONDITIONS, PRETRAINING))
 
 
 def _check_root(root: Path, resume: bool, overwrite: bool) -> None:

@@ -56,23 +56,28 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
 def test_every_point_is_a_run_and_finished_ones_stay(
     write: Write, made: list[Work], tmp_path: Path, capsys: Capture, refused: Callable[..., str]
 ) -> None:
-    path, root = write(), tmp_path / "sweep"
+    recipe = yaml.safe_load(write().read_text())["finetune"]["recipe"]
+    tuning = {"recipe": recipe, "set": {"audio.mean": -4, "audio.std": 4}, "starts": ["pretrained", "scratch"]}
+    path, root = write(grid={"model.encoder": ["ssast"], "seed": [3]}, finetune=tuning), tmp_path / "sweep"
     assert main(["sweep", str(path)]) == 0
-    names = [f"{stage}/encoder=ssast,seed={seed}" for stage in ("pretrain", "finetune") for seed in (0, 1)]
+    names = ["pretrain/encoder=ssast,seed=3"]
+    names += [f"finetune/encoder=ssast,seed=3,start={start}" for start in ("pretrained", "scratch")]
     assert [work.recipe for work in made] == [str(root / "recipes" / f"{name}.yaml") for name in names]
     records = [read_record(root / name / "run.json") for name in names]
-    assert [record["steps"] for record in records] == [2, 2, 4, 4]  # 8 clips of 4 a step; the recipe's own 4
-    tuned = yaml.safe_load((root / names[2] / "recipe.yaml").read_text())
-    assert tuned["model"]["pretrained"] == str(root / names[0])
+    assert [record["steps"] for record in records] == [2, 4, 4]  # 8 clips of 4 a step; the recipe's own 4
+    assert yaml.safe_load((root / names[1] / "recipe.yaml").read_text())["model"]["pretrained"] == str(root / names[0])
     sweep = json.loads((root / "sweep.json").read_text())
     assert sweep["budgets"] == {"pretrain": {"clips": 8}, "finetune": None} and sweep["failed"] == []
-    assert sweep["points"][3] == {"folder": names[3], "stage": "finetune", "model.encoder": "ssast", "seed": "1"}
+    values = {"model.encoder": "ssast", "seed": "3", "start": "scratch"}
+    assert sweep["points"][2] == {"folder": names[2], "stage": "finetune", **values}
+    compared = json.loads((root / "comparison" / "comparison.json").read_text())
+    assert len(compared["groups"]) == 2 and "from scratch" in capsys.readouterr().out
 
     assert "holds a sweep; --resume auto goes on with it" in refused("sweep", str(path))
     before = [(root / name / "run.json").read_bytes() for name in names]
     capsys.readouterr()
     assert main(["sweep", str(path), "--resume", "auto"]) == 0
-    assert capsys.readouterr().out.count("is finished:") == 4
+    assert capsys.readouterr().out.count("is finished:") == 3
     assert [(root / name / "run.json").read_bytes() for name in names] == before
 
 
@@ -86,6 +91,7 @@ def test_what_fails_is_told_at_the_end(
         return 2 if "pretrain/encoder=ssast,seed=0" in work.recipe else 0
 
     monkeypatch.setattr(sweeping, "make_run", make)
+    monkeypatch.setattr(sweeping, "compare_sweep", lambda *_: None)
     assert main(["sweep", str(write())]) == 1
     assert len(asked) == 3  # what would start from the failed model is not begun
     said = capsys.readouterr().out
@@ -135,6 +141,7 @@ def test_side_by_side_each_has_its_share(write: Write, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(sweeping, "make_run", make)
     monkeypatch.setattr(sweeping, "usable_cores", lambda: 6)
+    monkeypatch.setattr(sweeping, "compare_sweep", lambda *_: None)
     assert main(["sweep", str(write()), "--jobs", "2"]) == 0
     assert {threads for _, threads in seen} == {"3"}
     assert (f"{tmp_path}/sweep/logs/finetune/encoder=ssast,seed=1.log", "3") in seen
