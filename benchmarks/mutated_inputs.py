@@ -42,7 +42,7 @@ from ssamba.progress import progress_bar
 
 # What the commands import when they are called.
 COMMANDS = (
-    "ssamba.build", "ssamba.evaluation.scores", "ssamba.evaluation.pictures", "ssamba.inference.predict",
+    "ssamba.train", "ssamba.evaluation.scores", "ssamba.evaluation.pictures", "ssamba.inference.predict",
     "ssamba.models.transfer", "ssamba.data.prepare.indexing", "ssamba.training.callbacks", "numba", "torchmetrics",
 )  # fmt: skip
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_prep"

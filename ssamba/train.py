@@ -20,16 +20,9 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from ssamba.build import (
-    VARIANTS,
-    AnyRecipe,
-    Finetuner,
-    Pretrainer,
-    build_finetuner,
-    build_pretrainer,
-    build_trainer,
-    find_training,
-)
+from ssamba.build.models import VARIANTS, AnyRecipe
+from ssamba.build.runs import Finetuner, Pretrainer, build_finetuner, build_pretrainer, build_trainer
+from ssamba.build.shards import find_training
 from ssamba.config import FinetuneRecipe, PretrainRecipe, Recipe, differences, load_recipe, save_recipe
 from ssamba.data.batches import Stage
 from ssamba.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssamba.build import build_encoder, settle_variant
+from ssamba.build.models import build_encoder, settle_variant
 from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 

@@ -113,7 +113,7 @@ def stats(arguments: argparse.Namespace) -> None:
     if sources[0].endswith((".yaml", ".yml")) or (Path(sources[0]) / "recipe.yaml").is_file():
         recipe = load_recipe(sources[0], sources[1:])
         sources, bins, cache = recipe.data.train, bins or recipe.audio.num_mel_bins, recipe.data.cache
-    from ssamba.build import measure
+    from ssamba.build.shards import measure
 
     measured = measure(sources, bins or AudioConfig.num_mel_bins, arguments.limit, cache)
     print(f"audio.mean={measured.mean:.4f} audio.std={measured.std:.4f}")

@@ -105,7 +105,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out} exists; --overwrite replaces the scores in it")
     check_place(out)
-    from ssamba.build import build_masked_evaluation
+    from ssamba.build.evaluation import build_masked_evaluation
     from ssamba.evaluation.report import write_evaluation_report
     from ssamba.evaluation.scores import write_masked_scores
     from ssamba.protocols.finetuned import evaluate_finetuned

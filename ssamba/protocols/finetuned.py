@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssamba.build import (
-    ClassEvaluation,
-    Finetuner,
-    backend_here,
-    build_baseline_streams,
-    build_class_evaluation,
-    read_training_groups,
-)
+from ssamba.build.evaluation import ClassEvaluation, build_baseline_streams, build_class_evaluation
+from ssamba.build.labels import read_training_groups
+from ssamba.build.models import backend_here
+from ssamba.build.runs import Finetuner
 from ssamba.config import FinetuneRecipe
 from ssamba.errors import UserError
 from ssamba.evaluation.baseline import choose_baseline, read_statistics

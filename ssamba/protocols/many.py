@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssamba.build import build_groups, build_labels, build_rows, build_shards, check_labels, read_folds
+from ssamba.build.labels import build_groups, build_labels, build_rows, check_labels, read_folds
+from ssamba.build.shards import build_shards
 from ssamba.config import FinetuneRecipe, save_recipe
 from ssamba.data.labels import all_folds
 from ssamba.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssamba.build import fingerprints
+from ssamba.build.shards import fingerprints
 from ssamba.config import DataConfig
 from ssamba.data.labels import Labels, all_folds, in_fold
 from ssamba.data.shards.finding import find_shards

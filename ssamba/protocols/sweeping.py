@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from ssamba.build import build_labels, build_rows, build_shards, check_labels, check_machine
+from ssamba.build.labels import build_labels, build_rows, check_labels
+from ssamba.build.models import check_machine
+from ssamba.build.shards import build_shards
 from ssamba.comparison.compare import Comparison, compare_runs
 from ssamba.comparison.conditions import CONDITIONS, PRETRAINING, kind_of
 from ssamba.comparison.page import write_comparison

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from ssamba.build import Finetuner, Pretrainer
+from ssamba.build.runs import Finetuner, Pretrainer
 from ssamba.config import described
 from ssamba.data.datamodule import ClipDataModule
 from ssamba.evaluation.scores import CLASSES_NAME, SCORES_NAME, TEXTS_NAME, mistakes, read_scores

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssamba.build import build_pretrainer, build_trainer
+from ssamba.build.runs import build_pretrainer, build_trainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.errors import UserError

@@ -11,7 +11,7 @@ import soundfile
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssamba.build import build_finetuner
+from ssamba.build.runs import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.data.prepare.recordings import Recording

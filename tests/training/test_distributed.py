@@ -16,7 +16,7 @@ import torch
 import webdataset as wds
 from safetensors.torch import load_file
 
-from ssamba.build import build_finetuner, build_pretrainer
+from ssamba.build.runs import build_finetuner, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.data import pipeline

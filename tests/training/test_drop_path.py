@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.build import build_finetuner, build_pretrainer
+from ssamba.build.runs import build_finetuner, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.masking import clip_generator

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssamba.audio import frames_in
-from ssamba.build import build_finetuner, build_pretrainer
+from ssamba.build.runs import build_finetuner, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.data.prepare.recordings import Recording

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.build import build_finetuner
+from ssamba.build.runs import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.training.callbacks import Throughput

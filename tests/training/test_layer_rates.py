@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssamba.build import build_finetuner
+from ssamba.build.runs import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.models.encoder import SIZES, AudioEncoder

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba.build import build_finetuner, build_shards, check_labels
+from ssamba.build.labels import check_labels
+from ssamba.build.runs import build_finetuner
+from ssamba.build.shards import build_shards
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.data.labels import Labels

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssamba.build import build_pretrainer
+from ssamba.build.runs import build_pretrainer
 from ssamba.cli import main
 from ssamba.config import AUDIO_RANGES, ENCODERS, PretrainRecipe, load_recipe
 from ssamba.losses import info_nce, reconstruction_mse

@@ -18,7 +18,7 @@ import pytest
 import webdataset as wds
 
 from ssamba import train
-from ssamba.build import build_pretrainer
+from ssamba.build.runs import build_pretrainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.errors import Stopped

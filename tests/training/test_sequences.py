@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ssamba.build import build_finetuner
+from ssamba.build.runs import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.data.labels import NO_LABEL

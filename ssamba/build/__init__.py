@@ -1,0 +1,1 @@
+"""Config to objects: the only place that reads whole recipes, and makes models, data and trainers of them."""
