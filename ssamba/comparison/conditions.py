@@ -28,6 +28,7 @@ MACHINE = (
     "trainer.recompute",
     "trainer.compile",
     "trainer.log_every_steps",
+    "trainer.tensorboard",
     "model.scan_backend",
     "data.num_workers",
     "data.cache",
@@ -207,7 +208,8 @@ def sort_runs(runs: Sequence[Described], allowed: Sequence[str], examples: Seque
     groups: dict[str, list[int]] = {}
     for place, value in enumerate(values):
         groups.setdefault(json.dumps(value, sort_keys=True), []).append(place)
-    members = list(groups.values())
+    # In whatever order they were given, the bootstrap draws the same of them.
+    members = [sorted(group, key=lambda place: (runs[place].fold, runs[place].seeds)) for group in groups.values()]
     folds = [sorted({runs[place].fold for place in group}) for group in members]
     complaints = [_told(key, conditions[key], runs) for key in differing if key not in admitted]
     if any(fold != folds[0] for fold in folds):

@@ -26,6 +26,7 @@ from ssamba.evaluation.scores import SCORES_NAME, TEXTS_NAME, read_groups, read_
 from ssamba.files import TEMPORARY
 from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.origin import read_origin
+from ssamba.printable import csv_cell
 
 RECIPE_NAME = "recipe.yaml"
 _EXPECTED = "the folder of a finished run, or one of such runs"
@@ -41,6 +42,7 @@ class Run:
         record: run.json; of a log what it tells of it.
         folder: None of a log that lies in no run folder.
         logged: of a log, its rows of metrics, each with its step; None: those of metrics.csv.
+        answers: of a log, what its table of test clips says; None: what test/ of the folder has.
     """
 
     place: str
@@ -48,6 +50,7 @@ class Run:
     record: Mapping[str, Any]
     folder: Path | None
     logged: Sequence[Mapping[str, float]] | None = field(default=None, repr=False)
+    answers: tuple[Predictions, list[str]] | None = field(default=None, repr=False)
 
     @property
     def metric(self) -> str:
@@ -66,6 +69,8 @@ class Run:
     @property
     def scored(self) -> bool:
         """Whether there are scores of its examples."""
+        if self.answers is not None:
+            return True
         return self.folder is not None and (self.folder / "test" / self._scores_name).is_file()
 
     @property
@@ -74,6 +79,8 @@ class Run:
 
     def predictions(self) -> tuple[Predictions, list[str]]:
         """What its classifier says of each example, and the names of the classes; UserError if that is damaged."""
+        if self.answers is not None:
+            return self.answers
         assert self.folder is not None
         return read_scores(self.folder / "test")
 
@@ -182,10 +189,12 @@ def read_examples(run: Run) -> Examples:
     order = sorted(range(len(found.keys)), key=found.keys.__getitem__)
     keys = [found.keys[place] for place in order]
     chosen = Predictions(keys, found.logits[order], found.labels[order])
-    digest = _digest(keys, [*names], chosen.labels.numpy().tobytes())
     if run.metric == "mAP":
+        digest = _digest(keys, names, chosen.labels.numpy().tobytes())
         return Examples(keys, _units(run, keys), digest, lambda weights: weighted_metrics(chosen, weights)["mAP"])
     hits = chosen.logits.argmax(1) == chosen.labels
+    # By what a table says as well, which has no list of classes, and names that spreadsheets may open.
+    digest = _digest([*map(csv_cell, keys)], [csv_cell(names[label]) for label in chosen.labels.tolist()], b"")
     return Examples(keys, _units(run, keys), digest, ratio(hits, torch.ones(len(keys))))
 
 
@@ -215,8 +224,7 @@ def _digest(keys: Sequence[str], names: Sequence[str], labels: bytes) -> str:
 
 def _units(run: Run, keys: Sequence[str]) -> list[str]:
     """Of each example what is drawn as a whole, as in the run's own intervals."""
-    assert run.folder is not None
-    groups = read_groups(run.folder / "test")
+    groups = read_groups(run.folder / "test") if run.answers is None and run.folder else None
     hops = run.recipe["task.hop_ms"] is not None
     label = run.recipe["evaluation.group_by"]
     if groups is None and label is not None:  # of a version that did not keep them

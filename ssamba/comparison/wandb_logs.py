@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssamba.comparison.runs import RECIPE_NAME, Run, check_scored, read_run
 from ssamba.config import FinetuneRecipe, flat_recipe, load_recipe
 from ssamba.errors import UserError
+from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.pictures import SECONDS
-from ssamba.files import read_bounded
+from ssamba.files import read_bounded, read_json
 
 _EXPECTED = "a log of wandb 0.30, run-ID.wandb in wandb/offline-run-..."
 _HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
@@ -27,6 +30,15 @@ _RECORD = struct.Struct("<IHB")  # checksum, bytes, kind
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _STEP = "trainer/global_step"  # as Lightning's logger calls it
 _MOST_LOGS = 10_000
+_LEAST = 1e-12  # a probability, of which there is a logarithm
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file of wandb.Table."""
+
+    columns: list[Any]
+    data: list[list[Any]]
 
 
 @dataclass
@@ -181,14 +193,14 @@ def _run(logs: Sequence[Log]) -> Run | None:
     recipe = _recipe(last)
     if recipe is None:
         return None
+    told = dict(_numbers(last.summary))
     record: dict[str, Any] = {
         "data": {},
         "origin": None,
-        "steps": int(max((row["step"] + 1 for row in history), default=0)),
-        "training_seconds": history[-1].get(SECONDS) if history else None,
-        "parameters": last.config.get("parameters"),
-        "git_commit": last.config.get("git_commit"),
-        "test": {name.rpartition("/")[2]: value for name, value in _numbers(last.summary) if name.startswith("test/")},
+        "steps": int(told.get("steps", max((row["step"] + 1 for row in history), default=0))),
+        "training_seconds": told.get("training_seconds", history[-1][SECONDS] if history else None),
+        "parameters": told.get("parameters"),
+        "test": {name.removeprefix("test/"): value for name, value in told.items() if name.startswith("test/")},
     }
     metric = {"bce": "mAP", "ctc": "CER"}.get(recipe["task.loss"], "accuracy")
     if metric not in record["test"]:
@@ -196,7 +208,32 @@ def _run(logs: Sequence[Log]) -> Run | None:
             f"{last.path} has no test/{metric} in its summary; expected the log of a finished run that scored its test "
             "clips, or one that lies in its run folder"
         )
-    return Run(str(last.path.parent), recipe, record, None, history)
+    # Of groups of recordings a log says nothing, and without them its intervals would promise too much.
+    known = metric == "accuracy" and recipe["evaluation.group_by"] is None
+    answers = _answers(last, int(record["test"].get("clips", 0))) if known else None
+    return Run(str(last.path.parent), recipe, record, None, history, answers)
+
+
+def _answers(log: Log, clips: int) -> tuple[Predictions, list[str]] | None:
+    """What the table of test clips says, if all of them are in it: of each the class that was said and its probability,
+    the rest of which is shared by all others; None without such a table."""
+    logged = [row["test/clips"] for row in log.history if isinstance(row.get("test/clips"), dict)]
+    path = log.path.parent / "files" / str(logged[-1].get("path")) if logged else None
+    if path is None or not path.is_file():
+        return None
+    table = read_json(path, _Table, "a table of test clips that wandb wrote")
+    if len(table.data) < max(1, clips) or table.columns != ["key", "true", "predicted", "probability"]:
+        return None
+    try:
+        keys, true, said = (list(map(str, column)) for column in list(zip(*table.data, strict=True))[:3])
+        sure = torch.tensor([float(row[3]) for row in table.data], dtype=torch.float64).clamp(_LEAST, 1 - _LEAST)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be used: {error}; expected a table of test clips that wandb wrote") from error
+    names = sorted({*true, *said})
+    places = {name: place for place, name in enumerate(names)}
+    chances = ((1 - sure) / max(1, len(names) - 1)).unsqueeze(1).repeat(1, len(names))
+    chances[torch.arange(len(keys)), torch.tensor([places[name] for name in said])] = sure
+    return Predictions(keys, chances.log(), torch.tensor([places[name] for name in true])), names
 
 
 def _recipe(log: Log) -> dict[str, Any] | None:
@@ -235,8 +272,12 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif _is_number(value):
             yield f"{prefix}{key}", float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _history(logs: Sequence[Log]) -> list[dict[str, float]]:
@@ -246,10 +287,10 @@ def _history(logs: Sequence[Log]) -> list[dict[str, float]]:
     for log in logs:
         found = []
         for logged in log.history:
-            row = dict(_numbers(logged))
+            row = {name: float(value) for name, value in logged.items() if _is_number(value)}
             runtime = row.get("_runtime", 0.0)
             row = {name: value for name, value in row.items() if not name.startswith("_")}
-            if _STEP in row:
+            if len(row) > 1 and _STEP in row:  # others have pictures and tables
                 row["step"] = row.pop(_STEP)
                 row[SECONDS] = seconds + runtime
                 found.append(row)

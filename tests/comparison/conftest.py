@@ -14,7 +14,7 @@ from ssamba.files import write_json
 from ssamba.models.record import RECORD_NAME
 from ssamba.origin import read_origin
 from ssamba.training.loggers import MetricsFile
-from ssamba.training.runs import provenance
+from ssamba.training.runs import command_record
 
 CLASSES = ["falling", "high", "low", "rising"]
 SPLITS = {
@@ -58,7 +58,10 @@ def make_run(recipes: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
         found = hits if isinstance(hits, Predictions) else predictions(hits)
         names = CLASSES if found.labels.ndim == 1 else [f"tag {i}" for i in range(found.labels.shape[1])]
         record = {
-            **provenance(1234, data, recipe.seed),
+            **command_record(),
+            "seed": recipe.seed,
+            "parameters": 1234,
+            "data": data,
             "resumed": [],
             "origin": read_origin(recipe.model.pretrained),
             "steps": recipe.trainer.max_steps,

@@ -63,6 +63,11 @@ def test_groups_of_seeds_with_a_difference_that_is_one_and_one_that_is_none(make
     costs = cells(said, "group | parameters ")
     assert costs["A"] == ["1,234", "-", "100.5", "1 GB", "36 s", "none", "-", "-"]
     assert "corrected for 3 of them (Holm)" in said
+    # In whatever order they are given.
+    assert main(["compare", *map(str, [*runs[2::-1], *runs[:2:-1]])]) == 0
+    turned = capsys.readouterr().out
+    assert cells(turned, "group | model.encoder | task.pooling ")["A"] == scores["A"]
+    assert cells(turned, "groups ")["A - C"] == [*pairs["A - B"][:-1], "A"]
 
 
 def test_one_run_has_the_interval_of_its_own_report_and_is_said_to_be_one(make_run: Make, capsys: Capture) -> None:

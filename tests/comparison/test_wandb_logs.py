@@ -1,8 +1,10 @@
 """Runs that were logged offline: the same numbers as in their folders, and logs that are none."""
 
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 
 from ssamba.cli import main
 from ssamba.comparison.compare import compare_runs
-from ssamba.comparison.runs import read_run
+from ssamba.comparison.runs import read_examples, read_run
 from ssamba.comparison.wandb_logs import find_logs, read_log
 from ssamba.errors import UserError
 from ssamba.training.loggers import wandb_logger
@@ -38,9 +40,9 @@ def wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def logged(recipes: dict[str, Path], wandb: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Run folders with their logs, to be read only; the second was ended after two steps and went on."""
-    folders = []
+    folders, above = [], tmp_path_factory.mktemp("logged")
     for name, starts in (("whole", [[]]), ("in-parts", [["trainer.max_steps=2"], ["--resume", "auto"]])):
-        folder = tmp_path_factory.mktemp("logged") / name
+        folder = above / name
         for number, words in enumerate(starts):
             if number:
                 (folder / "run.json").unlink()
@@ -53,14 +55,13 @@ def logged(recipes: dict[str, Path], wandb: Any, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def log_alone(logged: list[Path], wandb: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """What a logger of ours wrote of a run, in a folder without its run; group and config as they are given."""
+    """What our logger wrote of a run, in a folder without its run; with a group, a config and a summary."""
+    above = tmp_path_factory.mktemp("alone")
 
-    def make(name: str, group: str, config: dict[str, Any], scores: dict[str, float], encoder: str = "ssast") -> Path:
-        folder = tmp_path_factory.mktemp("alone") / name
-        logger = wandb_logger(folder, "offline", "ssamba", None)
-        logger._wandb_init["group"] = group
-        if config:
-            logger.experiment.config.update(config)
+    def make(name: str, group: str, config: dict[str, Any], scores: dict[str, float]) -> Path:
+        folder = above / group / name
+        options = {"mode": "offline", "project": "ours", "tags": [], "job_type": "finetune", "wandb_id": None}
+        logger = wandb_logger(folder, group=group or None, config=config, **options)
         for row in read_run(logged[0]).history:
             logger.log_metrics({k: v for k, v in row.items() if k not in ("step", "seconds")}, int(row["step"]))
         logger.experiment.summary.update(scores)
@@ -83,6 +84,7 @@ def test_a_log_has_what_the_run_folder_has(logged: list[Path]) -> None:
     for folder in logged:
         (run,), passed = find_logs(folder)
         own = read_run(folder)
+        assert own.record["origin"] is None
         assert not passed and run.folder == folder.resolve() and run.recipe == {**own.recipe, "run_dir": str(folder)}
         assert without_clock(run.history) == without_clock(own.history)
         seconds = [row["seconds"] for row in run.history]
@@ -90,7 +92,36 @@ def test_a_log_has_what_the_run_folder_has(logged: list[Path]) -> None:
         for name, value in own.record["last_metrics"].items():
             log = read_log(sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1])
             assert log.summary[name] == pytest.approx(value)
-        assert log.project == "ssamba" and log.run_id
+        assert log.project == "ssamba" and log.run_id and log.config["model"]["encoder"] == "ssast"
+
+
+def test_logs_without_their_folders_have_the_same_scores_intervals_and_differences(
+    logged: list[Path], tmp_path: Path
+) -> None:
+    """By the table of test clips; beside a run folder as well."""
+    alone = []
+    for number, folder in enumerate(logged):
+        shutil.copytree(folder / "wandb", tmp_path / folder.name, symlinks=True)
+        (run,), _ = find_logs(tmp_path / folder.name)
+        assert run.folder is None and run.recipe["seed"] == number
+        own = read_run(folder)
+        assert {name: run.record["test"][name] for name in own.record["test"]} == pytest.approx(own.record["test"])
+        for name in ("steps", "parameters", "training_seconds"):
+            assert run.record[name] == own.record[name]
+        assert read_examples(run).digest == read_examples(own).digest
+        # As if they were groups.
+        alone.append(replace(run, recipe={**run.recipe, "model.drop_path": number / 10}))
+    folders = [replace(read_run(one), recipe=run.recipe) for one, run in zip(logged, alone, strict=True)]
+    logs, whole, mixed = (compare_runs(some, ["statistics"]) for some in (alone, folders, [alone[0], folders[1]]))
+    for comparison in (logs, mixed):
+        assert [group.scores for group in comparison.groups] == [group.scores for group in whole.groups]
+        assert comparison.pairs[0].difference == whole.pairs[0].difference
+    (table,) = (tmp_path / logged[0].name).glob("offline-run-*/files/media/table/test/clips_*.table.json")
+    table.write_text(table.read_text().replace("probability", "chance"))
+    assert not find_logs(tmp_path / logged[0].name)[0][0].scored
+    table.write_text("[]")
+    with pytest.raises(UserError, match="expected a table of test clips"):
+        find_logs(tmp_path / logged[0].name)
 
 
 def test_logs_in_their_folders_are_compared_as_the_runs_are(
@@ -123,10 +154,10 @@ def test_logs_alone_have_scores_and_no_tests(
         if isinstance(held, dict)
         for key, value in held.items()
     }
-    first = log_alone("first", "mine", {**nested, "parameters": 77, "notes": "more"}, {"test/accuracy": 0.75})
+    first = log_alone("first", "mine", {**nested, "notes": "more"}, {"test/accuracy": 0.75, "parameters": 77})
     log_alone("second", "mine", {**flat, "task_type": "finetune", "seed": 3}, {"test/accuracy": 0.5, "test/clips": 24})
     third = log_alone("third", "other", {**nested, "seed": 5}, {"test/accuracy": 0.25})
-    above = first.parent.parent
+    above = first.parent.parent  # of both groups
     runs, _ = find_logs(above, "mine")
     comparison = compare_runs(sorted(runs, key=lambda run: run.place))
     assert [group.label for group in comparison.groups] == ["ssast", "ssamba"]
@@ -144,7 +175,7 @@ def test_logs_that_are_none(
 ) -> None:
     nested = recipe_of(logged[0], "ssast")
     foreign = log_alone("foreign", "", {"lr": 0.1}, {"accuracy": 0.5})
-    assert "is of the project ssamba, and its config holds no recipe (no task_type)" in refused(
+    assert "is of the project ours, and its config holds no recipe (no task_type)" in refused(
         "compare", "--wandb-dir", foreign
     )
     unscored = log_alone("unscored", "", nested, {})
@@ -164,9 +195,9 @@ def test_a_log_is_read_as_far_as_it_was_written_and_damage_is_told(logged: list[
     (path,) = logged[0].glob("wandb/offline-run-*/run-*.wandb")
     whole = path.read_bytes()
     changed = tmp_path / "run-x.wandb"
-    changed.write_bytes(whole[: len(whole) * 3 // 4])  # of a process that was killed
+    changed.write_bytes(whole[: len(whole) // 2])  # of a process that was killed
     rows = read_log(changed).history
-    assert 0 < len(rows) < 6 and rows == read_log(path).history[: len(rows)]
+    assert 0 < len(rows) < len(read_log(path).history) and rows == read_log(path).history[: len(rows)]
     half = len(whole) // 2
     for content, why in (
         (whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :], "is damaged at byte"),
