@@ -1,9 +1,11 @@
 """Runs that were logged offline: the same numbers as in their folders, and logs that are none."""
 
+import contextlib
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,18 @@ def wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         module.teardown()
 
 
+def await_log(folder: Path, rows: int, summary: Iterable[str]) -> None:
+    """Until the newest log of a run has so many rows and these in its summary: wandb's service writes the last of it a
+    moment after the run has ended."""
+    path = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1]
+    for _ in range(200):
+        with contextlib.suppress(UserError):
+            log = read_log(path)
+            if len(log.history) >= rows and {*summary} <= log.summary.keys():
+                break
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def logged(recipes: dict[str, Path], wandb: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Run folders with their logs, to be read only; the second was ended after two steps and went on."""
@@ -49,6 +63,7 @@ def logged(recipes: dict[str, Path], wandb: Any, tmp_path_factory: pytest.TempPa
             words = [f"run_dir={folder}", "model.encoder=ssast", f"seed={len(folders)}", "wandb.mode=offline", *words]
             assert main(["finetune", str(recipes["finetune"]), *words]) == 0
             wandb.finish()
+        await_log(folder, 1, {"test/accuracy"})
         folders.append(folder)
     return folders
 
@@ -66,6 +81,7 @@ def log_alone(logged: list[Path], wandb: Any, tmp_path_factory: pytest.TempPathF
             logger.log_metrics({k: v for k, v in row.items() if k not in ("step", "seconds")}, int(row["step"]))
         logger.experiment.summary.update(scores)
         wandb.finish()
+        await_log(folder, 6, scores)
         return folder
 
     return make
@@ -128,10 +144,12 @@ def test_logs_in_their_folders_are_compared_as_the_runs_are(
     logged: list[Path], finetuned: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--allow", "statistics"]
-    assert main(["compare", *map(str, logged), str(finetuned("ssast")), *words]) == 0
+    other = str(finetuned("ssast"))
+    capsys.readouterr()
+    assert main(["compare", *map(str, logged), other, *words]) == 0
     folders = capsys.readouterr().out
     above = os.path.commonpath(logged)
-    assert main(["compare", str(finetuned("ssast")), "--wandb-dir", above, *words]) == 0
+    assert main(["compare", other, "--wandb-dir", above, *words]) == 0
     told = capsys.readouterr().out
     rows = [
         sorted(line.split("|")[2:] for line in text.splitlines() if "seed" in line and "|" in line)
@@ -139,7 +157,7 @@ def test_logs_in_their_folders_are_compared_as_the_runs_are(
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 2
     # Given twice, in its folder and by its log, a run counts once.
-    assert main(["compare", *map(str, logged), str(finetuned("ssast")), "--wandb-dir", above, *words]) == 0
+    assert main(["compare", *map(str, logged), other, "--wandb-dir", above, *words]) == 0
     assert capsys.readouterr().out == folders
 
 
