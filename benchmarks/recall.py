@@ -1,12 +1,14 @@
 """Long dependencies: which class a marked event had, asked so many tokens later, by every encoder on one budget.
 
-    python benchmarks/recall.py OUT [--encoders ...] [--tokens 512] [--distances 4 16 64 256 448] [--steps 1000]
-                                    [--batch 8] [--rates 3e-4 1e-3 3e-3] [--seeds 3] [--jobs 1]
+    python benchmarks/recall.py OUT [--encoders ...] [--tokens 2048] [--distances 4 16 64 256 1024 1920] [--steps 600]
+                                    [--batch 4] [--rates 3e-4 1e-3 3e-3] [--seeds 3] [--jobs 1]
 
 A clip is a row of tokens of 20 ms: noise, in which tones of 8 classes come up now and then. One of them is marked, and
-so many tokens later there is a question: the answer, given at the question's token, is the class of the marked tone.
-Between them lie other tones, and nothing near the question tells the answer. A training clip has one of the distances
-by chance; of each, accuracy is that of 200 test clips, beside chance.
+so many tokens later there is a question: the answer, given at the question's token, is the class of the tone that was
+marked last. Between them lie tones that are not marked, before and after them as many shorter pairs of a mark and a
+question as there is room for, and nothing near a question tells its answer. The distance of the first pair of a clip is
+one of those asked for by chance. In training all questions of a clip count; for each distance accuracy is that of the
+first pair's question in 200 test clips, beside chance.
 
 All encoders have the size nano, so about as many parameters, and learn from the same clips in as many steps, from
 scratch. Each one's learning rate is chosen among --rates on validation clips, with a seed of its own; then each of
@@ -49,6 +51,7 @@ BINS = 2 * CLASSES + 4  # two of each class, of the mark and of the question
 MARK, QUESTION = 2 * CLASSES, 2 * CLASSES + 2
 FRAMES = 2  # of a token
 LOUD, NOISE, OTHERS = 3.0, 0.3, 1 / 16  # how loud a tone is, the noise's deviation, how often a tone comes up
+LONGEST_GAP = 8  # tokens before a pair that fills up a training clip
 TEST_CLIPS, VALIDATION_CLIPS = 200, 50  # of each distance
 AT_ONCE = 50  # clips that are answered at a time
 TUNING_SEED = 1000
@@ -56,9 +59,10 @@ WARMUP_STEPS, WEIGHT_DECAY, GRADIENT_CLIP = 50, 0.01, 1.0
 
 
 class Clips(NamedTuple):
-    """log_mel: (B, T, M). questions: int64 (B,), the token that is to answer. answers: int64 (B,)."""
+    """log_mel: (B, T, M). Of each question its clip, its token and its answer: int64 (Q,)."""
 
     log_mel: Tensor
+    clips: Tensor
     questions: Tensor
     answers: Tensor
 
@@ -81,19 +85,44 @@ class Run(NamedTuple):
     seed: int
 
 
-def draw_clips(tokens: int, distances: Sequence[int], generator: torch.Generator) -> Clips:
-    """A clip for each distance."""
-    batch, apart = len(distances), torch.tensor(distances)
+def draw_pairs(tokens: int, distance: int, others: Sequence[int], generator: torch.Generator) -> list[tuple[int, int]]:
+    """Places of a marked tone and of its question, a pair at that distance and, in the room before and after it, pairs
+    at `others` that fit. None lies within another."""
+
+    def below(most: int) -> int:
+        return int(torch.randint(most, (), generator=generator))
+
+    marked = below(tokens - distance)
+    pairs = [(marked, marked + distance)]
+    for place, end in ((0, marked), (marked + distance + 1, tokens)):
+        while fitting := [other for other in others if place + other < end]:
+            chosen = fitting[below(len(fitting))]
+            place += below(min(LONGEST_GAP, end - place - chosen))
+            pairs.append((place, place + chosen))
+            place += chosen + 1
+    return pairs
+
+
+def draw_clips(tokens: int, distances: Sequence[int], others: Sequence[int], generator: torch.Generator) -> Clips:
+    """A clip for each distance, as `draw_pairs` has it; the question of that pair is the first of its clip's."""
+    batch = len(distances)
+    pairs = [(clip, *pair) for clip, distance in enumerate(distances)
+             for pair in draw_pairs(tokens, distance, others, generator)]  # fmt: skip
+    clips, marked, questions = torch.tensor(pairs).unbind(1)
     log_mel = NOISE * torch.randn(batch, tokens, BINS, generator=generator)
     classes = torch.randint(CLASSES, (batch, tokens), generator=generator)
     heard = torch.rand(batch, tokens, generator=generator) < OTHERS
-    marked = (torch.rand(batch, generator=generator) * (tokens - apart)).long()
-    questions, clips = marked + apart, torch.arange(batch)
     heard[clips, marked], heard[clips, questions] = True, False
     log_mel[..., :MARK] += LOUD * F.one_hot(classes, CLASSES).repeat_interleave(2, 2) * heard.unsqueeze(2)
     log_mel[clips, marked, MARK:QUESTION] += LOUD
     log_mel[clips, questions, QUESTION:] += LOUD
-    return Clips(log_mel.repeat_interleave(FRAMES, 1), questions, classes[clips, marked])
+    return Clips(log_mel.repeat_interleave(FRAMES, 1), clips, questions, classes[clips, marked])
+
+
+def first_questions(clips: Clips) -> Clips:
+    """The same clips, of each the first question alone."""
+    first = torch.cat([clips.clips.new_ones(1, dtype=torch.bool), clips.clips[1:] != clips.clips[:-1]])
+    return Clips(clips.log_mel, clips.clips[first], clips.questions[first], clips.answers[first])
 
 
 def make_model(encoder: str, tokens: int) -> TokenClassifier:
@@ -106,16 +135,26 @@ def make_model(encoder: str, tokens: int) -> TokenClassifier:
 
 
 def answer(model: TokenClassifier, clips: Clips) -> Tensor:
-    """The logits at the questions, (B, C)."""
-    logits: Tensor = model(clips.log_mel)[torch.arange(len(clips.questions)), clips.questions]
+    """The logits at the questions, (Q, C)."""
+    logits: Tensor = model(clips.log_mel)[clips.clips, clips.questions]
     return logits
 
 
 def held_out(task: Task, distance: int, kind: str, count: int) -> list[Clips]:
-    """The same clips for every run, in batches."""
+    """The same clips for every run, with a question each, in batches."""
     sizes = [min(AT_ONCE, count - start) for start in range(0, count, AT_ONCE)]
-    return [draw_clips(task.tokens, [distance] * size, clip_generator(distance, kind, place))
-            for place, size in enumerate(sizes)]  # fmt: skip
+    return [
+        first_questions(
+            draw_clips(task.tokens, [distance] * size, task.distances, clip_generator(distance, kind, place))
+        )
+        for place, size in enumerate(sizes)
+    ]
+
+
+@functools.cache
+def right_answers(task: Task, distance: int, kind: str, count: int) -> Tensor:
+    """Of those clips, int64 (count,)."""
+    return torch.cat([clips.answers for clips in held_out(task, distance, kind, count)])
 
 
 def train(run: Run, task: Task) -> dict[str, Any]:
@@ -130,7 +169,7 @@ def train(run: Run, task: Task) -> dict[str, Any]:
     for step in range(task.steps):
         generator = clip_generator(run.seed, "recall", step)
         chosen = torch.randint(len(task.distances), (task.batch,), generator=generator).tolist()
-        clips = draw_clips(task.tokens, [task.distances[place] for place in chosen], generator)
+        clips = draw_clips(task.tokens, [task.distances[place] for place in chosen], task.distances, generator)
         loss = F.cross_entropy(answer(model, clips), clips.answers)
         optimizer.zero_grad()
         loss.backward()
@@ -153,7 +192,7 @@ def train(run: Run, task: Task) -> dict[str, Any]:
 def predictions(task: Task, run: dict[str, Any], distance: int) -> Predictions:
     """What a run said of the test clips of a distance."""
     said = torch.tensor(run["said"][str(distance)])
-    labels = torch.cat([clips.answers for clips in held_out(task, distance, "test", TEST_CLIPS)])
+    labels = right_answers(task, distance, "test", TEST_CLIPS)
     return Predictions(list(map(str, range(len(said)))), F.one_hot(said, CLASSES).float(), labels)
 
 
@@ -168,7 +207,7 @@ def chosen_rate(task: Task, runs: Sequence[dict[str, Any]], encoder: str) -> flo
     def score(run: dict[str, Any]) -> float:
         right = 0
         for distance in task.distances:
-            labels = torch.cat([clips.answers for clips in held_out(task, distance, "validation", VALIDATION_CLIPS)])
+            labels = right_answers(task, distance, "validation", VALIDATION_CLIPS)
             right += int((torch.tensor(run["said"][str(distance)]) == labels).sum())
         return right
 
@@ -236,9 +275,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
-    for name, default in (("tokens", 512), ("steps", 1000), ("batch", 8), ("seeds", 3), ("jobs", 1)):
+    for name, default in (("tokens", 2048), ("steps", 600), ("batch", 4), ("seeds", 3), ("jobs", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--distances", type=int, nargs="+", default=[4, 16, 64, 256, 448])
+    parser.add_argument("--distances", type=int, nargs="+", default=[4, 16, 64, 256, 1024, 1920])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     given = parser.parse_args()
     task = Task(given.tokens, tuple(sorted(set(given.distances))), given.steps, given.batch)

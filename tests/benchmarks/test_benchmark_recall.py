@@ -32,24 +32,40 @@ def call(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     script.main()
 
 
-def test_the_answer_is_the_class_of_the_marked_tone(recall: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("others", [(), (4, 16, 40)])
+def test_the_answer_is_the_class_of_the_tone_marked_last(
+    recall: Any, monkeypatch: pytest.MonkeyPatch, others: tuple[int, ...]
+) -> None:
     monkeypatch.setattr(recall, "NOISE", 0.0)
     apart = [4, 16, 40] * 40
-    clips = recall.draw_clips(64, apart, clip_generator(0, "test", 0))
+    clips = recall.draw_clips(64, apart, others, clip_generator(0, "test", 0))
     frames = clips.log_mel.unflatten(1, (64, 2))
     assert torch.equal(frames[:, :, 0], frames[:, :, 1])
     tokens = frames[:, :, 0]
-    for clip, distance, question, answer in zip(tokens, apart, clips.questions, clips.answers, strict=True):
-        (marked,) = torch.nonzero(clip[:, recall.MARK]).flatten()
-        (asked,) = torch.nonzero(clip[:, recall.QUESTION]).flatten()
-        assert asked == question == marked + distance
-        tones = clip[:, : recall.MARK].unflatten(1, (recall.CLASSES, 2))
-        assert torch.equal(tones[marked].nonzero()[:, 0].unique(), answer.unsqueeze(0))
-        assert not tones[asked].any()  # the question says nothing
-        assert (tones.any(2).sum(1) <= 1).all() and set(clip.unique().tolist()) == {0.0, recall.LOUD}
+    tones = tokens[..., : recall.MARK].unflatten(2, (recall.CLASSES, 2)).all(3)
+    assert (tones.sum(2) <= 1).all() and set(tokens.unique().tolist()) == {0.0, recall.LOUD}
+    marks, questions = (tokens[..., place].bool() for place in (recall.MARK, recall.QUESTION))
+    assert torch.equal(marks.sum(1), questions.sum(1)) and (marks.sum(1) > 1).any() == bool(others)
+    asked = torch.zeros_like(questions)
+    asked[clips.clips, clips.questions] = True
+    assert torch.equal(asked, questions)
+    for clip, question, answer in zip(clips.clips, clips.questions, clips.answers, strict=True):
+        last = int(torch.nonzero(marks[clip, :question]).max())
+        assert int(question) - last in (4, 16, 40) and not questions[clip, last:question].any()
+        assert tones[clip, last].nonzero().flatten().tolist() == [int(answer)]
+        assert not tones[clip, question].any()  # the question says nothing
+    first = recall.first_questions(clips)
+    assert first.clips.tolist() == list(range(120)) and first.log_mel is clips.log_mel
+    for clip, question in enumerate(first.questions):
+        assert int(question) - int(torch.nonzero(marks[clip, :question]).max()) == apart[clip]
+    assert len(clips.answers.unique()) == recall.CLASSES
+
+
+def test_what_is_not_marked_comes_up_now_and_then(recall: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "NOISE", 0.0)
+    tokens = recall.draw_clips(64, [4] * 100, (), clip_generator(0, "test", 0)).log_mel[:, ::2]
     heard = tokens[..., : recall.MARK].any(2).float().mean()
     assert float(heard) == pytest.approx(1 / 16 + 1 / 64, abs=0.01)
-    assert len(clips.answers.unique()) == recall.CLASSES
 
 
 def test_held_out_clips_are_the_same_for_every_run_and_no_training_clips(recall: Any) -> None:
@@ -87,7 +103,7 @@ def test_rates_are_chosen_on_validation_clips_and_scores_are_of_test_clips(recal
 
 def test_it_answers_at_the_questions_token(recall: Any) -> None:
     torch.manual_seed(0)
-    model, clips = recall.make_model("ssast", 32), recall.draw_clips(32, [4, 9], clip_generator(0, "test", 0))
+    model, clips = recall.make_model("ssast", 32), recall.draw_clips(32, [4, 9], (), clip_generator(0, "test", 0))
     torch.nn.init.normal_(model.head[1].weight)
     tokens = model.encoder(clips.log_mel).tokens
     for clip, question in enumerate(clips.questions):
