@@ -1,10 +1,10 @@
 """What a run costs: parameters, multiply-adds, clips a second, memory, time and energy.
 
 Multiply-adds (MACs) of a forward pass of one clip are counted by torch's flop counter (a flop is half of one) over the
-network without its spectrogram: products of matrices, attention, convolutions. Our own operators count as they compute:
-the selective scan 4 for each of directions x tokens x inner width x states (step * A, drive * B, decay * h + ..., C *
-h), its exponential not among them, and the convolution before it its taps for each of directions x tokens x inner
-width. Sums, norms and activations are not counted. A training step counts as three forward passes, or as one where the
+network without its spectrogram: products of matrices, attention, convolutions, LSTMs. Our own operators count as they
+compute: the selective scan 4 for each of directions x tokens x inner width x states (step * A, drive * B, decay * h +
+..., C * h), its exponential not among them, and the convolution before it its taps for each of directions x tokens x
+inner width. Sums, norms and activations are not counted. A training step counts as three forward passes, or as one where the
 encoder is frozen; so does one of pretraining, whose heads are not counted.
 """
 
@@ -40,9 +40,19 @@ def _conv_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * weight[0] * batch * tokens * width * weight[-1]
 
 
+def _lstm_flops(x: Shape, of_input: Shape, of_state: Shape, *_: Any, **__: Any) -> int:
+    """Of one direction of torch's LSTM: x (L, B, D), its weights (4 N, D) and (4 N, N)."""
+    tokens, batch, _width = x
+    return 2 * tokens * batch * (of_input[0] * of_input[1] + of_state[0] * of_state[1])
+
+
 def count_macs(module: nn.Module, frames: int, mel_bins: int) -> int:
     """Of a module made under `FakeTensorMode`, for one spectrogram (1, frames, mel_bins)."""
-    own = {torch.ops.ssamba.scan: _scan_flops, torch.ops.ssamba.conv: _conv_flops}
+    own = {
+        torch.ops.ssamba.scan: _scan_flops,
+        torch.ops.ssamba.conv: _conv_flops,
+        torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=own)
     # Attention as the products that it is made of: of the fused kernels the counter knows those of GPUs alone.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -55,6 +55,37 @@ def test_a_scan_counts_four_for_each_state(directions: int, family: str) -> None
     assert model_macs(config) == PATCHES * PIXELS * width + layers * tokens * (projections + directions * each)
 
 
+def test_an_lstm_is_its_products_in_both_directions() -> None:
+    width, cells, layers, tokens = 96, 40, 2, PATCHES + 1
+    config = {
+        "model_type": "bilstm",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "state_size": cells,
+        "layer_norm_eps": 1e-5,
+        **CLIP,
+    }
+    each = 2 * 4 * cells * (width + cells) + 2 * cells * width
+    assert model_macs(config) == PATCHES * PIXELS * width + layers * tokens * each
+
+
+def test_a_conformer_is_its_products_attention_and_convolutions() -> None:
+    width, layers, taps = 96, 2, 31
+    config = {
+        "model_type": "conformer",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 3,
+        "intermediate_size": 4 * width,
+        "conv_depthwise_kernel_size": taps,
+        **CLIP,
+    }
+    tokens = PATCHES + 1
+    feed_forwards, attention, convolution = 4 * width * 4 * width, 4 * width**2, 3 * width**2 + taps * width
+    each = tokens * (feed_forwards + attention + convolution) + 2 * tokens**2 * width
+    assert model_macs(config) == PATCHES * PIXELS * width + layers * each
+
+
 @pytest.mark.parametrize("words", [[], ["task.pooling=attentive"], ["task.hop_ms=320", "data.short=pad"]])
 def test_the_head_is_counted(words: list[str], finetuned: Callable[[str], Path]) -> None:
     config = read_config(finetuned("ssast"))
