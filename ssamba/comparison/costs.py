@@ -4,8 +4,8 @@ Multiply-adds (MACs) of a forward pass of one clip are counted by torch's flop c
 network without its spectrogram: products of matrices, attention, convolutions, LSTMs. Our own operators count as they
 compute: the selective scan 4 for each of directions x tokens x inner width x states (step * A, drive * B, decay * h +
 ..., C * h), its exponential not among them, and the convolution before it its taps for each of directions x tokens x
-inner width. Sums, norms and activations are not counted. A training step counts as three forward passes, or as one where the
-encoder is frozen; so does one of pretraining, whose heads are not counted.
+inner width. Sums, norms and activations are not counted. A training step counts as three forward passes, or as one
+where the encoder is frozen; so does one of pretraining, whose heads are not counted.
 """
 
 import statistics
