@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -200,6 +201,9 @@ def fit(
         part_at_exit()
         raise
     except BaseException as error:
+        # torch raises of a worker's end from the signal, wherever this process is then: amid what is said of it, too.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # Processes that Lightning started beside this one would wait for it.
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)

@@ -331,9 +331,10 @@ def test_a_second_signal_kills_at_once(recipes: Recipes, tmp_path: Path) -> None
 def test_workers_leave_the_answer_to_their_parent(recipes: Recipes) -> None:
     recipe = load_recipe(recipes["pretrain"], ["run_dir=run", "model.encoder=ssast", "data.num_workers=1"])
     assert isinstance(recipe, PretrainRecipe)
+    before = {process.pid for process in multiprocessing.active_children()}  # of loaders that nothing has collected yet
     batches = iter(build_pretrainer(recipe).data.train_dataloader())
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = (process for process in multiprocessing.active_children() if process.pid not in before)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
     for _ in range(20):  # more than were under way
