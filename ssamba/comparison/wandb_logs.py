@@ -217,7 +217,7 @@ def _run(logs: Sequence[Log]) -> Run | None:
 def _answers(log: Log, clips: int) -> tuple[Predictions, list[str]] | None:
     """What the table of test clips says, if all of them are in it: of each the class that was said and its probability,
     the rest of which is shared by all others; None without such a table."""
-    logged = [row["test/clips"] for row in log.history if isinstance(row.get("test/clips"), dict)]
+    logged = [row["test/predictions"] for row in log.history if isinstance(row.get("test/predictions"), dict)]
     path = log.path.parent / "files" / str(logged[-1].get("path")) if logged else None
     if path is None or not path.is_file():
         return None

@@ -63,7 +63,7 @@ def _show_in_wandb(
     run: Any = logger.experiment
     rate = built.audio.sampling_rate
     tables = {
-        "test/clips": _table(folder / "test" / "predictions.csv"),
+        "test/predictions": _table(folder / "test" / "predictions.csv"),
         "test/classes": _table(folder / "test" / CLASSES_NAME),
         "test/mistakes": _table(folder / "test" / "mistakes.csv"),
         "test/texts": _table(folder / "test" / TEXTS_NAME),

@@ -132,7 +132,7 @@ def test_logs_without_their_folders_have_the_same_scores_intervals_and_differenc
     for comparison in (logs, mixed):
         assert [group.scores for group in comparison.groups] == [group.scores for group in whole.groups]
         assert comparison.pairs[0].difference == whole.pairs[0].difference
-    (table,) = (tmp_path / logged[0].name).glob("offline-run-*/files/media/table/test/clips_*.table.json")
+    (table,) = (tmp_path / logged[0].name).glob("offline-run-*/files/media/table/test/predictions_*.table.json")
     table.write_text(table.read_text().replace("probability", "chance"))
     assert not find_logs(tmp_path / logged[0].name)[0][0].scored
     table.write_text("[]")

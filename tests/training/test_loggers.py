@@ -167,7 +167,7 @@ def test_wandb_offline_holds_all_that_a_run_has_come_to(
     assert {name: summary[name] for name in scores} == pytest.approx(scores)
     assert (summary["steps"], summary["parameters"]) == (2, record["parameters"])
 
-    clips, classes, mistakes = (one_table(run, f"test/{name}") for name in ("clips", "classes", "mistakes"))
+    clips, classes, mistakes = (one_table(run, f"test/{name}") for name in ("predictions", "classes", "mistakes"))
     with (run / "test" / "predictions.csv").open(newline="") as file:
         told = list(csv.reader(file))
     assert clips["columns"] == told[0] and [str(row[0]) for row in clips["data"]] == [row[0] for row in told[1:]]
