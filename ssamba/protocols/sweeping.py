@@ -106,7 +106,7 @@ def run_sweep(
                 for point in points
                 if point not in without
             }
-            failed += _made(works, make, executor, root)
+            failed += _made(stage, works, make, executor, root)
     write_json(root / SWEEP_NAME, {**record, "failed": [point.name for point in failed]})
     return failed
 
@@ -236,14 +236,14 @@ def _described(paths: Mapping[Point, Path]) -> list[dict[str, Any]]:
 
 
 def _made(
-    works: Mapping[Work, Point], make: Callable[[Work], int], executor: Executor | None, root: Path
+    stage: str, works: Mapping[Work, Point], make: Callable[[Work], int], executor: Executor | None, root: Path
 ) -> list[Point]:
     """The points of the runs that failed."""
     failed = []
     for work in works:
         if work.log:
             Path(work.log).parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar(len(works), "run", "sweep", disable=not works) as bar:
+    with progress_bar(len(works), "run", f"sweep, {stage}", disable=not works) as bar:
         for work, status in run_jobs(make, works, executor):
             point = works[work]
             if was_stopped(status):
