@@ -98,7 +98,8 @@ def _page(title: str, body: str) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first one their header."""
-    head = "".join(f"<th>{html_text(cell)}</th>" for cell in rows[0])
+    # The name of a key may go on in another line behind its dots.
+    head = "".join(f"<th>{html_text(cell).replace('.', '.<wbr>').replace('_', '_<wbr>')}</th>" for cell in rows[0])
     named = [f' data-name="{html_text(name)}"' if name else "" for name in rows[0]]
     others = [
         "".join(f"<td{name}>{html_text(cell)}</td>" for name, cell in zip(named, row, strict=True)) for row in rows[1:]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, StrMethodFormatter
 from torch import Tensor
 
 from ssamba.evaluation.verification import Rates
@@ -280,6 +280,11 @@ def _thinned(points: Points) -> Points:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
+def _is_round(value: float) -> bool:
+    """Whether it is 2 or 5 times a power of ten."""
+    return f"{value:.0e}"[0] in "25"
+
+
 def draw_trade_off(
     path: Path, groups: Mapping[str, tuple[float, float, float, float]], xlabel: str, ylabel: str, title: str
 ) -> None:
@@ -293,10 +298,11 @@ def draw_trade_off(
         axis.errorbar([cost], [score], yerr=ends, fmt=marker, color=f"C{number % 10}", capsize=4, label=_shown(group))
         axis.annotate(group.partition(":")[0][:4], (cost, score), xytext=(6, 4), textcoords="offset points", fontsize=9)
     costs = [cost for cost, *_ in groups.values()]
+    said = EngFormatter() if max(costs) >= 10_000 else StrMethodFormatter("{x:g}")
+    axis.xaxis.set_major_formatter(said)
     if min(costs) > 0 and max(costs) > 10 * min(costs):
-        axis.set_xscale("log")
-    if max(costs) >= 10_000:
-        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.set_xscale("log")  # whose own labels are formulas
+        axis.xaxis.set(major_formatter=said, minor_formatter=lambda cost, _: said(cost) if _is_round(cost) else "")
     axis.set(xlabel=xlabel, ylabel=ylabel, title=_shown(title))
     axis.margins(x=0.15, y=0.15)
     axis.grid(alpha=0.3)

@@ -142,3 +142,14 @@ def test_a_timeline_shares_its_axis_with_the_spectrogram(tmp_path: Path, figures
     assert "(s)" in below.get_xlabel()
     pictures.draw_timeline(tmp_path / "a.png", spectrogram, chances, 10.0, labels, "x" * 200)
     assert figures[1].axes[0].get_xlim() == (0, pytest.approx(500 / 60)) and "(min)" in figures[1].axes[1].get_xlabel()
+
+
+@pytest.mark.parametrize(("unit", "expected"), [(1.0, {"0.2", "0.5", "1", "2", "5"}), (1e12, {"500 G", "1 T", "2 T"})])
+def test_the_numbers_of_a_logarithmic_axis_are_plain(
+    unit: float, expected: set[str], figures: list[Figure], tmp_path: Path
+) -> None:
+    groups = {"A: x": (0.2 * unit, 0.9, 0.85, 0.95), "B: y": (7 * unit, 0.93, float("nan"), float("nan"))}
+    pictures.draw_trade_off(tmp_path / "a.png", groups, "cost", "accuracy", "title")
+    (axis,) = figures[0].axes
+    said = {label.get_text() for label in axis.get_xticklabels(which="both")}
+    assert expected <= said and not any("$" in text or "8" in text for text in said)
