@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.models.mixer import BidirectionalMixer, Direction, scale_outputs
-from ssamba.models.stack import Stack
+from ssamba.models.stack import ResidualStack
 from ssamba.ops import bidirectional_scan, causal_conv_silu, selective_scan
 
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
@@ -70,7 +70,7 @@ class AumLayer(nn.Module):
         return out
 
 
-class AumStack(Stack):
+class AumStack(ResidualStack):
     """AuM's layers over embedded tokens, (B, L, D) -> (B, L, D), x <- x + layer(x), and a final norm.
 
     One class token stands in the middle, where the scans from either end have seen as much. The layouts are the three
@@ -81,7 +81,6 @@ class AumStack(Stack):
     scan_layout="bi_bi": both in both directions, SSAMBA's mixer: its choice from ImageNet's weights.
     """
 
-    num_class_tokens = 1
     scans = True
 
     def __init__(self, hidden_size: int, num_hidden_layers: int, state_size: int, expand: int, conv_kernel: int,
@@ -95,11 +94,3 @@ class AumStack(Stack):
         )
         self.norm = nn.RMSNorm(hidden_size, eps=rms_norm_eps)
         scale_outputs(self.layers)
-
-    def class_token_index(self, patches: int) -> int:
-        return patches // 2
-
-    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
-        out: Tensor = self.norm(self.add_layers(x, hidden_states, kept))
-        self.keep(hidden_states, out)
-        return out

@@ -6,7 +6,7 @@ Shapes: B batch, L tokens, D width, N state size.
 from torch import Tensor, nn
 
 from ssamba.models.mixer import scale_outputs
-from ssamba.models.stack import Stack
+from ssamba.models.stack import ResidualStack
 
 
 class BilstmLayer(nn.Module):
@@ -23,13 +23,11 @@ class BilstmLayer(nn.Module):
         return out
 
 
-class BilstmStack(Stack):
+class BilstmStack(ResidualStack):
     """Layers over embedded tokens, (B, L, D) -> (B, L, D), x <- x + layer(x), and a final norm.
 
     One class token stands in the middle, where either direction has seen as much.
     """
-
-    num_class_tokens = 1
 
     def __init__(self, hidden_size: int, num_hidden_layers: int, state_size: int, layer_norm_eps: float) -> None:
         super().__init__()
@@ -38,11 +36,3 @@ class BilstmStack(Stack):
         )
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         scale_outputs(self.layers)
-
-    def class_token_index(self, patches: int) -> int:
-        return patches // 2
-
-    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
-        out: Tensor = self.norm(self.add_layers(x, hidden_states, kept))
-        self.keep(hidden_states, out)
-        return out

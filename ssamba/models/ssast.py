@@ -53,9 +53,6 @@ class SsastStack(Stack):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
-        for number, layer in enumerate(self.layers):
-            self.keep(hidden_states, x)
-            x = self.run_layer(layer, x, None if kept is None else kept[number])
-        out: Tensor = self.norm(x)
+        out: Tensor = self.norm(self.run_layers(x, hidden_states, kept))
         self.keep(hidden_states, out)
         return out

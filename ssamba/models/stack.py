@@ -67,6 +67,13 @@ class Stack(nn.Module):
             x = x + self.branch(self.run_layer(layer, x), None if kept is None else kept[number], 0)
         return x
 
+    def run_layers(self, x: Tensor, hidden_states: list[Tensor] | None, kept: Tensor | None) -> Tensor:
+        """x <- layer(x), one layer after another, each of which adds its branches itself; what each takes is kept."""
+        for number, layer in enumerate(self.layers):
+            self.keep(hidden_states, x)
+            x = self.run_layer(layer, x, None if kept is None else kept[number])
+        return x
+
     def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:
         out: Tensor
         if self.recompute and torch.is_grad_enabled():
@@ -74,4 +81,20 @@ class Stack(nn.Module):
             out = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             out = layer(*arguments)
+        return out
+
+
+class ResidualStack(Stack):
+    """x <- x + layer(x), one layer after another, and a final norm. One class token stands in the middle, where either
+    direction has seen as much."""
+
+    num_class_tokens = 1
+    norm: nn.Module
+
+    def class_token_index(self, patches: int) -> int:
+        return patches // 2
+
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None, kept: Tensor | None = None) -> Tensor:
+        out: Tensor = self.norm(self.add_layers(x, hidden_states, kept))
+        self.keep(hidden_states, out)
         return out
