@@ -24,7 +24,7 @@ of the axes that set something in it, and fine-tuning one for every pretrained m
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ssamba.config import Recipe, load_recipe, recipe_keys
@@ -100,7 +100,12 @@ class Sweep:
     run_dir: str
     stages: Mapping[str, Stage]
     axes: Axes
-    points: Sequence[Point] = field(default=(), repr=False)
+    recipes: Mapping[Point, Recipe] = field(default_factory=dict, repr=False)
+    """Of each point, trained for what its budget comes to; for a budget in hours as long as the recipe says."""
+
+    @property
+    def points(self) -> list[Point]:
+        return list(self.recipes)
 
     def load(self, point: Point, *more: str) -> Recipe:
         """The recipe of a point, with further overrides.
@@ -110,13 +115,6 @@ class Sweep:
         """
         words = [f"{key}={value}" for key, value in point.overrides.items()]
         return load_recipe(self.stages[point.stage].recipe, [*words, *more], point.stage)
-
-    def settled(self, point: Point) -> Recipe:
-        """The same, trained for what the budget comes to; for a budget in hours as long as the recipe says."""
-        recipe = self.load(point)
-        budget = self.stages[point.stage].budget
-        steps = budget.steps(recipe.data.batch_size) if budget else None
-        return recipe if steps is None else self.load(point, f"trainer.max_steps={steps}")
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -141,9 +139,7 @@ def read_sweep(path: Path) -> Sweep:
     if complaints:
         raise UserError(f"sweep {path}:", *complaints)
     sweep = Sweep(str(path), path_text(run_dir), stages, axes)
-    points = _points(sweep)
-    _check_points(sweep, points)
-    return Sweep(sweep.path, sweep.run_dir, stages, axes, points)
+    return replace(sweep, recipes=_recipes(sweep, _points(sweep)))
 
 
 # What is in the file
@@ -318,18 +314,23 @@ def _point(sweep: Sweep, stage: str, values: dict[str, str], start: str = "", af
     return Point(stage, values, {**overrides, "run_dir": f"{sweep.run_dir}/{point.name}"}, after)
 
 
-def _check_points(sweep: Sweep, points: Sequence[Point]) -> None:
+def _recipes(sweep: Sweep, points: Sequence[Point]) -> dict[Point, Recipe]:
     names = [point.name for point in points]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
             f"sweep {sweep.path}: several points are called {twice[0]}; give the axes names that differ after the last "
             "dot, and values that differ in letters and digits"
         )
+    recipes: dict[Point, Recipe] = {}
     complaints: dict[str, str] = {}
     for point in points:
+        budget = sweep.stages[point.stage].budget
         try:
-            sweep.settled(point)
+            recipe = sweep.load(point)
+            steps = budget.steps(recipe.data.batch_size) if budget else None
+            recipes[point] = recipe if steps is None else sweep.load(point, f"trainer.max_steps={steps}")
         except UserError as error:
             complaints.setdefault(str(error).partition("\n")[2].strip() or str(error), point.name)
     if complaints:
         raise UserError(f"sweep {sweep.path}:", *(f"{point}: {text}" for text, point in complaints.items()))
+    return recipes

@@ -72,7 +72,6 @@ def pretrain(
         UserError: the recipe, the data, run_dir or the machine do not fit; said before any long work.
         Stopped: a signal asked for it; the run can go on.
     """
-
     return _run(recipe, partial(build_pretrainer, stages=stages), resume, overwrite)
 
 
@@ -83,7 +82,6 @@ def finetune(
 
     Arguments and errors are those of `pretrain`.
     """
-
     return _run(recipe, partial(build_finetuner, stages=stages), resume, overwrite)
 
 
@@ -99,10 +97,9 @@ def _run(
     with RunLock(folder) as lock:
         start = find_start(recipe, resume, overwrite)
         if start is not None:
-            recipe = _as_begun(recipe)
-            check_goes_on(recipe, start)
-            if is_finished(recipe, start):
-                return Run(folder, read_record(folder / RECORD_NAME), trained=False, stale=start.stale)
+            recipe = _as_begun(recipe, start)
+            if (finished := _finished_record(recipe, start)) is not None:
+                return Run(folder, finished, trained=False, stale=start.stale)
 
         built = build(recipe)
         training = build_trainer(built.recipe, built.data, start)
@@ -159,24 +156,20 @@ def find_start(recipe: Recipe, resume: str | None, overwrite: bool) -> Saved | N
     return saved
 
 
-def _as_begun(recipe: AnyRecipe) -> AnyRecipe:
-    """The recipe with what it leaves open as the run in its run_dir has it."""
+def _as_begun(recipe: AnyRecipe, saved: Saved) -> AnyRecipe:
+    """The recipe with what it leaves open as the run in its run_dir has it, which is to go on from a checkpoint.
+
+    Raises:
+        UserError: by this recipe it would learn something else.
+    """
     earlier = load_recipe(recipe.run_dir)
     left = [name for name in VARIANTS if getattr(recipe.model, name) is None]
     model = replace(recipe.model, **{name: getattr(earlier.model, name) for name in left})
     audio = recipe.audio
     if audio.mean is None:
         audio = replace(audio, mean=earlier.audio.mean, std=earlier.audio.std)
-    return replace(recipe, model=model, audio=audio)
-
-
-def check_goes_on(recipe: Recipe, saved: Saved) -> None:
-    """Whether the run in run_dir can go on by this recipe from one of its checkpoints.
-
-    Raises:
-        UserError: it would learn something else.
-    """
-    complaints = list(differences(load_recipe(recipe.run_dir), recipe))
+    recipe = replace(recipe, model=model, audio=audio)
+    complaints = list(differences(earlier, recipe))
     fingerprint = find_training(recipe).fingerprint
     before = saved.run["record"]["data"]["train"]["fingerprint"]
     if fingerprint != before:
@@ -185,22 +178,24 @@ def check_goes_on(recipe: Recipe, saved: Saved) -> None:
         complaints.append(f"trainer.max_steps is {recipe.trainer.max_steps}; the run has {saved.step} behind it")
     if complaints:
         raise UserError(f"the run in {recipe.run_dir} cannot go on by this recipe:", *complaints)
+    return recipe
 
 
-def is_finished(recipe: Recipe, start: Saved) -> bool:
-    """Whether the run that would go on from `start` has all its steps behind it, or was ended early by a patience that
-    is still the recipe's, and wrote what comes after them."""
+def _finished_record(recipe: Recipe, start: Saved) -> dict[str, Any] | None:
+    """run.json of the run that would go on from `start`, if that has all its steps behind it, or was ended early by a
+    patience that is still the recipe's, and wrote what comes after them."""
     path = Path(recipe.run_dir) / RECORD_NAME
     if not path.exists():
-        return False
+        return None
     try:
-        steps = read_record(path)["steps"]
+        record = read_record(path)
     except UserError as error:
         log.warning("%s; the run goes on from its checkpoint of step %d", error, start.step)
-        return False
+        return None
     patience = recipe.trainer.patience
     early = patience is not None and start.stale >= patience
-    return bool(steps == start.step and (steps == recipe.trainer.max_steps or early))
+    ended = record["steps"] == recipe.trainer.max_steps or early
+    return record if record["steps"] == start.step and ended else None
 
 
 # run.json: begun when the run is opened, carried by its checkpoints, written when it is finished
@@ -209,7 +204,7 @@ def is_finished(recipe: Recipe, start: Saved) -> bool:
 def _begin_record(built: Pretrainer | Finetuner, start: Saved | None) -> dict[str, Any]:
     """The first half of run.json; the resolved recipe is written, and a run that goes on is not finished any more."""
     recipe, folder = built.recipe, Path(built.recipe.run_dir)
-    # The module does not know its rank before it is training, the launcher's environment does.
+    # The module does not know its rank before it is fitted, the launcher's environment does.
     rank_zero_only(save_recipe)(recipe, folder / "recipe.yaml")
     rank_zero_only((folder / RECORD_NAME).unlink)(missing_ok=True)
     now = command_record()

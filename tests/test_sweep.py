@@ -47,7 +47,7 @@ def test_each_stage_has_the_points_of_its_axes(read: Callable[[dict[str, Any]], 
     assert last.overrides["model.pretrained"] == "null" and "optimizer.learning_rate" not in last.overrides
     tuned = next(point for point in sweep.points if point.stage == "finetune")
     assert tuned.after is first and tuned.overrides["model.pretrained"] == f"runs/all/{first.name}"
-    recipe = sweep.settled(tuned)
+    recipe = sweep.recipes[tuned]
     assert (recipe.run_dir, recipe.seed, recipe.trainer.max_steps) == (
         f"runs/all/{tuned.name}", 3, load_recipe(FINETUNE).trainer.max_steps
     )  # fmt: skip
@@ -57,7 +57,7 @@ def test_budgets(read: Callable[[dict[str, Any]], Sweep]) -> None:
     assert [Budget("steps", 7).steps(32), Budget("clips", 100).steps(32), Budget("clips", 1).steps(32)] == [7, 3, 1]
     assert Budget("hours", 1).steps(32) is None
     sweep = read(both({"data.batch_size": [4, 8]}))
-    steps = [sweep.settled(point).trainer.max_steps for point in sweep.points if point.stage == "pretrain"]
+    steps = [sweep.recipes[point].trainer.max_steps for point in sweep.points if point.stage == "pretrain"]
     assert steps == [16, 8]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssamba.comparison.bootstrap import ratio
-from ssamba.config import flat_recipe, load_recipe
+from ssamba.config import Recipe, flat_recipe, load_recipe
 from ssamba.data.labels import one_name_each, read_asked_labels
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.remote import ShardCache
@@ -85,8 +85,11 @@ class Run:
         return read_scores(self.folder / "test")
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, recipe: Recipe | None = None) -> Run:
     """Read a run folder.
+
+    Args:
+        recipe: that of the folder, if it has been read.
 
     Raises:
         UserError: it holds no finished run, or one whose recipe or record is damaged.
@@ -94,7 +97,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / RECORD_NAME).is_file():
         state = "an unfinished run" if (folder / RECIPE_NAME).is_file() else "none"
         raise UserError(f"{folder} has no {RECORD_NAME}; expected the folder of a finished run, and this is {state}")
-    recipe = load_recipe(folder)
+    recipe = recipe or load_recipe(folder)
     record = read_record(folder / RECORD_NAME)
     if "origin" not in record:  # of a version that did not keep it
         record["origin"] = read_origin(recipe.model.pretrained)
@@ -109,6 +112,7 @@ def find_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
         UserError: a folder is none or has no runs, a run is not finished, or is given and has no scores of examples.
     """
     found: dict[Path, Path] = {}
+    recipes: dict[Path, Recipe] = {}
     pretraining = 0
     for place in places:
         below = list(_below(place))
@@ -116,9 +120,11 @@ def find_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
             what = "holds no run" if place.is_dir() else "is no folder" if place.exists() else "does not exist"
             raise UserError(f"{place} {what}; expected {_EXPECTED}")
         for folder in below:
-            if folder != place and load_recipe(folder).task_type == "pretrain":
-                pretraining += 1
-                continue
+            if folder != place:
+                recipes[folder] = load_recipe(folder)
+                if recipes[folder].task_type == "pretrain":
+                    pretraining += 1
+                    continue
             found.setdefault(folder.resolve(), folder)
     if unfinished := [str(folder) for folder in found.values() if not (folder / RECORD_NAME).is_file()]:
         raise UserError(
@@ -126,7 +132,7 @@ def find_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
             f"{', '.join(unfinished[:8])}{', ...' if len(unfinished) > 8 else ''}; --resume goes on with a run, or "
             "name those that are to be compared"
         )
-    runs = [read_run(folder) for folder in found.values()]
+    runs = [read_run(folder, recipes.get(folder)) for folder in found.values()]
     for run in runs:
         check_scored(run)
     told = [f"{pretraining} pretraining runs, which have no scores of examples"] if pretraining else []

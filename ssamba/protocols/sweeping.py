@@ -55,15 +55,14 @@ def prepare_sweep(sweep: Sweep, *, resume: bool, overwrite: bool) -> dict[Point,
     """
     root = Path(sweep.run_dir)
     _check_root(root, resume, overwrite)
-    recipes = {point: sweep.settled(point) for point in sweep.points}
-    _check_data(recipes)
+    _check_data(sweep.recipes)
     if overwrite and root.exists():
         shutil.rmtree(root)
     root.mkdir(parents=True, exist_ok=True)
     with only_runs_below(root):
         timed = _timed_steps(sweep, root)
         paths = {}
-        for point, recipe in recipes.items():
+        for point, recipe in sweep.recipes.items():
             steps = timed.get(point.without("seed"))
             path = (root / "recipes" / f"{point.name}.yaml").absolute()
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +160,10 @@ def _check_data(recipes: Mapping[Point, Recipe]) -> None:
     checked = set()
     for point, recipe in recipes.items():
         check_machine(recipe)
-        parts = (recipe.data, recipe.audio, recipe.task if isinstance(recipe, FinetuneRecipe) else None)
+        parts: tuple[Any, ...] = (recipe.data, recipe.audio)
+        if isinstance(recipe, FinetuneRecipe):
+            # The seed chooses the recordings whose labels are used.
+            parts += (recipe.task, recipe.seed if recipe.data.label_fraction < 1 else None)
         if repr(parts) in checked:
             continue
         checked.add(repr(parts))
