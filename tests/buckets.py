@@ -3,9 +3,14 @@
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from ssamba.data.prepare import elsewhere
 
 ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>{}</Message></Error>'
 EXPIRED = ("403 Forbidden", ERROR.format("ExpiredToken", "The provided token has expired."))
@@ -73,3 +78,19 @@ class Bucket:
 def below(folder: Path) -> dict[str, bytes]:
     """As `Bucket.content`, of a folder."""
     return {f"/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def interrupted_after(files: int) -> Iterator[None]:
+    """Ctrl-C comes when one more file is put elsewhere."""
+    put, done = elsewhere.put, []
+
+    def interrupted(path: Path, url: str) -> None:
+        if len(done) == files:
+            raise KeyboardInterrupt
+        put(path, url)
+        done.append(url)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(elsewhere, "put", interrupted)
+        yield
