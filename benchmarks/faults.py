@@ -195,7 +195,7 @@ def write_recipe(folder: Path) -> Path:
         "task_type": "pretrain", "run_dir": "unused",
         "audio": {"max_length": 64, "mean": -4.0, "std": 4.0}, "model": {"encoder": "ssamba", "size": "nano"},
         "data": {"train": str(folder / "shards" / "train"), "batch_size": BATCH, "shuffle_buffer": 16},
-        "objective": {"masked_patches": 12},
+        "objective": {"parts": {"contrastive": 1, "reconstruction": 10}}, "mask": {"share": 0.375},
         "optimizer": {"learning_rate": 1e-4, "warmup_steps": 5, "schedule": "constant"},
         "trainer": {"max_steps": STEPS, "validate_every_steps": 7, "log_every_steps": 1, "accelerator": "cpu"},
     }))  # fmt: skip

@@ -47,12 +47,12 @@ SEEDS = 5
 SHAPES = {
     "96x2": (
         ["model.fshape=96", "model.tshape=2"],
-        ["objective.masked_patches=28", "objective.smallest_cluster=5", "objective.largest_cluster=5"],
+        ["mask.share=0.5", "mask.smallest=5", "mask.largest=5"],
         [],
     ),
     "16x16": (
         ["model.fshape=16", "model.tshape=16"],
-        ["objective.masked_patches=21", "objective.smallest_cluster=2", "objective.largest_cluster=3"],
+        ["mask.share=0.5", "mask.smallest=2", "mask.largest=3"],
         ["model.time_stride=8"],
     ),
 }

@@ -64,7 +64,7 @@ def write_sweep(folder: Path, shards: Path) -> Path:
     }  # fmt: skip
     recipes = {
         "pretrain": {**common, "data": {"train": str(shards / "train"), "batch_size": 4, "short": "pack"},
-                     "objective": {"masked_patches": 12}},
+                     "objective": {"parts": {"contrastive": 1, "reconstruction": 10}}, "mask": {"share": 0.375}},
         "finetune": {**common, "data": {"train": str(shards / "train"), "test": str(shards / "test"), "batch_size": 4},
                      "task": {"label": "sound"}},
     }  # fmt: skip

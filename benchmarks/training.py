@@ -50,10 +50,14 @@ def make_module(frames: int, steps: int) -> Pretraining:
         final_fraction=0.1, plateau_patience=1,
     )  # fmt: skip
     return Pretraining(
-        MaskedPatchModel(encoder), LogMel(16000, 128, -4.27, 4.57), settings, objective="joint",
-        reconstruction_weight=10.0, masking=Masking("cluster", encoder.grid[0] * encoder.grid[1] // 2), drop_path=0.0,
+        MaskedPatchModel(encoder),
+        LogMel(16000, 128, -4.27, 4.57),
+        settings,
+        parts={"contrastive": 1.0, "reconstruction": 10.0},
+        masking=Masking("cluster", encoder.grid[0] * encoder.grid[1] // 2),
+        drop_path=0.0,
         seed=0,
-    )  # fmt: skip
+    )
 
 
 def finite(tensors: list[Tensor]) -> bool:

@@ -227,35 +227,86 @@ class DataConfig:
             yield f"data.label_fraction is {self.label_fraction}; expected more than 0 and at most 1"
 
 
+_SSAMBA_PARTS = {"contrastive": 1.0, "reconstruction": 10.0}
+
+
+@dataclass
+class PartsConfig:
+    """What pretraining minimizes: the sum of these losses, each times its weight. Those that a recipe does not name are
+    left out; one that names none has SSAMBA's, contrastive: 1 and reconstruction: 10."""
+
+    contrastive: float | None = None
+    """InfoNCE: the true patch told from the clip's other hidden patches (SSAST equation 1)."""
+    reconstruction: float | None = None
+    """The mean squared error of hidden patches (SSAST equation 2)."""
+    latent: float | None = None
+    """The mean squared error of what a teacher, an exponential moving average of the encoder that hears the whole clip,
+    says of hidden patches (data2vec 2.0)."""
+    clip: float | None = None
+    """The same of the teacher's mean over the clip, told by the class token (EAT)."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the parts that count."""
+        return {name: weight for name, weight in vars(self).items() if weight}
+
+
+@dataclass
+class TeacherConfig:
+    """The moving average of the encoder that objective.parts.latent and clip learn from."""
+
+    layers: int = 4
+    """Its last layers, whose mean is the target."""
+    decay: float = 0.99
+    """After a step the teacher is decay * teacher + (1 - decay) * encoder, at first; along a line to:"""
+    final_decay: float = 0.999
+    """At the last step."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _within("objective.teacher.layers", self.layers, 1, 1000)
+        for name in ("decay", "final_decay"):
+            yield from _below_one(f"objective.teacher.{name}", getattr(self, name))
+
+
 @dataclass
 class ObjectiveConfig:
     """Masked-patch pretraining."""
 
-    name: str = "joint"
-    """joint | contrastive | reconstruction."""
-    reconstruction_weight: float = 10.0
-    """joint = contrastive + this * reconstruction."""
-    mask: str = "cluster"
-    """cluster (squares of patches; of frame patches, which are one row, runs of time) | random."""
-    smallest_cluster: int = 3
-    """Side of a cluster, or length of a run, in patches: drawn from this one to largest_cluster."""
-    largest_cluster: int = 5
-    masked_patches: int = 400
-    """Patches hidden in each clip; in one that ends in padding, as large a share of its own patches, and none of the
-    padding."""
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def problems(self) -> Iterator[str]:
-        yield from _one_of("objective.name", self.name, ("joint", "contrastive", "reconstruction"))
-        yield from _one_of("objective.mask", self.mask, ("cluster", "random"))
-        yield from _within("objective.reconstruction_weight", self.reconstruction_weight, 0, _LARGE)
-        yield from _within("objective.masked_patches", self.masked_patches, 1, _MANY)
-        for name in ("smallest_cluster", "largest_cluster"):
-            yield from _within(f"objective.{name}", getattr(self, name), 1, _MOST_SIDE)
-        if self.smallest_cluster > self.largest_cluster:
-            yield (
-                f"objective.smallest_cluster is {self.smallest_cluster}; expected at most objective.largest_cluster, "
-                f"{self.largest_cluster}"
-            )
+        for name, weight in vars(self.parts).items():
+            yield from _within(f"objective.parts.{name}", weight, 0, _LARGE)
+        if not self.parts.weights:
+            yield "objective.parts leaves every part out; expected some with weights above 0, such as latent: 1"
+        yield from self.teacher.problems()
+
+
+@dataclass
+class MaskConfig:
+    """Which patches of a clip are hidden in pretraining."""
+
+    kind: str = "cluster"
+    """cluster (squares of patches; of frame patches, which are one row, runs of time) | random | ssast (of patches
+    squares of side 3 to 5, of frame patches random)."""
+    share: float = 0.5
+    """Of a clip's patches; of one that ends in padding, of its own patches, and none of the padding."""
+    smallest: int = 3
+    """Of kind=cluster: side of a square, or length of a run, in patches, drawn from this one to largest."""
+    largest: int = 5
+    per_clip: int = 1
+    """Masks of each clip in one step: the spectrogram and a teacher's targets are made once for all of them."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _one_of("mask.kind", self.kind, ("cluster", "random", "ssast"))
+        if not 0 < self.share < 1:
+            yield f"mask.share is {self.share}; expected more than 0 and less than 1"
+        for name in ("smallest", "largest"):
+            yield from _within(f"mask.{name}", getattr(self, name), 1, _MOST_SIDE)
+        if self.smallest > self.largest:
+            yield f"mask.smallest is {self.smallest}; expected at most mask.largest, {self.largest}"
+        yield from _within("mask.per_clip", self.per_clip, 1, 64)
 
 
 @dataclass
@@ -531,6 +582,7 @@ class PretrainRecipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: OnlineEvaluationConfig = field(default_factory=OnlineEvaluationConfig)
@@ -552,10 +604,14 @@ class PretrainRecipe:
             yield "data.balance is for fine-tuning; pretraining uses no labels"
         if self.data.fold_by is not None:
             yield "data.fold_by is for fine-tuning; pretraining uses no labels"
-        if patches := _patches(self.audio, self.model):
-            masked = self.objective.masked_patches
-            if masked >= patches:
-                yield f"objective.masked_patches is {masked}; expected fewer than the {patches} patches of a clip"
+        patches, hidden = _patches(self.audio, self.model), self.masked_patches
+        if patches and not 0 < hidden < patches:
+            yield f"mask.share is {self.mask.share:g}, {hidden} of a clip's {patches} patches; expected some, not all"
+
+    @property
+    def masked_patches(self) -> int:
+        """Of a whole clip."""
+        return round(self.mask.share * _patches(self.audio, self.model))
 
 
 @dataclass
@@ -727,6 +783,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
     for text in overrides:
         _merge(schema, _override(text), "", "command line", complaints)
     refused = {complaint.partition(" ")[0] for complaint in complaints}
+    if task_type.text == "pretrain":
+        _fill_parts(schema.objective.parts)
     if OmegaConf.is_missing(schema, "run_dir") and "run_dir" not in refused:
         complaints.append("run_dir is missing; expected a new folder for what the run makes")
     if schema.task_type != task_type.text:
@@ -742,6 +800,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
         if not complaints:
             return recipe
     raise UserError(f"recipe {source}:", *complaints)
+
+
+def _fill_parts(parts: DictConfig) -> None:
+    """What `PartsConfig` says of the parts that a recipe does not name."""
+    default = {} if any(weight is not None for weight in parts.values()) else _SSAMBA_PARTS
+    for name, weight in parts.items():
+        if weight is None:
+            parts[name] = default.get(str(name), 0.0)
 
 
 def _read(source: Path) -> dict[str, Node]:

@@ -23,8 +23,15 @@ CLUSTER_SIZES = (3, 5)
 
 @dataclass(frozen=True)
 class Masking:
-    """How a recipe hides patches: `kind` "cluster" or "random", `masked` patches of a whole clip, in clusters of side
-    `sizes`. `padded`: clips may end in padding, of which nothing is hidden."""
+    """How a recipe hides patches.
+
+    Attributes:
+        kind: "cluster"; "random"; or "ssast", as SSAST section 2.2 has it: of patches clusters of side 3 to 5, of
+            frames (a grid of one row) at random.
+        masked: how many patches of a whole clip are hidden.
+        sizes: of the clusters of kind "cluster": the least and the largest side.
+        padded: clips may end in padding, of which nothing is hidden.
+    """
 
     kind: str
     masked: int
@@ -36,9 +43,10 @@ class Masking:
     ) -> Tensor:
         """A mask for each generator; see `random_mask`. `columns` counts for nothing unless clips are `padded`."""
         columns = columns if self.padded else None
-        if self.kind == "random":
+        if self.kind == "random" or (self.kind == "ssast" and frequency == 1):
             return random_mask(frequency, time, self.masked, generators, columns)
-        return cluster_mask(frequency, time, self.masked, generators, columns, self.sizes)
+        sizes = CLUSTER_SIZES if self.kind == "ssast" else self.sizes
+        return cluster_mask(frequency, time, self.masked, generators, columns, sizes)
 
 
 def clip_generator(seed: int, purpose: str, position: int) -> torch.Generator:

@@ -14,7 +14,7 @@
       seed: [0, 1, 2]
       patches:
         frames: {model.fshape: 96, model.tshape: 2}
-        squares: {model.fshape: 16, model.tshape: 16, pretrain.objective.masked_patches: 21}
+        squares: {model.fshape: 16, model.tshape: 16, pretrain.mask.largest: 3}
 
 A key is set in each stage whose recipe has it, one that begins with `pretrain.` or `finetune.` in that one alone. An
 axis is a key with its values, or a name with named values of several keys. A stage has a point for every combination

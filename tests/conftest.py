@@ -86,7 +86,7 @@ def recipes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
     pretrain = {
         "task_type": "pretrain", **common, "data": {**splits, "short": "pack", "batch_size": 4},
-        "objective": {"masked_patches": 12},
+        "objective": {"parts": {"contrastive": 1, "reconstruction": 10}}, "mask": {"share": 0.375},
     }  # fmt: skip
     finetune = {
         "task_type": "finetune", **common,

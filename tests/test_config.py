@@ -67,7 +67,7 @@ def test_defaults_are_filled_in_and_values_are_typed(tmp_path: Path) -> None:
     assert (recipe.seed, recipe.audio.mean, recipe.audio.std, recipe.audio.max_length) == (3, -4.0, 4.5, 1024)
     assert isinstance(recipe.audio.mean, float)
     assert recipe.data.train == ["shards/train"]
-    assert (recipe.objective.name, recipe.objective.reconstruction_weight) == ("joint", 10.0)
+    assert recipe.objective.parts.weights == {"contrastive": 1.0, "reconstruction": 10.0}
 
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_statistics_must_be_positive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "overrides", "said"),
     [
-        (PRETRAIN, ["audio.max_length=64", "objective.masked_patches=32"],
-         "objective.masked_patches is 32; expected fewer than the 32 patches of a clip"),
+        (PRETRAIN, ["audio.max_length=64", "mask.share=0.99"],
+         "mask.share is 0.99, 32 of a clip's 32 patches; expected some, not all"),
         (PRETRAIN, ["model.time_stride=8"], "model.time_stride is 8; pretraining needs patches side by side, 16"),
         (PRETRAIN, ["model.frequency_stride=10"], "frequency_stride is 10; pretraining needs patches side by side, 16"),
         (PRETRAIN, ["optimizer.head_learning_rate=1"], "optimizer.head_learning_rate is for fine-tuning"),
@@ -321,18 +321,26 @@ def is_optional(name: str) -> bool:
     return NoneType in get_args(FIELDS[name]) or name in lists
 
 
+def yaml_lines(section: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Sections of texts that are written as they are."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from yaml_lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{key}: {value}"
+
+
 def load(folder: Path, typed: dict[str, str], by: str) -> Iterator[tuple[list[str], Recipe | str]]:
     """Recipes of both kinds with what is typed in their fields, in the file or on the command line; or what is said."""
     finetune = [name for name in typed if name in dict(leaves(FinetuneRecipe))]
     for kind, names in (("finetune", finetune), ("pretrain", [name for name in typed if name not in finetune])):
         data = {"train": "a"} | ({"validation": "b"} if kind == "pretrain" else {})  # at which probes are scored
-        sections: dict[str, dict[str, str]] = {"": {"task_type": kind, "run_dir": "run"}, "data": data}
+        content: dict[str, Any] = {"task_type": kind, "run_dir": "run", "data": data}
         for name in names if by == "file" else ():
-            section, _, field = name.rpartition(".")
-            sections.setdefault(section, {})[field] = typed[name]
-        lines = [f"{field}: {text}" for field, text in sections.pop("").items()]
-        for section, texts in sections.items():
-            lines += [f"{section}:", *(f"  {field}: {text}" for field, text in texts.items())]
+            *sections, field = name.split(".")
+            functools.reduce(lambda section, key: section.setdefault(key, {}), sections, content)[field] = typed[name]
+        lines = list(yaml_lines(content))
         overrides = [f"{name}={typed[name]}" for name in names] if by == "override" else []
         if names:
             try:
@@ -452,7 +460,11 @@ def test_null_and_nothing_switch_off_what_is_optional(tmp_path: Path, by: str) -
     others = [name for name in FIELDS if name not in (*optional, "task_type", "data.train")]
     for word in ("null", "Null", ""):
         held = values(tmp_path, dict.fromkeys(optional, word), by)
+        parts = {name: held.pop(name) for name in FIELDS if name.startswith("objective.parts.")}
         assert all(value == (None if NoneType in get_args(FIELDS[name]) else []) for name, value in held.items())
+        # As if no part were named.
+        said = {"objective.parts.contrastive": 1.0, "objective.parts.reconstruction": 10.0}
+        assert parts == {**dict.fromkeys(parts, 0.0), **said}
         told = refusals(tmp_path, dict.fromkeys(others, word), by)
         assert told.keys() == set(others)
         assert all(f"is {word or 'nothing'}; expected a value" in line for line in told.values())

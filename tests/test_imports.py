@@ -19,7 +19,7 @@ TORCH_ALONE = {"masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
 DATA = {"audio", "recordings", "folders", "jobs", *LEAVES}
 EVALUATION = {"models", "data", *MODELS, *DATA, *TORCH_ALONE}
-TRAINING = {"evaluation", *EVALUATION}
+TRAINING = {"evaluation", "objectives", *EVALUATION}
 BUILD = {"training", "config", *TRAINING}
 FEATURES = {"audio", "recordings", "folders", "models", *MODELS}
 # What uses a trained model knows nothing of how it was trained.
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
     "folders": {"recordings", "errors"}, "jobs": {"errors"},
     "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
+    "objectives": {"models", "losses", *MODELS},
     "origin": {"config", *MODELS, "models"}, "comparison": {"config", "origin", *EVALUATION, "evaluation"},
     "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
     "build": BUILD, "sweep": {"config", "recipe_yaml", *LEAVES},

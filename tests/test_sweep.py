@@ -99,7 +99,7 @@ def test_a_stage_alone(read: Callable[[dict[str, Any]], Sweep]) -> None:
         ({"pretrain": {"recipe": FINETUNE}}, "is a finetune recipe; expected a pretrain recipe"),
         ({"pretrain": {"recipe": "no.yaml"}}, "no.yaml does not exist"),
         ({"finetune": {"recipe": FINETUNE, "starts": ["there"]}}, "finetune.starts is ['there']; expected"),
-        ({"finetune": {"recipe": FINETUNE, "set": {"objective.mask": "cluster"}}}, "finetune.set.objective.mask is no"),
+        ({"finetune": {"recipe": FINETUNE, "set": {"mask.kind": "cluster"}}}, "finetune.set.mask.kind is no"),
         ({"finetune": {"set": {}}}, "finetune.recipe is missing; expected one value"),
         ({"run_dir": None}, "run_dir is no text; expected one value"),
         ({"pretrain": None, "finetune": None, "grid": None}, "pretrain.recipe is missing"),

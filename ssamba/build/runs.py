@@ -28,6 +28,7 @@ from ssamba.models.checkpoint import (
     build_classifier,
 )
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.objectives import HEADS, TAUGHT, Teacher
 from ssamba.training.callbacks import (
     OnlineProbe,
     ReconstructionPictures,
@@ -87,13 +88,19 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
     audio = build_audio(recipe)
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-    model = MaskedPatchModel(build_encoder(recipe))
-    objective = recipe.objective
+    encoder, parts = build_encoder(recipe), recipe.objective.parts.weights
+    model = MaskedPatchModel(encoder, {name: HEADS[name](encoder.hidden_size) for name in parts if name in HEADS})
     module = Pretraining(
-        model, build_log_mel(recipe, audio), _optimizer_settings(recipe), objective=objective.name,
-        reconstruction_weight=objective.reconstruction_weight, masking=build_masking(recipe),
-        drop_path=recipe.model.drop_path, seed=recipe.seed,
-    )  # fmt: skip
+        model,
+        build_log_mel(recipe, audio),
+        _optimizer_settings(recipe),
+        parts=parts,
+        masking=build_masking(recipe),
+        masks=recipe.mask.per_clip,
+        teacher=Teacher(encoder, **asdict(recipe.objective.teacher)) if parts.keys() & set(TAUGHT) else None,
+        drop_path=recipe.model.drop_path,
+        seed=recipe.seed,
+    )
     compile_model(recipe, module)
     train = build_training_shards(recipe, shards.train)
     data = ClipDataModule(
@@ -152,9 +159,8 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
 
 def build_masking(recipe: PretrainRecipe) -> Masking:
     """How a recipe's clips are masked."""
-    o = recipe.objective
-    sizes = o.smallest_cluster, o.largest_cluster
-    return Masking(o.mask, o.masked_patches, sizes, recipe.data.short == "pad")
+    mask = recipe.mask
+    return Masking(mask.kind, recipe.masked_patches, (mask.smallest, mask.largest), recipe.data.short == "pad")
 
 
 def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> RunTrainer:
@@ -184,7 +190,7 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
         skipped,
         Interruptions(checkpoints, command),
     ]
-    if isinstance(recipe, PretrainRecipe):
+    if isinstance(recipe, PretrainRecipe) and recipe.objective.parts.reconstruction:
         callbacks.append(ReconstructionPictures(folder / "pictures"))
     if probe is not None:
         callbacks.append(probe)

@@ -16,7 +16,7 @@ from ssamba.progress import progress_bar
 
 SEED = 0
 """Of the resamples."""
-_NAMED_BY_VALUE = ("model.encoder", "model.size", "task.pooling", "objective.name", "trainer.precision")
+_NAMED_BY_VALUE = ("model.encoder", "model.size", "task.pooling", "trainer.precision")
 
 
 @dataclass(frozen=True)

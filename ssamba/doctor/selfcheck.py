@@ -134,7 +134,8 @@ def write_recipe(folder: Path) -> Path:
         "audio": {"max_length": 64, "num_mel_bins": 64},
         "model": {"size": "nano"},
         "data": {"train": str(folder / "shards" / "train"), "batch_size": 4},
-        "objective": {"masked_patches": 6},
+        "objective": {"parts": {"contrastive": 1, "reconstruction": 10}},
+        "mask": {"share": 0.375},
         "trainer": {"max_steps": 2, "log_every_steps": 1, "accelerator": "cpu"},
     }
     write_json(folder / "recipe.yaml", recipe)

@@ -102,7 +102,11 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
             "label2id": {name: number for number, name in enumerate(classifier.labels)},
         }
     path, held = folder / "model.safetensors", model.state_dict() if weights is None else weights
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in held.items()
+        if not name.startswith("more_heads.")  # of pretraining alone
+    }
     write_safetensors(path, tensors)
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", {

@@ -4,6 +4,7 @@ Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time,
 patches or hops of a clip, K pixels of a patch, D width, C classes.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,24 +17,40 @@ from ssamba.models.pools import Pool
 
 
 class MaskedPrediction(NamedTuple):
-    """contrastive, reconstruction: what the two heads say of the masked patches; target: the patches; all (B, N, K).
-    hidden: bool (B, N), which of the N are masked patches, where clips have unequal numbers of them; None: all."""
+    """What is said of the masked patches of B clips.
+
+    Attributes:
+        contrastive, reconstruction: by the two heads of the paper, (B, N, K).
+        target: the patches, (B, N, K).
+        hidden: bool (B, N), which of the N are masked patches, where clips have unequal numbers of them; None: all.
+        places: int64 (B, N), which of the L patches they are.
+        more: by the further heads, each by its name.
+    """
 
     contrastive: Tensor
     reconstruction: Tensor
     target: Tensor
     hidden: Tensor | None
+    places: Tensor
+    more: dict[str, Tensor]
 
 
 class MaskedPatchModel(nn.Module):
-    """An encoder with the discriminative and the generative head of SSAMBA section 2.3; both read one encoder pass."""
+    """An encoder with the discriminative and the generative head of SSAMBA section 2.3; heads read one encoder pass.
 
-    def __init__(self, encoder: AudioEncoder) -> None:
+    Args:
+        encoder: what is pretrained.
+        more_heads: further heads that pretraining needs and no exported model has: `head(tokens, class_tokens)`, of the
+            encoder's tokens of the masked patches (B, N, D) and its class tokens (B, 1 or 2, D).
+    """
+
+    def __init__(self, encoder: AudioEncoder, more_heads: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
         width, pixels = encoder.hidden_size, encoder.projection.in_features
         self.encoder = encoder
         self.contrastive_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
         self.reconstruction_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
+        self.more_heads = nn.ModuleDict(more_heads)
 
     def forward(
         self,
@@ -53,10 +70,14 @@ class MaskedPatchModel(nn.Module):
             kept: as of the encoder.
         """
         places = masked_places(mask, masked)
-        tokens = gather_patches(self.encoder(log_mel, mask, kept).tokens, places)
+        encoded = self.encoder(log_mel, mask, kept)
+        tokens = gather_patches(encoded.tokens, places)
         target = gather_patches(self.encoder.patch_shape.cut(log_mel), places)
         hidden = mask.gather(1, places) if unequal else None
-        return MaskedPrediction(self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden)
+        more = {name: head(tokens, encoded.class_tokens) for name, head in self.more_heads.items()}
+        return MaskedPrediction(
+            self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden, places, more
+        )
 
 
 class AudioClassifier(nn.Module):

@@ -418,7 +418,8 @@ class Checkpoints(Checkpoint):
             state = read_checkpoint(self.folder / "best.ckpt")["state_dict"]
         else:
             state = {**state, **average}
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}, told
+        own = "model."  # the rest of a module, such as a teacher, is of training alone
+        return {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}, told
 
     def _is_regular(self, step: int) -> bool:
         """Whether a checkpoint is one of those that a run makes by itself, whatever interrupts it."""

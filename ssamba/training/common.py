@@ -74,18 +74,24 @@ class TrainingModule(lightning.LightningModule):
         """Those of what is optimized that the next step leaves as they are."""
         return iter(())
 
-    def draw_kept(self, positions: Sequence[int]) -> Tensor | None:
+    def draw_kept(self, positions: Sequence[int], times: int = 1) -> Tensor | None:
         """What `Stack.draw_kept` draws for training clips, on the module's device: each clip's own, by the seed and its
-        place in the order; None without drop path."""
+        place in the order, as often as it is in the batch; None without drop path."""
         if not self.drop_path:
             return None
-        generators = [clip_generator(self.seed, "drop path", position) for position in positions]
+        purposes = ["drop path", *(f"drop path/{time}" for time in range(1, times))]
+        generators = [clip_generator(self.seed, one, position) for position in positions for one in purposes]
         return self.model.encoder.stack.draw_kept(self.drop_path, generators).to(self.device)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
             mesh = self.trainer.strategy.device_mesh["data_parallel"]
-            shard(self.model, self.model.encoder.stack.layers, mesh)
+            for module, layers in self.sharded_modules():
+                shard(module, layers, mesh)
+
+    def sharded_modules(self) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+        """What is spread over ranks, each with the layers that are whole by themselves."""
+        yield self.model, self.model.encoder.stack.layers
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What AdamW is given."""
@@ -132,8 +138,16 @@ class TrainingModule(lightning.LightningModule):
         if self.settings.schedule == "plateau":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-        if self.average is not None and not self._skipped_in_a_row:
+        if not self._skipped_in_a_row:
+            self.after_step(steps)
+
+    def after_step(self, steps: int) -> None:
+        """Called when a step has changed the weights; so many were behind it."""
+        if self.average is not None:
             self.average.update(steps)
+
+    def check_parts(self, parts: Mapping[str, float]) -> None:
+        """Raise what ends a run, by the parts of the loss of a step that is not bad, the same on all ranks."""
 
     def on_fit_start(self) -> None:
         if self.settings.ema_decay is not None:
@@ -201,10 +215,12 @@ class TrainingModule(lightning.LightningModule):
         # so that all ranks judge alike, and none waits for another that has ended.
         values = torch.stack([torch.stack(list(parts.values())) for _, parts in self._batches]).mean(0)
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        *parts, gradient_norm = torch.cat([values, norm.view(1)]).tolist()  # the one wait for the device
-        if complaint := self._judge(dict(zip(names, parts, strict=True)), gradient_norm):
+        *scalars, gradient_norm = torch.cat([values, norm.view(1)]).tolist()  # the one wait for the device
+        parts = dict(zip(names, scalars, strict=True))
+        if complaint := self._judge(parts, gradient_norm):
             self._skip_or_stop(optimizer, complaint)
         else:
+            self.check_parts(parts)
             self._skipped_in_a_row = 0
         self._batches.clear()
         if self.settings.bad_steps == "skip":

@@ -46,7 +46,9 @@ def shard(model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
     """Leave each rank its part of every tensor; a layer's tensors are whole on all ranks only while it runs."""
     for layer in layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # The rest is whole until the backward pass, unless there is none.
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    fully_shard(model, mesh=mesh, reshard_after_forward=None if trained else True)
 
 
 @contextmanager

@@ -1,89 +1,162 @@
 """Masked-patch pretraining as a LightningModule (SSAMBA section 2.3).
 
-Shapes: B batch, S samples, T frames, M mel bins, L patch tokens.
+Shapes: B batch, V masks of a clip, S samples, T frames, M mel bins, L patch tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ssamba.audio import LogMel
 from ssamba.data.batches import Batch
-from ssamba.losses import info_nce, reconstruction_mse
+from ssamba.errors import UserError
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.objectives import PARTS, Seen, Teacher
 from ssamba.training.common import OptimizerSettings, TrainingModule
 from ssamba.training.distributed import gathered
 
+COLLAPSED = 0.01
+"""A spread (`ssamba.objectives.spread`) below it is a collapse,"""
+COLLAPSE_AFTER = 500
+"""judged from this step on: what a head says at first differs little from clip to clip."""
+
 
 class Pretraining(TrainingModule):
-    """One encoder pass a step; both heads read it, on one mask.
+    """One encoder pass a step; all parts of the loss read it, on the same masks.
 
     Args:
-        model: the encoder with its two heads.
+        model: the encoder with its heads, among them those that the parts need (`ssamba.objectives.HEADS`).
         log_mel: waveforms to spectrograms.
-        objective: "joint", "contrastive" or "reconstruction".
-        reconstruction_weight: joint = contrastive + this * reconstruction (the papers' lambda, 10).
+        parts: what is minimized: the sum of these parts (`ssamba.objectives.PARTS`), each times its weight. SSAMBA's
+            are contrastive and 10 times reconstruction (the papers' lambda).
         masking: which patches are hidden.
+        masks: V, in training; a clip is validated behind one.
+        teacher: of the parts that need one.
         drop_path: of `Stack.draw_kept`.
     """
 
     model: MaskedPatchModel
 
-    def __init__(self, model: MaskedPatchModel, log_mel: LogMel, settings: OptimizerSettings, *, objective: str,
-                 reconstruction_weight: float, masking: Masking, drop_path: float, seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: MaskedPatchModel,
+        log_mel: LogMel,
+        settings: OptimizerSettings,
+        *,
+        parts: Mapping[str, float],
+        masking: Masking,
+        masks: int = 1,
+        teacher: Teacher | None = None,
+        drop_path: float,
+        seed: int,
+    ) -> None:
         super().__init__(settings, seed, drop_path)
-        self.model, self.log_mel = model, log_mel
-        self.objective, self.reconstruction_weight = objective, reconstruction_weight
-        self.masking = masking
+        self.model, self.log_mel, self.teacher = model, log_mel, teacher
+        self.parts, self.masking, self.masks = dict(parts), masking, masks
         self._scored: list[tuple[int, dict[str, Tensor]]] = []
         # What gets no gradient is not among what several devices wait for.
-        model.contrastive_head.requires_grad_(objective != "reconstruction")
-        model.reconstruction_head.requires_grad_(objective != "contrastive")
+        model.contrastive_head.requires_grad_("contrastive" in parts)
+        model.reconstruction_head.requires_grad_("reconstruction" in parts)
 
     def trained_parts(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.settings.learning_rate)]
 
-    def draw_mask(self, purpose: str, positions: Sequence[int], lengths: Tensor | None = None) -> Tensor:
-        """bool (B, L) on the module's device: each clip's own, by the seed and its place in the order. `lengths` (B,):
-        the samples of each that are no padding; None: all."""
+    def sharded_modules(self) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+        yield from super().sharded_modules()
+        if self.teacher is not None:
+            yield self.teacher, self.teacher.encoder.stack.layers
+
+    def after_step(self, steps: int) -> None:
+        super().after_step(steps)
+        if self.teacher is not None:
+            self.teacher.follow(self.model.encoder, steps / self.settings.max_steps)
+
+    def draw_mask(
+        self, purpose: str, positions: Sequence[int], lengths: Tensor | None = None, masks: int = 1
+    ) -> Tensor:
+        """bool (B * masks, L) on the module's device, those of a clip one after another: each clip's own, by the seed
+        and its place in the order. `lengths` (B,): the samples of each that are no padding; None: all."""
         encoder, columns = self.model.encoder, None
-        generators = [clip_generator(self.seed, purpose, position) for position in positions]
+        purposes = [purpose, *(f"{purpose}/{mask}" for mask in range(1, masks))]
+        generators = [clip_generator(self.seed, one, position) for position in positions for one in purposes]
         if self.masking.padded and lengths is not None:
             columns = encoder.patch_shape.own_columns(self.log_mel.frames(lengths.cpu()), encoder.grid[1])
+            columns = columns.repeat_interleave(masks)
         return self.masking.draw(*encoder.grid, generators, columns).to(self.device)
 
-    def objectives(self, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
-        """log_mel (B, T, M), mask bool (B, L), kept as of the encoder -> loss, contrastive, reconstruction, accuracy:
-        float32 scalars."""
-        prediction = self.model(log_mel, mask, self.masking.masked, self.masking.padded, kept)
-        contrast = info_nce(prediction.contrastive, prediction.target, prediction.hidden)
-        reconstruction = reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden)
-        joint = contrast.loss + self.reconstruction_weight * reconstruction
-        loss = {"joint": joint, "contrastive": contrast.loss, "reconstruction": reconstruction}[self.objective]
-        return {"loss": loss, "contrastive": contrast.loss, "reconstruction": reconstruction,
-                "accuracy": contrast.accuracy}  # fmt: skip
+    def own_patches(self, lengths: Tensor) -> Tensor | None:
+        """bool (B, L), the patches that are no padding; None: all."""
+        if not self.masking.padded:
+            return None
+        rows, columns = self.model.encoder.grid
+        own = self.model.encoder.patch_shape.own_columns(self.log_mel.frames(lengths), columns)
+        return (torch.arange(columns, device=own.device) < own.unsqueeze(1)).repeat(1, rows)
+
+    def objectives(
+        self, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None, own: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What is minimized, and all that makes it: float32 scalars, "loss" first.
+
+        Args:
+            log_mel: (B, T, M).
+            mask: bool (B * V, L).
+            kept: as of the encoder, of B * V clips.
+            own: bool (B, L), the patches that are no padding; None: all.
+        """
+        masks = len(mask) // len(log_mel)
+        targets = None if self.teacher is None else self.teacher(log_mel, own)
+        clips = log_mel if masks == 1 else log_mel.repeat_interleave(masks, 0)
+        prediction = self.model(clips, mask, self.masking.masked, self.masking.padded, kept)
+        seen = Seen(prediction, masks, targets)
+        found = {name: PARTS[name](seen) for name in self.parts}
+        losses = [weight * found[name][name] for name, weight in self.parts.items()]
+        loss = losses[0]
+        for one in losses[1:]:
+            loss = loss + one
+        values = {"loss": loss}
+        for measures in found.values():
+            values |= measures
+        return values
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_mel = self.log_mel(batch["waveform"], batch["lengths"])
-        positions = batch["positions"]
-        mask = self.draw_mask("train", positions, batch["lengths"])
-        values = self.objectives(log_mel, mask, self.draw_kept(positions))
+        positions, lengths = batch["positions"], batch["lengths"]
+        mask = self.draw_mask("train", positions, lengths, self.masks)
+        values = self.objectives(log_mel, mask, self.draw_kept(positions, self.masks), self.own_patches(lengths))
         self.watch(batch["keys"], **values)
         return values["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        log_mel = self.log_mel(batch["waveform"], batch["lengths"])
+        lengths = batch["lengths"]
+        log_mel = self.log_mel(batch["waveform"], lengths)
         # The mask of a validation clip is the same every time, so that the curve shows the model alone.
-        values = self.objectives(log_mel, self.draw_mask("validation", batch["positions"], batch["lengths"]))
-        self._scored.append((len(log_mel), values))
+        mask = self.draw_mask("validation", batch["positions"], lengths)
+        self._scored.append((len(log_mel), self.objectives(log_mel, mask, None, self.own_patches(lengths))))
 
     def on_validation_epoch_end(self) -> None:
         # Lightning's own mean over ranks rounds their numbers of clips.
-        held = [(clips, torch.stack(list(values.values())).tolist()) for clips, values in self._scored]
-        parts = [part for rank in gathered(held) for part in rank]
-        for place, name in enumerate(self._scored[0][1]):
-            mean = sum(clips * values[place] for clips, values in parts) / sum(clips for clips, _ in parts)
+        scored = [(clips, torch.stack(list(values.values())).tolist()) for clips, values in self._scored]
+        parts = [part for rank in gathered(scored) for part in rank]
+        for index, name in enumerate(self._scored[0][1]):
+            mean = sum(clips * values[index] for clips, values in parts) / sum(clips for clips, _ in parts)
             self.log(f"val/{name}", mean)
         self._scored.clear()
+
+    def check_parts(self, parts: Mapping[str, float]) -> None:
+        """Stop a run whose student or teacher says the same of everything.
+
+        Raises:
+            UserError: names what collapsed.
+        """
+        if self.trainer.global_step < COLLAPSE_AFTER:
+            return
+        for name, value in parts.items():
+            if name.endswith("_spread") and value < COLLAPSED:
+                who = "the teacher" if name == "teacher_spread" else f"the predictions of objective.parts.{name[:-7]}"
+                raise UserError(
+                    f"step {self.trainer.global_step}: {who} collapsed: {name} is {value:.2g}, so all clips are told "
+                    "alike, and nothing more is learned. Lower optimizer.learning_rate, raise objective.teacher.decay, "
+                    "or add a part with fixed targets (objective.parts.reconstruction)"
+                )

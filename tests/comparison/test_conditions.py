@@ -190,11 +190,11 @@ def test_pretrained_runs_are_told_apart_by_their_pretraining() -> None:
     found = sort(*scratch, *joint)
     assert [list(group) for group in found.members] == [[0, 1], [2, 3]] and found.keys == ["model.pretrained"]
     assert [group_label(one, found.keys) for one in found.values] == ["from scratch", "pretrained"]
-    alone = run("alone", pretraining(objective_name="contrastive", optimizer_learning_rate=1e-3))
+    alone = run("alone", pretraining(mask_kind="random", optimizer_learning_rate=1e-3))
     found = sort(*scratch, *joint, alone)
-    assert found.keys == ["model.pretrained", "pretraining.objective.name", "pretraining.optimizer.learning_rate"]
+    assert found.keys == ["model.pretrained", "pretraining.mask.kind", "pretraining.optimizer.learning_rate"]
     label = group_label(found.values[2], found.keys)
-    assert label == "pretrained, pretraining objective=contrastive, pretraining learning_rate=0.001"
+    assert label == "pretrained, pretraining kind=random, pretraining learning_rate=0.001"
     # What the encoder is, its own key says.
     large = run("large", pretraining(model_size="base"), model_size="base")
     assert sort(*joint, large).keys == ["model.size"]

@@ -337,7 +337,7 @@ def test_another_rate_and_what_has_no_index(tmp_path: Path) -> None:
 
 
 SMALL = ["model.encoder=ssast", "model.size=nano", "audio.max_length=64", "trainer.max_steps=4", "data.batch_size=4",
-         "trainer.accelerator=cpu", "objective.masked_patches=6", "trainer.log_every_steps=1"]  # fmt: skip
+         "trainer.accelerator=cpu", "mask.share=0.375", "trainer.log_every_steps=1"]  # fmt: skip
 
 
 def words(recipes: dict[str, Path], train: Path, run: Path, *more: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
     monkeypatch.setattr(callbacks, "_FEW_STEPS", 10**9)  # batches that are rehearsed are not those that are counted
 
     def spoil(batches: range | set[int], factor: float) -> None:
-        def spoiled(self: Pretraining, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None) -> dict[str, Tensor]:
-            values = objectives(self, log_mel, mask, kept)
+        def spoiled(self: Pretraining, log_mel: Tensor, mask: Tensor, *more: Any) -> dict[str, Tensor]:
+            values = objectives(self, log_mel, mask, *more)
             if self.training:
                 if seen[0] in batches:
                     values["loss"] = values["loss"] * factor

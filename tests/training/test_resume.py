@@ -85,6 +85,7 @@ CHANCE = [
     [
         ("pretrain", ["trainer.accumulate=2", "model.encoder=ssamba"], 3, False),
         ("pretrain", [*PLATEAU, "optimizer.ema_decay=0.9"], 4, True),
+        ("pretrain", ["objective.parts.latent=1", "objective.parts.clip=1", "mask.per_clip=2"], 3, False),
         ("finetune", [*PLATEAU, *CHANCE, "trainer.accumulate=2", "trainer.average_checkpoints=3"], 3, False),
         ("finetune", ["data.num_workers=2", "trainer.log_every_steps=4"], 2, True),
         ("finetune", CHANCE, 6, True),  # the validation after the last step
@@ -439,7 +440,7 @@ def test_what_would_be_another_run_is_refused_in_one_message(
     command = ["pretrain", recipes["pretrain"], "--resume", run]
     said = refused(
         *command, "model.encoder=ssamba", "model.size=tiny", "seed=3", "data.batch_size=8",
-        "objective.name=contrastive", "audio.mean=1", "audio.std=2", "optimizer.learning_rate=0.5",
+        "objective.parts.reconstruction=0", "audio.mean=1", "audio.std=2", "optimizer.learning_rate=0.5",
         "trainer.max_steps=3",
         f"data.train={corpus / 'validation'}", "trainer.precision=bf16-mixed", "data.num_workers=3",
     )  # fmt: skip
@@ -450,7 +451,7 @@ def test_what_would_be_another_run_is_refused_in_one_message(
         f"audio.std is 2.0; in the run it is {held.audio.std}",
         "data.batch_size is 8; in the run it is 4",
         "model.encoder is 'ssamba'; in the run it is 'ssast'", "model.size is 'tiny'; in the run it is 'nano'",
-        "objective.name is 'contrastive'; in the run it is 'joint'",
+        "objective.parts.reconstruction is 0.0; in the run it is 10.0",
         "optimizer.learning_rate is 0.5; in the run it is 0.001", "seed is 3; in the run it is 0",
         "trainer.max_steps is 3; the run has 4 behind it",
     ]  # fmt: skip

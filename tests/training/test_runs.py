@@ -98,9 +98,9 @@ def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: P
         "pictures/reconstruction-0000004.png",
     }  # fmt: skip
     logged = rows(run)
-    train = ["train/loss", "train/contrastive", "train/reconstruction", "train/accuracy", "gradient_norm",
+    train = ["train/loss", "train/contrastive", "train/accuracy", "train/reconstruction", "gradient_norm",
              "learning_rate", "samples_per_second"]  # fmt: skip
-    validation = ["val/loss", "val/contrastive", "val/reconstruction", "val/accuracy"]
+    validation = ["val/loss", "val/contrastive", "val/accuracy", "val/reconstruction"]
     assert set(logged[0]) == {"epoch", "seconds", "step", *train, *validation}
     for names, steps in ((train, ["0", "1", "2", "3"]), (validation, ["1", "3"])):
         for name in names:

@@ -1,0 +1,40 @@
+"""The parts of pretraining's loss: each is a function of what one encoder pass saw, in a readable module. Imports
+ssamba.models and ssamba.losses; training imports it.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ssamba.objectives.latent import ClipHead, PatchHead, clip, latent
+from ssamba.objectives.patches import contrastive, reconstruction
+from ssamba.objectives.seen import Seen
+from ssamba.objectives.teacher import Targets, Teacher, spread
+
+PARTS: dict[str, Callable[[Seen], dict[str, Tensor]]] = {
+    "contrastive": contrastive,
+    "reconstruction": reconstruction,
+    "latent": latent,
+    "clip": clip,
+}
+"""Each gives float32 scalars: the loss, by the part's own name, and what is logged beside it."""
+HEADS: dict[str, Callable[[int], nn.Module]] = {"latent": PatchHead, "clip": ClipHead}
+"""Of the parts that need a head of their own in `MaskedPatchModel.more_heads`, for an encoder of so many dimensions."""
+TAUGHT = ("latent", "clip")
+"""Those that need a `Teacher`."""
+
+__all__ = [
+    "HEADS",
+    "PARTS",
+    "TAUGHT",
+    "ClipHead",
+    "PatchHead",
+    "Seen",
+    "Targets",
+    "Teacher",
+    "clip",
+    "contrastive",
+    "latent",
+    "reconstruction",
+    "spread",
+]
