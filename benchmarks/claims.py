@@ -92,8 +92,9 @@ def table(efficiencies: Sequence[Path], recalled: Path | None, case: Case, token
         (record, command), others = read[0], read[1:]
         for quantity, name in (("seconds", "time"), ("bytes", "memory")):
             said = f"power of the tokens that the {name} of a step grows with, {case}"
-            cells = [joined((one, complexity(record, case, quantity, one)) for one in kinds)
-                     for kinds in COLUMNS.values()]  # fmt: skip
+            cells = [
+                joined((one, complexity(record, case, quantity, one)) for one in kinds) for kinds in COLUMNS.values()
+            ]
             rows.append(("complexity", said, *cells, f"`{command}`"))
         said = f"a step at {tokens:,} tokens, {case}"
         cells = [joined((one, efficiency(record, case, tokens, one)) for one in kinds) for kinds in COLUMNS.values()]
@@ -101,8 +102,10 @@ def table(efficiencies: Sequence[Path], recalled: Path | None, case: Case, token
         for other, other_command in others:
             few, many = sorted((record, other), key=lambda one: int(one.setup["threads"]))
             said = f"{few.setup['threads']} to {many.setup['threads']} threads: times as fast; what waits, {case}"
-            cells = [f"{joined((one, parallelism(few, many, case, one)) for one in kinds)}; {WAITS[name]}"
-                     for name, kinds in COLUMNS.items()]  # fmt: skip
+            cells = [
+                f"{joined((one, parallelism(few, many, case, one)) for one in kinds)}; {WAITS[name]}"
+                for name, kinds in COLUMNS.items()
+            ]
             rows.append(("parallelism", said, *cells, f"`{command}`, `{other_command}`"))
     if recalled is not None:
         rows.append(dependencies(recalled))

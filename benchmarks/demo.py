@@ -101,9 +101,16 @@ def run_all(corpus: Corpus, out: Path, scale: float) -> list[Path]:
     for encoder in ("ssamba", "ssast"):
         pretrained = out / "runs" / f"{encoder}-pretrain"
         common = [f"model.encoder={encoder}"]
-        call("ssamba", "pretrain", ROOT / "recipes/pretrain/demo.yaml", f"run_dir={pretrained}", *common,
-             f"data.train={corpus.unlabelled / 'train'}", f"data.validation={corpus.unlabelled / held_out}",
-             *steps(scale, 600, validations=3))  # fmt: skip
+        call(
+            "ssamba",
+            "pretrain",
+            ROOT / "recipes/pretrain/demo.yaml",
+            f"run_dir={pretrained}",
+            *common,
+            f"data.train={corpus.unlabelled / 'train'}",
+            f"data.validation={corpus.unlabelled / held_out}",
+            *steps(scale, 600, validations=3),
+        )
         runs.append(pretrained)
         for task, (label, shards, _) in corpus.tasks.items():
             # What shifts the formants makes another voice.
@@ -112,10 +119,20 @@ def run_all(corpus: Corpus, out: Path, scale: float) -> list[Path]:
                 folder = out / "runs" / f"{encoder}-{task}-{start}"
                 # The baseline without a network is the same beside each: it is measured once.
                 baseline = "log-mel" if (encoder, start) == ("ssamba", "pretrained") else "none"
-                call("ssamba", "finetune", ROOT / "recipes/finetune/demo.yaml", f"run_dir={folder}", *common,
-                     f"model.pretrained={weights}", f"task.label={label}", f"data.train={shards / 'train'}",
-                     f"data.test={shards / 'test'}", f"evaluation.baseline={baseline}", *more,
-                     *steps(scale, 160))  # fmt: skip
+                call(
+                    "ssamba",
+                    "finetune",
+                    ROOT / "recipes/finetune/demo.yaml",
+                    f"run_dir={folder}",
+                    *common,
+                    f"model.pretrained={weights}",
+                    f"task.label={label}",
+                    f"data.train={shards / 'train'}",
+                    f"data.test={shards / 'test'}",
+                    f"evaluation.baseline={baseline}",
+                    *more,
+                    *steps(scale, 160),
+                )
                 runs.append(folder)
     return runs
 

@@ -221,8 +221,10 @@ def times_of(kinds: tuple[str, ...], size: str, frames: int, batch: int, rounds:
         times[name] = interleaved_times(chosen, rounds, f"{name}, {frames} frames")
         for kind in kinds:
             if kind not in chosen:
-                print(f"{kind}, {name}, {batch} x {token_count(frames):,} tokens is left out: its attention matrices "
-                      f"take more than {LARGEST_ATTENTION / 2**30:g} GiB")  # fmt: skip
+                print(
+                    f"{kind}, {name}, {batch} x {token_count(frames):,} tokens is left out: its attention matrices "
+                    f"take more than {LARGEST_ATTENTION / 2**30:g} GiB"
+                )
     return times
 
 
@@ -233,10 +235,14 @@ def compare_ssast(size: str, longest: int, rounds: int) -> tuple[dict[str, Any],
             times = times_of(KINDS, size, frames, batch, rounds)
             sizes.append({"frames": frames, "tokens": token_count(frames), "batch": batch, "seconds": times})
             goals += [
-                Goal(f"{name}, {token_count(frames):,} tokens, SSAST fused / SSAMBA", ">=", asked,
-                     median_ratio(found["ssast fused"], found["ssamba"]))
+                Goal(
+                    f"{name}, {token_count(frames):,} tokens, SSAST fused / SSAMBA",
+                    ">=",
+                    asked,
+                    median_ratio(found["ssast fused"], found["ssamba"]),
+                )
                 for name, found in times.items()
-            ]  # fmt: skip
+            ]
     return {"sizes": sizes}, goals
 
 
@@ -292,17 +298,29 @@ def exponent(sizes: list[dict[str, Any]], quantity: str, name: str) -> float:
 def draw(path: Path, sizes: list[dict[str, Any]], title: str) -> None:
     """Time and memory against tokens; a step is drawn through, a forward pass dashed."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axis, (quantity, unit, scale) in zip(figure.subplots(1, 2), (("seconds", "s", 1), ("bytes", "GiB", 2**30)),
-                                             strict=True):  # fmt: skip
+    for axis, (quantity, unit, scale) in zip(
+        figure.subplots(1, 2), (("seconds", "s", 1), ("bytes", "GiB", 2**30)), strict=True
+    ):
         for number, kind in enumerate(KINDS):
             for name, dashes in (("step", "-"), ("forward", "--")):
                 if points := series(sizes, quantity, name, kind):
                     tokens, values = zip(*points, strict=True)
-                    axis.plot(tokens, [value / scale for value in values], dashes, color=f"C{number}", marker="o",
-                              markersize=4, label=f"{kind}, {name}")  # fmt: skip
+                    axis.plot(
+                        tokens,
+                        [value / scale for value in values],
+                        dashes,
+                        color=f"C{number}",
+                        marker="o",
+                        markersize=4,
+                        label=f"{kind}, {name}",
+                    )
         ticks = [entry["tokens"] for entry in sizes]
-        axis.set(xlabel="tokens", ylabel=f"{'time' if quantity == 'seconds' else 'peak memory'} ({unit})",
-                 xscale="log", yscale="log")  # fmt: skip
+        axis.set(
+            xlabel="tokens",
+            ylabel=f"{'time' if quantity == 'seconds' else 'peak memory'} ({unit})",
+            xscale="log",
+            yscale="log",
+        )
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -335,9 +353,13 @@ def main() -> None:
             found, goals = measure(given.size, given.longest, given.rounds)
         every_goal += goals
         result[part] = {
-            "size": given.size, "rounds": given.rounds, **found, "goals": [goal._asdict() for goal in goals],
-            "hardware": hardware(), "versions": versions(),
-        }  # fmt: skip
+            "size": given.size,
+            "rounds": given.rounds,
+            **found,
+            "goals": [goal._asdict() for goal in goals],
+            "hardware": hardware(),
+            "versions": versions(),
+        }
         write_json(given.out, result)  # what is measured is not lost if a later part fails
         if part == "scaling":
             processor = f"{hardware()['processor']}, {torch.get_num_threads()} threads"

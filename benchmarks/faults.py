@@ -112,8 +112,9 @@ class Trial:
         self.run, self.heard, self.said = folder / name, folder / f"{name}.heard", folder / f"{name}.said"
         self.recipe = recipe
 
-    def start(self, *changes: str, ranks: int = 1,
-              ended: Callable[["subprocess.Popen[bytes]"], None] | None = None) -> int:  # fmt: skip
+    def start(
+        self, *changes: str, ranks: int = 1, ended: Callable[["subprocess.Popen[bytes]"], None] | None = None
+    ) -> int:
         """Train, from scratch or from where the last start was ended; the exit status."""
         words = [
             "pretrain",
@@ -129,8 +130,13 @@ class Trial:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
             command = [sys.executable, *launcher, *command]
         with self.said.open("ab") as said:
-            process = subprocess.Popen([*map(str, command)], stdout=said, stderr=said, start_new_session=True,
-                                       env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+            process = subprocess.Popen(
+                [*map(str, command)],
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
             try:
                 if ended:
                     ended(process)
@@ -188,17 +194,28 @@ def spoil(run: Path, rng: random.Random) -> None:
 
 def write_recipe(folder: Path) -> Path:
     """A recipe for seconds, and the shards that it reads."""
-    write_shards({"train": write_recordings(folder / "wavs", RECORDINGS, (0.7, 2.0))}, folder / "shards", "tones",
-                 samples_per_shard=8)  # fmt: skip
+    write_shards(
+        {"train": write_recordings(folder / "wavs", RECORDINGS, (0.7, 2.0))},
+        folder / "shards",
+        "tones",
+        samples_per_shard=8,
+    )
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({
-        "task_type": "pretrain", "run_dir": "unused",
-        "audio": {"max_length": 64, "mean": -4.0, "std": 4.0}, "model": {"encoder": "ssamba", "size": "nano"},
-        "data": {"train": str(folder / "shards" / "train"), "batch_size": BATCH, "shuffle_buffer": 16},
-        "objective": {"parts": {"contrastive": 1, "reconstruction": 10}}, "mask": {"share": 0.375},
-        "optimizer": {"learning_rate": 1e-4, "warmup_steps": 5, "schedule": "constant"},
-        "trainer": {"max_steps": STEPS, "validate_every_steps": 7, "log_every_steps": 1, "accelerator": "cpu"},
-    }))  # fmt: skip
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "task_type": "pretrain",
+                "run_dir": "unused",
+                "audio": {"max_length": 64, "mean": -4.0, "std": 4.0},
+                "model": {"encoder": "ssamba", "size": "nano"},
+                "data": {"train": str(folder / "shards" / "train"), "batch_size": BATCH, "shuffle_buffer": 16},
+                "objective": {"parts": {"contrastive": 1, "reconstruction": 10}},
+                "mask": {"share": 0.375},
+                "optimizer": {"learning_rate": 1e-4, "warmup_steps": 5, "schedule": "constant"},
+                "trainer": {"max_steps": STEPS, "validate_every_steps": 7, "log_every_steps": 1, "accelerator": "cpu"},
+            }
+        )
+    )
     return recipe
 
 
@@ -267,8 +284,9 @@ def try_kills(count: int, seed: int) -> dict[str, Any]:
     return {"undisturbed_seconds": seconds, "steps": STEPS, "clips": STEPS * BATCH, "trials": trials}
 
 
-def one_run(trial: Trial, how: str, seconds: float, rng: random.Random, weights: str,
-            expected: Mapping[int, list[str]]) -> dict[str, Any]:  # fmt: skip
+def one_run(
+    trial: Trial, how: str, seconds: float, rng: random.Random, weights: str, expected: Mapping[int, list[str]]
+) -> dict[str, Any]:
     """End a run once or twice, let it go on to its end, and compare."""
     told: dict[str, Any] = {"fault": how, "starts": []}
     try:
@@ -283,8 +301,11 @@ def one_run(trial: Trial, how: str, seconds: float, rng: random.Random, weights:
         status = trial.start(f"data.num_workers={workers}")
         told["starts"].append({"workers": workers, "status": status})
         steps, again = trial.learned_from()
-        told |= {"steps_taken_again": again, "clips_equal": steps == expected,
-                 "weights_equal": trial.weights() == weights}  # fmt: skip
+        told |= {
+            "steps_taken_again": again,
+            "clips_equal": steps == expected,
+            "weights_equal": trial.weights() == weights,
+        }
         told["lost"] = status != 0 or not told["weights_equal"] or not told["clips_equal"]
         if how == "SIGTERM":  # whoever is asked to end loses no step
             told["lost"] |= again > 0
@@ -346,8 +367,18 @@ def wrong_json(shard: bytes, rng: random.Random) -> bytes:
     members = unpack(shard)
     number = rng.choice([n for n, (name, _) in enumerate(members) if name.endswith(".json")])
     name, text = members[number]
-    wrong = [b"", b"{", b"[]", b"null", b'{"key": 3}', b"\xff\xfe", text[: len(text) // 2], b"[" * 100000,
-             b'{"key": "' + b"x" * 100000 + b'"}', text.replace(b"labels", b"lables")]  # fmt: skip
+    wrong = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"key": 3}',
+        b"\xff\xfe",
+        text[: len(text) // 2],
+        b"[" * 100000,
+        b'{"key": "' + b"x" * 100000 + b'"}',
+        text.replace(b"labels", b"lables"),
+    ]
     members[number] = (name, rng.choice(wrong))
     return pack(members)
 
@@ -356,8 +387,14 @@ def noise_for_audio(shard: bytes, rng: random.Random) -> bytes:
     members = unpack(shard)
     number = rng.choice([n for n, (name, _) in enumerate(members) if name.endswith(".flac")])
     name, audio = members[number]
-    wrong = [b"", rng.randbytes(len(audio)), b"fLaC" + rng.randbytes(200), audio[: len(audio) // 3], bytes(len(audio)),
-             b"RIFF\xff\xff\xff\xffWAVEfmt " + rng.randbytes(300)]  # fmt: skip
+    wrong = [
+        b"",
+        rng.randbytes(len(audio)),
+        b"fLaC" + rng.randbytes(200),
+        audio[: len(audio) // 3],
+        bytes(len(audio)),
+        b"RIFF\xff\xff\xff\xffWAVEfmt " + rng.randbytes(300),
+    ]
     members[number] = (name, rng.choice(wrong))
     return pack(members)
 
@@ -372,10 +409,14 @@ def name_that_leaves(shard: bytes, rng: random.Random) -> bytes:
 
 
 MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "cut off": cut_off, "bits flipped": flip_bits, "a bit of a header flipped": flip_header,
-    "a name twice": repeat_name, "JSON that is none": wrong_json, "noise for audio": noise_for_audio,
+    "cut off": cut_off,
+    "bits flipped": flip_bits,
+    "a bit of a header flipped": flip_header,
+    "a name twice": repeat_name,
+    "JSON that is none": wrong_json,
+    "noise for audio": noise_for_audio,
     "a name that leaves": name_that_leaves,
-}  # fmt: skip
+}
 
 
 def below(folder: Path) -> dict[str, str]:
@@ -399,8 +440,9 @@ def read_through(folder: Path) -> str:
     try:
         shards = find_shards(str(folder))
         order = ClipOrder(shards, ClipRules(RATE, "pad", shuffle_buffer=0, seed=0))
-        stream = ClipStream(shards, order, batch_size=4, sampling_rate=RATE, training=False, max_bad_fraction=1.0,
-                            cache=ShardCache(1))  # fmt: skip
+        stream = ClipStream(
+            shards, order, batch_size=4, sampling_rate=RATE, training=False, max_bad_fraction=1.0, cache=ShardCache(1)
+        )
         read = sum(len(batch["keys"]) for batch in stream)
     except UserError:
         return "refused"
@@ -450,8 +492,11 @@ def try_damage(count: int, seed: int) -> list[dict[str, Any]]:
                 now = {name: content for name, content in below(top).items() if not name.startswith("a/b/home/")}
                 names = {path.name for path in home.iterdir()} - {"000000.tar", "index.json", "samples.npy"}
                 found = told["verify"] == "found" or not told["changed"]
-                wrong = {"it writes elsewhere": now != outside or names, "a traceback": told["traceback"],
-                         "verify does not find it": not found}  # fmt: skip
+                wrong = {
+                    "it writes elsewhere": now != outside or names,
+                    "a traceback": told["traceback"],
+                    "verify does not find it": not found,
+                }
                 told["lost"] = next((what for what, so in wrong.items() if so), None)
             trials.append(told)
             bar.update()

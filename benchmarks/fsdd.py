@@ -59,13 +59,17 @@ SHAPES = {
 # Steps and learning rate of pretraining, for ten minutes of one core at most. SSAST first learns what the position
 # tells, and at SSAMBA's rate it stays at that for good.
 PRETRAINING = {
-    ("ssamba", "96x2"): (2500, 3e-3), ("ssamba", "16x16"): (2800, 3e-3),
-    ("ssast", "96x2"): (2500, 1e-3), ("ssast", "16x16"): (2800, 1e-3),
-    ("aum", "96x2"): (2500, 3e-3), ("aum", "16x16"): (2800, 3e-3),
-}  # fmt: skip
+    ("ssamba", "96x2"): (2500, 3e-3),
+    ("ssamba", "16x16"): (2800, 3e-3),
+    ("ssast", "96x2"): (2500, 1e-3),
+    ("ssast", "16x16"): (2800, 1e-3),
+    ("aum", "96x2"): (2500, 3e-3),
+    ("aum", "16x16"): (2800, 3e-3),
+}
 STEPS = 400  # of fine-tuning
 RATES = (1e-3, 2e-3)  # of fine-tuning, among which `tuning` chooses
 TUNED_TAKES = range(5, 15)
+TUNING_TITLE = "Learning rates of fine-tuning, digits with 5 % of the labels, takes that are held out of training"
 SPEAKER_SHAPES = ("96x2",)
 REPORT = "report.html"  # what folds and seeds are finished with
 CPU_NAME = "cpu_seconds.json"  # beside it, of the command that finished it
@@ -133,21 +137,40 @@ class Benchmark:
         return [
             Step(
                 f"{encoder}-{shape}",
-                ["pretrain", str(ROOT / "recipes/pretrain/fsdd.yaml"), f"run_dir={self.out / f'{encoder}-{shape}'}",
-                 f"data.train={self.shards / 'train'}", f"model.encoder={encoder}", *patch, *masks,
-                 f"trainer.max_steps={PRETRAINING[encoder, shape][0]}",
-                 f"optimizer.learning_rate={PRETRAINING[encoder, shape][1]}", "--resume", "auto"],
+                [
+                    "pretrain",
+                    str(ROOT / "recipes/pretrain/fsdd.yaml"),
+                    f"run_dir={self.out / f'{encoder}-{shape}'}",
+                    f"data.train={self.shards / 'train'}",
+                    f"model.encoder={encoder}",
+                    *patch,
+                    *masks,
+                    f"trainer.max_steps={PRETRAINING[encoder, shape][0]}",
+                    f"optimizer.learning_rate={PRETRAINING[encoder, shape][1]}",
+                    "--resume",
+                    "auto",
+                ],
                 "run.json",
             )
-            for encoder in self.encoders for shape, (patch, masks, _) in SHAPES.items()
-        ]  # fmt: skip
+            for encoder in self.encoders
+            for shape, (patch, masks, _) in SHAPES.items()
+        ]
 
     def finetuning(self, name: str, encoder: str, shape: str, start: str, *changes: str, mark: str) -> Step:
         patch, _, more = SHAPES[shape]
         weights = str(self.out / f"{encoder}-{shape}") if start == "pretrained" else "null"
-        words = ["finetune", str(ROOT / "recipes/finetune/fsdd_digits.yaml"), f"run_dir={self.out / name}",
-                 f"model.encoder={encoder}", *patch, *more, f"model.pretrained={weights}", *changes,
-                 "--resume", "auto"]  # fmt: skip
+        words = [
+            "finetune",
+            str(ROOT / "recipes/finetune/fsdd_digits.yaml"),
+            f"run_dir={self.out / name}",
+            f"model.encoder={encoder}",
+            *patch,
+            *more,
+            f"model.pretrained={weights}",
+            *changes,
+            "--resume",
+            "auto",
+        ]
         return Step(name, words, mark)
 
     def tuned(self) -> dict[tuple[str, str, str], dict[float, float]]:
@@ -188,11 +211,26 @@ def frozen_steps(benchmark: Benchmark) -> list[Step]:
         ):
             name = _frozen(encoder, shape, protocol, pool, labels)
             words = [
-                "probe", str(benchmark.out / f"{encoder}-{shape}"), str(benchmark.shards / "train"), "--test",
-                str(benchmark.shards / "test"), "--label", "digit", "--protocol", protocol, "--layer", "all",
-                "--pooling", pool, "--label-fraction", str(fraction), "--seeds", str(seeds),
-                "--out", str(benchmark.out / name),
-            ]  # fmt: skip
+                "probe",
+                str(benchmark.out / f"{encoder}-{shape}"),
+                str(benchmark.shards / "train"),
+                "--test",
+                str(benchmark.shards / "test"),
+                "--label",
+                "digit",
+                "--protocol",
+                protocol,
+                "--layer",
+                "all",
+                "--pooling",
+                pool,
+                "--label-fraction",
+                str(fraction),
+                "--seeds",
+                str(seeds),
+                "--out",
+                str(benchmark.out / name),
+            ]
             steps.append(Step(name, words, PROBE_NAME))
     return steps
 
@@ -218,25 +256,46 @@ def label_steps(benchmark: Benchmark) -> list[Step]:
     test = [f"data.train={benchmark.shards / 'train'}", f"data.test={benchmark.shards / 'test'}"]
     return [
         benchmark.finetuning(
-            _low(encoder, shape, start, labels), encoder, shape, start, *test, *benchmark.rate(encoder, shape, start),
-            f"data.label_fraction={fraction}", f"trainer.max_steps={STEPS}", "--seeds", str(SEEDS),
+            _low(encoder, shape, start, labels),
+            encoder,
+            shape,
+            start,
+            *test,
+            *benchmark.rate(encoder, shape, start),
+            f"data.label_fraction={fraction}",
+            f"trainer.max_steps={STEPS}",
+            "--seeds",
+            str(SEEDS),
             mark=REPORT,
         )
         for labels, fraction in FRACTIONS.items()
-        for shape in SHAPES for encoder in benchmark.encoders for start in STARTS
-    ]  # fmt: skip
+        for shape in SHAPES
+        for encoder in benchmark.encoders
+        for start in STARTS
+    ]
 
 
 def speaker_steps(benchmark: Benchmark) -> list[Step]:
     """Fine-tuning with all labels of five speakers, scored on the sixth."""
     return [
         benchmark.finetuning(
-            _speakers(encoder, shape, start), encoder, shape, start, f"data.train={benchmark.shards / 'train'}",
-            "data.test=[]", "data.fold_by=speaker", *benchmark.rate(encoder, shape, start),
-            f"trainer.max_steps={STEPS}", "--folds", "all", mark=REPORT,
+            _speakers(encoder, shape, start),
+            encoder,
+            shape,
+            start,
+            f"data.train={benchmark.shards / 'train'}",
+            "data.test=[]",
+            "data.fold_by=speaker",
+            *benchmark.rate(encoder, shape, start),
+            f"trainer.max_steps={STEPS}",
+            "--folds",
+            "all",
+            mark=REPORT,
         )
-        for shape in SPEAKER_SHAPES for encoder in benchmark.encoders for start in STARTS
-    ]  # fmt: skip
+        for shape in SPEAKER_SHAPES
+        for encoder in benchmark.encoders
+        for start in STARTS
+    ]
 
 
 def tuning_steps(benchmark: Benchmark) -> list[Step]:
@@ -245,11 +304,22 @@ def tuning_steps(benchmark: Benchmark) -> list[Step]:
     shards = [f"data.train={benchmark.tuning / 'train'}", f"data.test={benchmark.tuning / 'test'}"]
     return [
         benchmark.finetuning(
-            _tuning(encoder, shape, start, rate), encoder, shape, start, *shards, *_rate(rate),
-            "data.label_fraction=0.0643", f"trainer.max_steps={STEPS}", "evaluation.baseline=none", mark="run.json",
+            _tuning(encoder, shape, start, rate),
+            encoder,
+            shape,
+            start,
+            *shards,
+            *_rate(rate),
+            "data.label_fraction=0.0643",
+            f"trainer.max_steps={STEPS}",
+            "evaluation.baseline=none",
+            mark="run.json",
         )
-        for shape in SHAPES for encoder in benchmark.encoders for start in STARTS for rate in RATES
-    ]  # fmt: skip
+        for shape in SHAPES
+        for encoder in benchmark.encoders
+        for start in STARTS
+        for rate in RATES
+    ]
 
 
 def _scored(folder: Path, part: str = "test") -> list[Scored]:
@@ -281,12 +351,17 @@ def _compared(out: Path, label: str, named: Callable[[str, str, str], str]) -> R
                 continue
             ours, scratch = (_scored(folders[start]) for start in STARTS)
             baseline = _scored(folders["pretrained"], "test/baseline")
-            rows.append((
-                label, encoder, shape, *(_interval(told[start]["scores"]["model"]) for start in STARTS),
-                _interval(told["pretrained"]["scores"]["log-mel"]),
-                _signed(paired_differences(ours, scratch)["accuracy"]),
-                _signed(paired_differences(ours, baseline)["accuracy"]),
-            ))  # fmt: skip
+            rows.append(
+                (
+                    label,
+                    encoder,
+                    shape,
+                    *(_interval(told[start]["scores"]["model"]) for start in STARTS),
+                    _interval(told["pretrained"]["scores"]["log-mel"]),
+                    _signed(paired_differences(ours, scratch)["accuracy"]),
+                    _signed(paired_differences(ours, baseline)["accuracy"]),
+                )
+            )
     return rows
 
 
@@ -362,12 +437,11 @@ def report(benchmark: Benchmark, earlier: Path | None) -> None:
     out = benchmark.out
     tables = {
         "Pretraining": pretraining_rows(out),
-        "Learning rates of fine-tuning, digits with 5 % of the labels, takes that are held out of training":
-            tuning_rows(benchmark),
+        TUNING_TITLE: tuning_rows(benchmark),
         "Digits with few labels, official test, mean of five seeds": label_rows(out),
         "Digits by frozen features, official test": frozen_rows(out),
         "Digits of a speaker without labels, mean of six": speaker_rows(out),
-    }  # fmt: skip
+    }
     before = {"tables": {}, "records": {}} if earlier is None else json.loads(earlier.read_text())
     tables = {title: with_earlier(rows, before["tables"].get(title, [])) for title, rows in tables.items()}
     tables = {title: rows for title, rows in tables.items() if len(rows) > 1}
@@ -387,8 +461,11 @@ def report(benchmark: Benchmark, earlier: Path | None) -> None:
 
 
 PARTS: dict[str, Callable[[Benchmark], list[Step]]] = {
-    "tuning": tuning_steps, "labels": label_steps, "frozen": frozen_steps, "speakers": speaker_steps,
-}  # fmt: skip
+    "tuning": tuning_steps,
+    "labels": label_steps,
+    "frozen": frozen_steps,
+    "speakers": speaker_steps,
+}
 
 
 def main() -> None:

@@ -40,14 +40,30 @@ from ssamba.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 8000  # of FSDD
 SCENES = [
-    f"audio.sampling_rate={RATE}", "audio.num_mel_bins=96", "audio.max_length=2000", "audio.mean=null",
+    f"audio.sampling_rate={RATE}",
+    "audio.num_mel_bins=96",
+    "audio.max_length=2000",
+    "audio.mean=null",
     "audio.std=null",
-    "model.size=nano", "model.fshape=96", "model.tshape=4", "model.time_stride=4", "model.pretrained=null",
-    "data.fold_by=null", "data.batch_size=8", "data.num_workers=0", "task.pooling=statistics",
-    "augmentation.frequency_mask=12", "augmentation.time_mask=0", "augmentation.frequency_shift=5",
-    "optimizer.learning_rate=3e-3", "optimizer.weight_decay=0.05", "optimizer.warmup_steps=50", "trainer.precision=32",
-    "trainer.max_steps=600", "trainer.validate_every_steps=200",
-]  # fmt: skip
+    "model.size=nano",
+    "model.fshape=96",
+    "model.tshape=4",
+    "model.time_stride=4",
+    "model.pretrained=null",
+    "data.fold_by=null",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "task.pooling=statistics",
+    "augmentation.frequency_mask=12",
+    "augmentation.time_mask=0",
+    "augmentation.frequency_shift=5",
+    "optimizer.learning_rate=3e-3",
+    "optimizer.weight_decay=0.05",
+    "optimizer.warmup_steps=50",
+    "trainer.precision=32",
+    "trainer.max_steps=600",
+    "trainer.validate_every_steps=200",
+]
 
 
 def call(words: Sequence[str]) -> tuple[float, int]:
@@ -116,8 +132,10 @@ def hour(out: Path) -> None:
     shards = find_shards(str(out / "scene-shards/test"))
     cache = ShardCache(DataConfig().cache_bytes)
     listed = [json.loads(names) for _, names in read_labels(shards, "scene", cache).values()]
-    sounds = [batch["waveform"][0].numpy() for batch in pipeline(str(out / "scene-shards/test"), seconds=20,
-              batch_size=1, training=False)]  # fmt: skip
+    sounds = [
+        batch["waveform"][0].numpy()
+        for batch in pipeline(str(out / "scene-shards/test"), seconds=20, batch_size=1, training=False)
+    ]
     found = []
     for minutes in (6, 60):
         file, timeline, true = out / f"{minutes}-minutes.wav", out / f"timeline-{minutes}", []
@@ -131,8 +149,15 @@ def hour(out: Path) -> None:
         with table.open(newline="") as lines:
             said = [row["label"] for row in csv.DictReader(lines)]
         right = sum(one == other for one, other in zip(said, true, strict=True)) / len(true)
-        found.append({"minutes": minutes, "rows": len(said), "accuracy": round(right, 4),
-                      "cpu_seconds": round(seconds), "peak_bytes": memory})  # fmt: skip
+        found.append(
+            {
+                "minutes": minutes,
+                "rows": len(said),
+                "accuracy": round(right, 4),
+                "cpu_seconds": round(seconds),
+                "peak_bytes": memory,
+            }
+        )
     write_json(out / "hour.json", found)
 
 
@@ -168,8 +193,10 @@ def report(out: Path) -> None:
         for kind, prefix in (("the likeliest of each hop", ""), ("beam search", "beam_")):
             if f"{prefix}WER" in speech["test"]:
                 rows.append((kind, *(score_text(speech["test"], f"{prefix}{name}") for name in ("WER", "CER"))))
-        tables[f"Speech to text, {speech['test']['clips']} sentences by voices that training never heard; "
-               f"{speech['cpu_seconds']} CPU s in all"] = rows  # fmt: skip
+        tables[
+            f"Speech to text, {speech['test']['clips']} sentences by voices that training never heard; "
+            f"{speech['cpu_seconds']} CPU s in all"
+        ] = rows
     if scene := records.get("scene"):
         names = ("accuracy", "balanced_accuracy", "segment_F1", "event_F1")
         rows = [("", *names)]

@@ -61,8 +61,10 @@ def sound(seconds: int) -> Iterator[np.ndarray[Any, Any]]:
     time = np.arange(RATE) / RATE
     for _ in range(seconds):
         low, high = rng.uniform(100, 6000, 2)
-        chirps = [0.3 * np.sin(2 * np.pi * (start + (stop - start) / 2 * time) * time)
-                  for start, stop in ((low, high), (high, low))]  # fmt: skip
+        chirps = [
+            0.3 * np.sin(2 * np.pi * (start + (stop - start) / 2 * time) * time)
+            for start, stop in ((low, high), (high, low))
+        ]
         yield (np.stack(chirps, 1) + rng.normal(0, 0.02, (RATE, 2))).astype(np.float32)
 
 
@@ -147,11 +149,22 @@ def main() -> None:
         speeds = [short / quick, long / slow, (long - short) / max(slow - quick, 1e-9)]
         rows.append((name, f"{low:.0f}", f"{high:.0f}", *(f"{speed:.1f}" for speed in speeds)))
         goals.append(Goal(f"{name}: peak MB, {long} s - {short} s", "<=", MOST_MEGABYTES, high - low))
-    print(f"ssamba {given.size}, 44.1 kHz stereo FLAC, medians of {given.rounds}\n\n{markdown_table(rows)}\n\n"
-          f"{goals_table(goals)}")  # fmt: skip
-    write_json(given.out, {"size": given.size, "seconds": [short, long], "rounds": given.rounds,
-                           "goals": [goal._asdict() for goal in goals], "measured": found, "hardware": hardware(),
-                           "versions": versions("soundfile", "soxr")})  # fmt: skip
+    print(
+        f"ssamba {given.size}, 44.1 kHz stereo FLAC, medians of {given.rounds}\n\n{markdown_table(rows)}\n\n"
+        f"{goals_table(goals)}"
+    )
+    write_json(
+        given.out,
+        {
+            "size": given.size,
+            "seconds": [short, long],
+            "rounds": given.rounds,
+            "goals": [goal._asdict() for goal in goals],
+            "measured": found,
+            "hardware": hardware(),
+            "versions": versions("soundfile", "soxr"),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -58,16 +58,24 @@ def write_tones(folder: Path, count: int, seed: int) -> dict[str, list[Recording
 def write_sweep(folder: Path, shards: Path) -> Path:
     """The sweep file; run_dir is `runs` of the working folder."""
     common = {
-        "audio": {"max_length": 64}, "model": {"encoder": "ssamba", "size": "nano"},
+        "audio": {"max_length": 64},
+        "model": {"encoder": "ssamba", "size": "nano"},
         "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, "warmup_steps": 2},
         "trainer": {"max_steps": 30, "log_every_steps": 1, "checkpoint_every_steps": 5, "accelerator": "cpu"},
-    }  # fmt: skip
+    }
     recipes = {
-        "pretrain": {**common, "data": {"train": str(shards / "train"), "batch_size": 4, "short": "pack"},
-                     "objective": {"parts": {"contrastive": 1, "reconstruction": 10}}, "mask": {"share": 0.375}},
-        "finetune": {**common, "data": {"train": str(shards / "train"), "test": str(shards / "test"), "batch_size": 4},
-                     "task": {"label": "sound"}},
-    }  # fmt: skip
+        "pretrain": {
+            **common,
+            "data": {"train": str(shards / "train"), "batch_size": 4, "short": "pack"},
+            "objective": {"parts": {"contrastive": 1, "reconstruction": 10}},
+            "mask": {"share": 0.375},
+        },
+        "finetune": {
+            **common,
+            "data": {"train": str(shards / "train"), "test": str(shards / "test"), "batch_size": 4},
+            "task": {"label": "sound"},
+        },
+    }
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(json.dumps({"task_type": name, **recipe}))
     path = folder / "sweep.yaml"
@@ -83,8 +91,17 @@ def write_sweep(folder: Path, shards: Path) -> Path:
 
 def start(sweep: Path, folder: Path, kill_after: float | None = None, whole_group: bool = False) -> int:
     """Begin the sweep or go on with it, in a folder; the status, -9 if it was killed before its end."""
-    command = [sys.executable, "-c", "from ssamba.cli import run; run()", "sweep", str(sweep), "--jobs", "2",
-               "--resume", "auto"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        "from ssamba.cli import run; run()",
+        "sweep",
+        str(sweep),
+        "--jobs",
+        "2",
+        "--resume",
+        "auto",
+    ]
     with (folder / "said.txt").open("ab") as said:
         process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, start_new_session=True)
         try:
@@ -108,8 +125,11 @@ def models(folder: Path) -> dict[str, str]:
 def same_for_both(content: Any) -> Any:
     """A comparison without what belongs to its making."""
     if isinstance(content, dict):
-        return {key: same_for_both(value) for key, value in content.items()
-                if not any(word in key for word in OF_THE_MAKING)}  # fmt: skip
+        return {
+            key: same_for_both(value)
+            for key, value in content.items()
+            if not any(word in key for word in OF_THE_MAKING)
+        }
     return [same_for_both(one) for one in content] if isinstance(content, list) else content
 
 
@@ -147,9 +167,13 @@ def main() -> int:
             for name in ("killed", "undisturbed")
         )
         result = {
-            "undisturbed_seconds": round(seconds, 1), "starts": starts, "last_status": status, "models": len(ours),
-            "models_equal": ours == theirs and len(ours) == 8, "comparison_equal": found == expected,
-        }  # fmt: skip
+            "undisturbed_seconds": round(seconds, 1),
+            "starts": starts,
+            "last_status": status,
+            "models": len(ours),
+            "models_equal": ours == theirs and len(ours) == 8,
+            "comparison_equal": found == expected,
+        }
         print(json.dumps(result, indent=1))
         survived = result["models_equal"] and result["comparison_equal"] and status == 0
         if not survived:

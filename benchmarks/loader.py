@@ -109,8 +109,17 @@ def repeated(source: ShardSet, folder: Path, shards: int) -> Path:
 
 def stream(shards: ShardSet, first: int = 0, batches: int | None = None) -> ClipStream:
     order = ClipOrder(shards, ClipRules(RATE * SECONDS, "pad", 5000, 0))
-    return ClipStream(shards, order, batch_size=BATCH, sampling_rate=RATE, training=True, max_bad_fraction=0.0,
-                      cache=ShardCache(1), first=first, batches=batches)  # fmt: skip
+    return ClipStream(
+        shards,
+        order,
+        batch_size=BATCH,
+        sampling_rate=RATE,
+        training=True,
+        max_bad_fraction=0.0,
+        cache=ShardCache(1),
+        first=first,
+        batches=batches,
+    )
 
 
 def timed(work: Callable[[], int]) -> float:
@@ -136,9 +145,15 @@ def features(shards: ShardSet) -> tuple[float, float]:
             samples, _ = soundfile.read(io.BytesIO(reader.audio(number)), dtype="float32")
             waveform = torch.from_numpy(samples).unsqueeze(0)
             fbank = torchaudio.compliance.kaldi.fbank(
-                waveform - waveform.mean(), htk_compat=True, sample_frequency=RATE, use_energy=False,
-                window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10,
-            )  # fmt: skip
+                waveform - waveform.mean(),
+                htk_compat=True,
+                sample_frequency=RATE,
+                use_energy=False,
+                window_type="hanning",
+                num_mel_bins=128,
+                dither=0.0,
+                frame_shift=10,
+            )
             _ = (fbank - MEAN) / (2 * STD)
         return batches * BATCH
 
@@ -165,9 +180,15 @@ def beside_webdataset(shards: ShardSet, order: str) -> tuple[float, float]:
     buffer = 100
 
     def ours() -> int:
-        made = pipeline([str(shards.shards[0].path.parent)], seconds=SECONDS, batch_size=BATCH, order=order,
-                        sampling_rate=RATE if order == "streaming" else None, shuffle_buffer=buffer,
-                        batches=batches)  # fmt: skip
+        made = pipeline(
+            [str(shards.shards[0].path.parent)],
+            seconds=SECONDS,
+            batch_size=BATCH,
+            order=order,
+            sampling_rate=RATE if order == "streaming" else None,
+            shuffle_buffer=buffer,
+            batches=batches,
+        )
         return sum(len(batch["keys"]) for batch in made)
 
     def decoded(sample: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +197,12 @@ def beside_webdataset(shards: ShardSet, order: str) -> tuple[float, float]:
 
     def theirs() -> int:
         made = wds.DataPipeline(
-            wds.SimpleShardList(shards.paths, seed=0), wds.tarfile_to_samples(), wds.shuffle(buffer, seed=0),
-            wds.map(decoded), wds.batched(BATCH),
-        )  # fmt: skip
+            wds.SimpleShardList(shards.paths, seed=0),
+            wds.tarfile_to_samples(),
+            wds.shuffle(buffer, seed=0),
+            wds.map(decoded),
+            wds.batched(BATCH),
+        )
         return sum(len(batch["waveform"]) for batch in made)
 
     return timed(ours), timed(theirs)
@@ -276,8 +300,13 @@ def first_batch(folder: Path) -> tuple[float, float]:
 
 
 def child(code: str, *arguments: object) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=Path(__file__).parents[1],
-                          stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return done.stdout
 
 
@@ -291,8 +320,12 @@ def paired(rounds: int, name: str, both: Callable[[], tuple[float, float]], warm
             found.append(both())
             bar.update()
     ours, theirs = zip(*found, strict=True)
-    return {"ours": statistics.median(ours), "theirs": statistics.median(theirs),
-            "ratio": statistics.median(a / b for a, b in found), "rounds": found}  # fmt: skip
+    return {
+        "ours": statistics.median(ours),
+        "theirs": statistics.median(theirs),
+        "ratio": statistics.median(a / b for a, b in found),
+        "rounds": found,
+    }
 
 
 def main() -> None:
@@ -357,14 +390,25 @@ def main() -> None:
             measured["memory"] = {"clips": given.streamed, "resident_megabytes": resident}
             grown = statistics.median(resident[-10:]) - statistics.median(resident[5:15])
             goals.append(Goal(f"MB more at the end of {given.streamed} clips than early on", "<=", 5, grown))
-    rows = [("", "ours", "theirs", "ratio"), *(
-        (name, f"{one['ours']:.4g}", f"{one['theirs']:.4g}", f"{one['ratio']:.3g}")
-        for name, one in measured.items() if "ratio" in one
-    )]  # fmt: skip
+    rows = [
+        ("", "ours", "theirs", "ratio"),
+        *(
+            (name, f"{one['ours']:.4g}", f"{one['theirs']:.4g}", f"{one['ratio']:.3g}")
+            for name, one in measured.items()
+            if "ratio" in one
+        ),
+    ]
     print(f"{markdown_table(rows)}\n\n{goals_table(goals)}")
-    write_json(given.out, {"goals": [goal._asdict() for goal in goals], "measured": measured, "hardware": hardware(),
-                           "recordings": "given" if given.recordings else "synthesized",
-                           "versions": versions("soundfile", "torchaudio", "av")})  # fmt: skip
+    write_json(
+        given.out,
+        {
+            "goals": [goal._asdict() for goal in goals],
+            "measured": measured,
+            "hardware": hardware(),
+            "recordings": "given" if given.recordings else "synthesized",
+            "versions": versions("soundfile", "torchaudio", "av"),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -42,9 +42,16 @@ from ssamba.progress import progress_bar
 
 # What the commands import when they are called.
 COMMANDS = (
-    "ssamba.train", "ssamba.evaluation.scores", "ssamba.evaluation.pictures", "ssamba.inference.predict",
-    "ssamba.models.transfer", "ssamba.data.prepare.indexing", "ssamba.training.callbacks", "numba", "torchmetrics",
-)  # fmt: skip
+    "ssamba.train",
+    "ssamba.evaluation.scores",
+    "ssamba.evaluation.pictures",
+    "ssamba.inference.predict",
+    "ssamba.models.transfer",
+    "ssamba.data.prepare.indexing",
+    "ssamba.training.callbacks",
+    "numba",
+    "torchmetrics",
+)
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_prep"
 
 RATE = 16000
@@ -115,10 +122,44 @@ BYTES: dict[str, Change] = {
 
 
 ODD: list[Any] = [
-    None, "", "x", "x" * 300, "96", "no", "010", "~", "a\0b", "\x1b[2J", "../../up", "${oc.env:HOME}", "\u202e", "1e3",
-    True, False, -1, 0, 1, 3, 2**31, 2**63, 2**70, 10**12, 96.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"),
-    [], [1], ["x"], [[]], {}, {"x": 1}, {"": None},
-]  # fmt: skip
+    None,
+    "",
+    "x",
+    "x" * 300,
+    "96",
+    "no",
+    "010",
+    "~",
+    "a\0b",
+    "\x1b[2J",
+    "../../up",
+    "${oc.env:HOME}",
+    "\u202e",
+    "1e3",
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**63,
+    2**70,
+    10**12,
+    96.5,
+    -0.5,
+    1e-300,
+    1e308,
+    float("nan"),
+    float("inf"),
+    [],
+    [1],
+    ["x"],
+    [[]],
+    {},
+    {"x": 1},
+    {"": None},
+]
 
 
 def places(document: Any) -> list[tuple[Any, Any]]:
@@ -166,14 +207,29 @@ CONTENTS: dict[str, Callable[[Any, random.Random], None]] = {
 def whole_document(content: bytes, rng: random.Random) -> bytes:
     """As a whole of another shape, depth or encoding."""
     text = content.decode()
-    return rng.choice([
-        b"[]", b"null", b"3", b'"x"', b"{}", b"[" * 100_000, b'{"a":' * 50_000, b"\xef\xbb\xbf" + content,
-        text.encode("utf-16"), text.encode("utf-32"), b"\xff" + content, content + content, b"[" + content + b"]",
-        content.replace(b"\n", b"\r"), content.replace(b":", b"="), b"- " * 5000,
-        b"a: &a [x,x,x,x,x,x,x,x,x]\n"
-        + b"".join(b"%c: &%c [%s]\n" % (k, k, b",".join([b"*%c" % (k - 1)] * 9)) for k in range(98, 107)),
-        b"!!python/object/apply:os.system ['touch ../evil']\n",
-    ])  # fmt: skip
+    return rng.choice(
+        [
+            b"[]",
+            b"null",
+            b"3",
+            b'"x"',
+            b"{}",
+            b"[" * 100_000,
+            b'{"a":' * 50_000,
+            b"\xef\xbb\xbf" + content,
+            text.encode("utf-16"),
+            text.encode("utf-32"),
+            b"\xff" + content,
+            content + content,
+            b"[" + content + b"]",
+            content.replace(b"\n", b"\r"),
+            content.replace(b":", b"="),
+            b"- " * 5000,
+            b"a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + b"".join(b"%c: &%c [%s]\n" % (k, k, b",".join([b"*%c" % (k - 1)] * 9)) for k in range(98, 107)),
+            b"!!python/object/apply:os.system ['touch ../evil']\n",
+        ]
+    )
 
 
 def of_json(change: Callable[[Any, random.Random], None]) -> Change:
@@ -196,11 +252,15 @@ def of_yaml(change: Callable[[Any, random.Random], None]) -> Change:
 
 TEXT_BYTES = {name: BYTES[name] for name in ("cut off", "bits flipped", "bytes put in", "bytes taken out")}
 JSON: dict[str, Change] = {
-    **{name: of_json(change) for name, change in CONTENTS.items()}, **TEXT_BYTES, "another document": whole_document
-}  # fmt: skip
+    **{name: of_json(change) for name, change in CONTENTS.items()},
+    **TEXT_BYTES,
+    "another document": whole_document,
+}
 YAML: dict[str, Change] = {
-    **{name: of_yaml(change) for name, change in CONTENTS.items()}, **TEXT_BYTES, "another document": whole_document
-}  # fmt: skip
+    **{name: of_yaml(change) for name, change in CONTENTS.items()},
+    **TEXT_BYTES,
+    "another document": whole_document,
+}
 
 
 # How lists are changed
@@ -215,9 +275,25 @@ def odd_lines(content: bytes, rng: random.Random) -> bytes:
     lines = lines_of(content)
     at = rng.randrange(1, len(lines) + 1)
     one = rng.choice(lines[1:])
-    odd = ["", "   ", one, one.rpartition(",")[0], one + ",", f"{one},x,y", "gone.wav,cat", "/gone/a.wav,cat", ",cat",
-           one.partition(",")[0] + ",", "~/x.wav,dog", "..,dog", "wav,dog", "#" + one, '"' + one, "wav/0.wav\0,dog",
-           "x" * 5000 + ",dog"]  # fmt: skip
+    odd = [
+        "",
+        "   ",
+        one,
+        one.rpartition(",")[0],
+        one + ",",
+        f"{one},x,y",
+        "gone.wav,cat",
+        "/gone/a.wav,cat",
+        ",cat",
+        one.partition(",")[0] + ",",
+        "~/x.wav,dog",
+        "..,dog",
+        "wav,dog",
+        "#" + one,
+        '"' + one,
+        "wav/0.wav\0,dog",
+        "x" * 5000 + ",dog",
+    ]
     return ("\n".join([*lines[:at], rng.choice(odd), *lines[at:]]) + "\n").encode()
 
 
@@ -235,18 +311,34 @@ def odd_cells(content: bytes, rng: random.Random) -> bytes:
 def other_writing(content: bytes, rng: random.Random) -> bytes:
     """As other programs save the same."""
     text = content.decode()
-    return rng.choice([
-        text.replace(",", ";"), text.replace(",", "\t"), text.replace(",", ", "), text.replace(",", " , "),
-        text.replace("\n", "\r\n"), text.replace("\n", "\r"), text + "\n\n", "\ufeff" + text, text.replace(",", "|"),
-        text.replace("path,label", "file_name,category"), text.replace("path,label", "Filename,Class"),
-        text.replace("path,label", "a,b"), text.partition("\n")[2], text.partition("\n")[0], text.replace("/", "\\"),
-        "\n".join(f'"{line}"' for line in text.splitlines()),
-    ]).encode(rng.choice(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16"]))  # fmt: skip
+    return rng.choice(
+        [
+            text.replace(",", ";"),
+            text.replace(",", "\t"),
+            text.replace(",", ", "),
+            text.replace(",", " , "),
+            text.replace("\n", "\r\n"),
+            text.replace("\n", "\r"),
+            text + "\n\n",
+            "\ufeff" + text,
+            text.replace(",", "|"),
+            text.replace("path,label", "file_name,category"),
+            text.replace("path,label", "Filename,Class"),
+            text.replace("path,label", "a,b"),
+            text.partition("\n")[2],
+            text.partition("\n")[0],
+            text.replace("/", "\\"),
+            "\n".join(f'"{line}"' for line in text.splitlines()),
+        ]
+    ).encode(rng.choice(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16"]))
 
 
 LISTS: dict[str, Change] = {
-    **TEXT_BYTES, "an odd line": odd_lines, "an odd cell": odd_cells, "another way of writing": other_writing
-}  # fmt: skip
+    **TEXT_BYTES,
+    "an odd line": odd_lines,
+    "an odd cell": odd_cells,
+    "another way of writing": other_writing,
+}
 
 
 # How arrays and checkpoints are changed
@@ -281,10 +373,17 @@ def odd_checkpoint(content: bytes, rng: random.Random) -> bytes:
     tensor = state[name] if isinstance(state[name], torch.Tensor) else torch.zeros(3)
     choice = rng.randrange(12)
     odd: dict[int, Any] = {
-        0: tensor.flatten()[:1].expand(10**10), 1: tensor.to(torch.complex64), 2: tensor.bool(),
-        3: torch.full_like(tensor.float(), float("nan")), 4: "x", 5: [tensor], 6: tensor.unsqueeze(0),
-        7: tensor.to_sparse(), 8: None, 9: -5,
-    }  # fmt: skip
+        0: tensor.flatten()[:1].expand(10**10),
+        1: tensor.to(torch.complex64),
+        2: tensor.bool(),
+        3: torch.full_like(tensor.float(), float("nan")),
+        4: "x",
+        5: [tensor],
+        6: tensor.unsqueeze(0),
+        7: tensor.to_sparse(),
+        8: None,
+        9: -5,
+    }
     if choice in odd:
         state[name] = odd[choice]
     elif choice == 10:
@@ -453,8 +552,13 @@ def make_inputs(folder: Path) -> list[Input]:
         "trainer": {"max_steps": 2, "validate_every_steps": 1, "accelerator": "cpu"},
     }
     train = {"train": "shards/train", "batch_size": 2}
-    recipe = {"task_type": "finetune", "run_dir": "run", **common, "data": {**train, "test": "shards/train"},
-              "task": {"label": "label", "pooling": "mean"}}  # fmt: skip
+    recipe = {
+        "task_type": "finetune",
+        "run_dir": "run",
+        **common,
+        "data": {**train, "test": "shards/train"},
+        "task": {"label": "label", "pooling": "mean"},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for command in (
         ("folder.py", "list.csv", "shards", "--workers", "1"),
@@ -498,8 +602,9 @@ def inputs(checkpoint: Path) -> Iterator[Input]:
     yield Input("recipes", "recipe to fine-tune", "recipe.yaml", YAML, new, 2)
     yield Input("recipes", "recipe to evaluate", "run/recipe.yaml", YAML, ("evaluate", "run"), 2)
     yield Input("checkpoints", "checkpoint", str(checkpoint), BYTES, resume, 2, summed=True)
-    yield Input("checkpoints", "checkpoint that is expected", str(checkpoint), odd, resume, 2,
-                after=expect_the_checkpoint)  # fmt: skip
+    yield Input(
+        "checkpoints", "checkpoint that is expected", str(checkpoint), odd, resume, 2, after=expect_the_checkpoint
+    )
     yield Input("checkpoints", "checkpoint to import", "weights.pth", odd, ("import", "weights.pth", "imported"), 6)
     csv_list, json_list = ("list.csv", "out"), (".", "out", "--train", "list.json")
     yield Input(
@@ -611,8 +716,9 @@ def lines(said: str) -> set[str]:
     return {re.sub(r"[\d.]+", "0", line) for line in said.splitlines() if line.strip() and "%|" not in line}
 
 
-def try_one(trial: Trial, one: Input, source: Path, home: Path, whole: tuple[str, float | None],
-            seed: int) -> dict[str, Any]:  # fmt: skip
+def try_one(
+    trial: Trial, one: Input, source: Path, home: Path, whole: tuple[str, float | None], seed: int
+) -> dict[str, Any]:
     """Copy, change, call, judge."""
     rng = random.Random(f"{seed}/{one.name}/{trial.change}/{trial.number}")
     place = home.parent
@@ -726,7 +832,14 @@ def warm_up(source: Path) -> None:
                 raise SystemExit(f"ssamba {' '.join(words)} failed")
 
 
-def _work(trials: list[Trial], home: Path, tried: list[Input], wholes: list[tuple[str, float | None]], source: Path,
-          seed: int, answers: Any) -> None:  # fmt: skip
+def _work(
+    trials: list[Trial],
+    home: Path,
+    tried: list[Input],
+    wholes: list[tuple[str, float | None]],
+    source: Path,
+    seed: int,
+    answers: Any,
+) -> None:
     for trial in trials:
         answers.put(try_one(trial, tried[trial.input], source, home, wholes[trial.input], seed))

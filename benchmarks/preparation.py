@@ -59,8 +59,9 @@ def write_recordings(folder: Path, clips: int) -> list[Path]:
     paths = [folder / f"{number}.wav" for number in range(clips)]
     for path in paths:
         low, high = rng.uniform(100, 6000, 2)
-        chirps = [0.3 * np.sin(2 * np.pi * (a + (b - a) / (2 * SECONDS) * time) * time)
-                  for a, b in ((low, high), (high, low))]  # fmt: skip
+        chirps = [
+            0.3 * np.sin(2 * np.pi * (a + (b - a) / (2 * SECONDS) * time) * time) for a, b in ((low, high), (high, low))
+        ]
         soundfile.write(path, np.stack(chirps, 1) + rng.normal(0, 0.02, (len(time), 2)), FROM)
     return paths
 
@@ -162,17 +163,33 @@ def main() -> None:
     rows = [("", "ms a minute of audio", "real time", "bytes", "7 kHz, dB", "9 kHz, dB")]
     for name, seconds in medians.items():
         weight, errors = found["flac_bytes"].get(name), found["tones_db"].get(name)
-        rows.append((
-            name, f"{60000 * seconds / audio:.1f}", f"{audio / seconds:.0f}",
-            f"{weight / found['flac_bytes']['flac']:.3f}" if weight else "",
-            *(f"{error:.0f}" for error in errors or ()), *([] if errors else ["", ""]),
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{60000 * seconds / audio:.1f}",
+                f"{audio / seconds:.0f}",
+                f"{weight / found['flac_bytes']['flac']:.3f}" if weight else "",
+                *(f"{error:.0f}" for error in errors or ()),
+                *([] if errors else ["", ""]),
+            )
+        )
     goal = Goal("whole, seconds of audio a second", ">=", 150, audio / medians["whole"])
-    print(f"{len(paths)} recordings, {audio:.0f} s, medians of {given.rounds}\n\n{markdown_table(rows)}\n\n"
-          f"{goals_table([goal])}")  # fmt: skip
-    write_json(given.out, {"recordings": len(paths), "made": given.recordings is None, "rounds": given.rounds, **found,
-                           "goals": [goal._asdict()], "hardware": hardware(),
-                           "versions": versions("soundfile", "soxr", "torchaudio", "av")})  # fmt: skip
+    print(
+        f"{len(paths)} recordings, {audio:.0f} s, medians of {given.rounds}\n\n{markdown_table(rows)}\n\n"
+        f"{goals_table([goal])}"
+    )
+    write_json(
+        given.out,
+        {
+            "recordings": len(paths),
+            "made": given.recordings is None,
+            "rounds": given.rounds,
+            **found,
+            "goals": [goal._asdict()],
+            "hardware": hardware(),
+            "versions": versions("soundfile", "soxr", "torchaudio", "av"),
+        },
+    )
 
 
 if __name__ == "__main__":

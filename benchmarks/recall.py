@@ -106,8 +106,11 @@ def draw_pairs(tokens: int, distance: int, others: Sequence[int], generator: tor
 def draw_clips(tokens: int, distances: Sequence[int], others: Sequence[int], generator: torch.Generator) -> Clips:
     """A clip for each distance, as `draw_pairs` has it; the question of that pair is the first of its clip's."""
     batch = len(distances)
-    pairs = [(clip, *pair) for clip, distance in enumerate(distances)
-             for pair in draw_pairs(tokens, distance, others, generator)]  # fmt: skip
+    pairs = [
+        (clip, *pair)
+        for clip, distance in enumerate(distances)
+        for pair in draw_pairs(tokens, distance, others, generator)
+    ]
     clips, marked, questions = torch.tensor(pairs).unbind(1)
     log_mel = NOISE * torch.randn(batch, tokens, BINS, generator=generator)
     classes = torch.randint(CLASSES, (batch, tokens), generator=generator)
@@ -223,8 +226,9 @@ def scores_of(task: Task, runs: Sequence[dict[str, Any]]) -> Scores:
     """Of the test clips, by all seeds."""
     return {
         name: {distance: accuracy(task, own, distance) for distance in task.distances}
-        for name in ENCODERS if (own := tested(task, runs, name))
-    }  # fmt: skip
+        for name in ENCODERS
+        if (own := tested(task, runs, name))
+    }
 
 
 def tested(task: Task, runs: Sequence[dict[str, Any]], encoder: str) -> list[dict[str, Any]]:
@@ -258,8 +262,10 @@ def draw(path: Path, scores: Scores) -> None:
     for number, (encoder, found) in enumerate(scores.items()):
         distances = [distance * 1.03 ** (number - 2) for distance in found]  # so that intervals stand side by side
         values = [one.value for one in found.values()]
-        ends = [[max(0.0, one.value - one.low) for one in found.values()],
-                [max(0.0, one.high - one.value) for one in found.values()]]  # fmt: skip
+        ends = [
+            [max(0.0, one.value - one.low) for one in found.values()],
+            [max(0.0, one.high - one.value) for one in found.values()],
+        ]
         axis.errorbar(distances, values, ends, marker="o", markersize=4, capsize=3, label=encoder)
     axis.axhline(1 / CLASSES, color="grey", linestyle=":", label="chance")
     axis.set(xscale="log", xlabel="tokens from the event to the question", ylabel="accuracy", ylim=(0, 1.02))
@@ -294,9 +300,10 @@ def main() -> None:
     def make(wanted: Sequence[Run], desc: str) -> None:
         done = [Run(*(run[name] for name in Run._fields)) for run in runs]
         missing = [run for run in wanted if run not in done]
-        with ProcessPoolExecutor(given.jobs, get_context("spawn")) as executor, progress_bar(
-            len(wanted), "run", desc, initial=len(wanted) - len(missing)
-        ) as bar:  # fmt: skip
+        with (
+            ProcessPoolExecutor(given.jobs, get_context("spawn")) as executor,
+            progress_bar(len(wanted), "run", desc, initial=len(wanted) - len(missing)) as bar,
+        ):
             for _, made in run_jobs(functools.partial(train, task=task), missing, executor):
                 runs.append(made)
                 write_json(results, {"task": task._asdict(), "runs": runs, "made": command_record()})

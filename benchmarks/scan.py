@@ -46,8 +46,9 @@ RESULTS = Path(__file__).parent / "results"
 OURS = ("cpu", "torch-chunked")
 
 
-def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-              delta_bias: Tensor) -> Tensor:  # fmt: skip
+def loop_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
     """A scan as the original computes it, in its layout: u, delta, z (B, E, L), B, C (B, N, L) -> (B, E, L)."""
     delta = F.softplus(delta + delta_bias.unsqueeze(-1))
     decay = torch.exp(torch.einsum("bel,en->beln", delta, A))
@@ -60,8 +61,9 @@ def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     return (torch.stack(outputs, 2) + u * D.unsqueeze(-1)) * F.silu(z)
 
 
-def parallel_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-                  delta_bias: Tensor) -> Tensor:  # fmt: skip
+def parallel_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
     """A scan by mambapy, in its layout, which is ours: u, delta, z (B, L, E), B, C (B, L, N) -> (B, L, E)."""
     delta = F.softplus(delta + delta_bias).unsqueeze(-1)
     states = pscan(torch.exp(delta * A), delta * B.unsqueeze(2) * u.unsqueeze(-1))
@@ -159,14 +161,29 @@ def main() -> None:
     for name, one in details.items():
         worst_name, worst = worst_gradient(one["errors"])
         of_u = one["backward_memory_of_u"]
-        rows.append((name, f"{one['forward_ns']:.3f}", f"{one['forward_backward_ns']:.3f}",
-                     "unknown" if of_u is None else f"{of_u:.1f}", f"{one['errors']['y']:.1e}",
-                     f"{worst:.1e} ({worst_name})"))  # fmt: skip
-    print(f"{shape}, float32: ns an element of {shape.elements:,}; memory that a backward pass takes, in sizes of u, "
-          f"gradients included\n\n{markdown_table(rows)}\n\n{goals_table(goals)}")  # fmt: skip
-    result = {"shape": shape._asdict(), "rounds": given.rounds, "loop_rounds": given.loop_rounds,
-              "goals": [goal._asdict() for goal in goals], "contenders": details, "hardware": hardware(),
-              "versions": versions("mambapy")}  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{one['forward_ns']:.3f}",
+                f"{one['forward_backward_ns']:.3f}",
+                "unknown" if of_u is None else f"{of_u:.1f}",
+                f"{one['errors']['y']:.1e}",
+                f"{worst:.1e} ({worst_name})",
+            )
+        )
+    print(
+        f"{shape}, float32: ns an element of {shape.elements:,}; memory that a backward pass takes, in sizes of u, "
+        f"gradients included\n\n{markdown_table(rows)}\n\n{goals_table(goals)}"
+    )
+    result = {
+        "shape": shape._asdict(),
+        "rounds": given.rounds,
+        "loop_rounds": given.loop_rounds,
+        "goals": [goal._asdict() for goal in goals],
+        "contenders": details,
+        "hardware": hardware(),
+        "versions": versions("mambapy"),
+    }
     write_json(given.out, result)
 
 

@@ -68,9 +68,17 @@ def main() -> None:
     pairs = [(seconds(single), seconds(double)) for _ in tqdm(range(given.pairs), unit="pair")]
     one, two = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(b / a for a, b in pairs)
-    result = {"encoder": given.encoder, "size": given.size, "batch": given.batch, "frames": given.frames,
-              "single_pass_seconds": one, "two_pass_seconds": two, "ratio": ratio, "pairs": given.pairs,
-              "hardware": hardware()}  # fmt: skip
+    result = {
+        "encoder": given.encoder,
+        "size": given.size,
+        "batch": given.batch,
+        "frames": given.frames,
+        "single_pass_seconds": one,
+        "two_pass_seconds": two,
+        "ratio": ratio,
+        "pairs": given.pairs,
+        "hardware": hardware(),
+    }
     print(json.dumps(result, indent=2))
     if given.out:
         write_json(given.out, result)

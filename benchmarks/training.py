@@ -46,9 +46,14 @@ def hard_batch(batch: int, frames: int, generator: torch.Generator) -> Tensor:
 def make_module(frames: int, steps: int) -> Pretraining:
     encoder = AudioEncoder("ssamba", SIZES["ssamba"]["nano"], 128, frames, 16, 16, 16, 16)
     settings = OptimizerSettings(
-        learning_rate=5e-4, weight_decay=0.01, schedule="cosine", warmup_steps=min(100, steps), max_steps=steps,
-        final_fraction=0.1, plateau_patience=1,
-    )  # fmt: skip
+        learning_rate=5e-4,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_steps=min(100, steps),
+        max_steps=steps,
+        final_fraction=0.1,
+        plateau_patience=1,
+    )
     return Pretraining(
         MaskedPatchModel(encoder),
         LogMel(16000, 128, -4.27, 4.57),
@@ -95,8 +100,13 @@ def train(precision: torch.dtype, device: str, steps: int, batch: int, frames: i
             bad["parameters"] += not finite(parameters)
             losses.append(loss.item())
             bar.update()
-    return {"steps": steps, "not_finite": bad, "first_loss": statistics.mean(losses[:WINDOW]),
-            "last_loss": statistics.mean(losses[-WINDOW:]), "loss_scale": scaler.get_scale()}  # fmt: skip
+    return {
+        "steps": steps,
+        "not_finite": bad,
+        "first_loss": statistics.mean(losses[:WINDOW]),
+        "last_loss": statistics.mean(losses[-WINDOW:]),
+        "loss_scale": scaler.get_scale(),
+    }
 
 
 def main() -> None:
@@ -126,10 +136,18 @@ def main() -> None:
             else:
                 goals.append(Goal(f"{name}: steps with {what} that are not finite", "<=", 0, count))
     print(goals_table(goals))
-    write_json(given.out, {
-        "device": given.device, "batch": given.batch, "frames": given.frames, "runs": runs,
-        "goals": [goal._asdict() for goal in goals], "hardware": hardware(), "versions": versions(),
-    })  # fmt: skip
+    write_json(
+        given.out,
+        {
+            "device": given.device,
+            "batch": given.batch,
+            "frames": given.frames,
+            "runs": runs,
+            "goals": [goal._asdict() for goal in goals],
+            "hardware": hardware(),
+            "versions": versions(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -49,11 +49,32 @@ def signature(kernel: Any, dtype: str, constants: dict[str, Any], out: str) -> t
 
 # None stands for the dtype of the model's tensors.
 POINTERS = {
-    "u": None, "delta": None, "b": None, "c": None, "z": None, "dout": None, "du": None, "ddelta": None, "db": None,
-    "dc": None, "out": None, "x": None, "dx": None, "a2": "fp32", "d": "fp32", "bias": "fp32", "weight": "fp32",
-    "carried": "fp32", "saved": "fp32", "partial": "fp32", "sums": "fp32", "through": "fp32", "y": "fp32",
-    "y_or_dz": "fp32", "bc": "i64",
-}  # fmt: skip
+    "u": None,
+    "delta": None,
+    "b": None,
+    "c": None,
+    "z": None,
+    "dout": None,
+    "du": None,
+    "ddelta": None,
+    "db": None,
+    "dc": None,
+    "out": None,
+    "x": None,
+    "dx": None,
+    "a2": "fp32",
+    "d": "fp32",
+    "bias": "fp32",
+    "weight": "fp32",
+    "carried": "fp32",
+    "saved": "fp32",
+    "partial": "fp32",
+    "sums": "fp32",
+    "through": "fp32",
+    "y": "fp32",
+    "y_or_dz": "fp32",
+    "bc": "i64",
+}
 
 
 def instructions(sass: str) -> list[tuple[int, str, str]]:
@@ -86,8 +107,9 @@ def count(names: list[str]) -> dict[str, int]:
     return {"all": sum(not name.startswith("NOP") for name in names)} | counts
 
 
-def compiled(kernel: Any, dtype: str, constants: dict[str, Any], warps: int, arch: int, out: str,
-             **options: Any) -> dict[str, Any]:  # fmt: skip
+def compiled(
+    kernel: Any, dtype: str, constants: dict[str, Any], warps: int, arch: int, out: str, **options: Any
+) -> dict[str, Any]:
     constants = dict(constants)
     types, attributes = signature(kernel, dtype, constants, out)
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
@@ -106,10 +128,15 @@ def compiled(kernel: Any, dtype: str, constants: dict[str, Any], warps: int, arc
     assert registers and spilled
     module = kernel.fn.__module__.split(".")[-1]
     return {
-        "kernel": f"{module}.{kernel.__name__}", "dtype": dtype, "warps": warps, "registers": int(registers[1]),
-        "spilled": int(spilled[1]), "shared": binary.metadata.shared,
-        "kernel_counts": count([name for _, name, _ in instructions(sass)]), "loop_counts": count(innermost(sass)),
-    }  # fmt: skip
+        "kernel": f"{module}.{kernel.__name__}",
+        "dtype": dtype,
+        "warps": warps,
+        "registers": int(registers[1]),
+        "spilled": int(spilled[1]),
+        "shared": binary.metadata.shared,
+        "kernel_counts": count([name for _, name, _ in instructions(sass)]),
+        "loop_counts": count(innermost(sass)),
+    }
 
 
 def main() -> None:
@@ -140,8 +167,10 @@ def main() -> None:
         for kernel, out, constants, warps, options in kernels:
             found = compiled(kernel, dtype, constants, warps, given.arch, out or dtype, **options)
             results.append(found)
-            print(f"{found['kernel']:28} {dtype}  warps {warps}  registers {found['registers']:3}  "
-                  f"spilled {found['spilled']}  shared {found['shared']}")  # fmt: skip
+            print(
+                f"{found['kernel']:28} {dtype}  warps {warps}  registers {found['registers']:3}  "
+                f"spilled {found['spilled']}  shared {found['shared']}"
+            )
             for part in ("kernel", "loop"):
                 listed = "  ".join(f"{name} {times}" for name, times in found[f"{part}_counts"].items() if times)
                 print(f"    {part:6}  {listed}" if listed else f"    {part:6}  none")

@@ -64,16 +64,39 @@ def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
     source = f"data.train={shards / 'train'}"
     recipes = ROOT / "recipes"
     pretrained = out / "pretrained"
-    ssamba(pretrained / "run.json", "pretrain", str(recipes / "pretrain/fsdd.yaml"), f"run_dir={pretrained}", source,
-           "--resume", "auto")  # fmt: skip
+    ssamba(
+        pretrained / "run.json",
+        "pretrain",
+        str(recipes / "pretrain/fsdd.yaml"),
+        f"run_dir={pretrained}",
+        source,
+        "--resume",
+        "auto",
+    )
     for name, weights in (("trained", str(pretrained)), ("scratch", "null")):
-        ssamba(out / name / "run.json", "finetune", str(recipes / "finetune/fsdd_speakers.yaml"),
-               f"run_dir={out / name}", source, "data.test=[]", f"model.pretrained={weights}",
-               "--resume", "auto")  # fmt: skip
+        ssamba(
+            out / name / "run.json",
+            "finetune",
+            str(recipes / "finetune/fsdd_speakers.yaml"),
+            f"run_dir={out / name}",
+            source,
+            "data.test=[]",
+            f"model.pretrained={weights}",
+            "--resume",
+            "auto",
+        )
     for name in KINDS:
         told = out / f"verify-{name}"
-        ssamba(told / "verify.json", "verify", str(out / name), str(out / "trials.txt"), "--recordings",
-               str(paths[0].parent), "--out", str(told))  # fmt: skip
+        ssamba(
+            told / "verify.json",
+            "verify",
+            str(out / name),
+            str(out / "trials.txt"),
+            "--recordings",
+            str(paths[0].parent),
+            "--out",
+            str(told),
+        )
 
 
 def report(out: Path, halves: Sequence[Sequence[str]]) -> None:

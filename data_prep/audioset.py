@@ -24,8 +24,11 @@ from ssamba.folders import instead
 from ssamba.values import add_argument, share
 
 CLASSES = "class_labels_indices.csv"
-SEGMENTS = {"train": "unbalanced_train_segments.csv", "balanced": "balanced_train_segments.csv",
-            "test": "eval_segments.csv"}  # fmt: skip
+SEGMENTS = {
+    "train": "unbalanced_train_segments.csv",
+    "balanced": "balanced_train_segments.csv",
+    "test": "eval_segments.csv",
+}
 
 
 def class_names(source: Path) -> dict[str, str]:

@@ -22,11 +22,17 @@ SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 TABLE = "fma_metadata/tracks.csv"
 COLUMNS = (("set", "subset"), ("set", "split"), ("track", "genre_top"))
 ARCHIVES = [
-    Archive("https://os.unil.cloud.switch.ch/fma/fma_metadata.zip", "fma_metadata",
-            "sha1:f0df49ffe5f2a6008d7dc83c6915b31835dfe733"),
-    Archive("https://os.unil.cloud.switch.ch/fma/fma_small.zip", "fma_small",
-            "sha1:ade154f733639d52e35e32f5593efe5be76c6d70"),
-]  # fmt: skip
+    Archive(
+        "https://os.unil.cloud.switch.ch/fma/fma_metadata.zip",
+        "fma_metadata",
+        "sha1:f0df49ffe5f2a6008d7dc83c6915b31835dfe733",
+    ),
+    Archive(
+        "https://os.unil.cloud.switch.ch/fma/fma_small.zip",
+        "fma_small",
+        "sha1:ade154f733639d52e35e32f5593efe5be76c6d70",
+    ),
+]
 
 
 def read_tracks(table: Path) -> Iterator[tuple[str, str, str, str]]:

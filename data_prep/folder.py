@@ -82,8 +82,10 @@ def ask_about_splits(source: Path, tops: set[str], deep: Sequence[Path]) -> None
         what = f"there are folders {few(below)}, called as splits are, below those of the labels"
     else:
         return
-    raise UserError(f"{source}: {what}; expected SOURCE/split/label/name, or --no-split-folders, which makes labels of "
-                    "the uppermost folders")  # fmt: skip
+    raise UserError(
+        f"{source}: {what}; expected SOURCE/split/label/name, or --no-split-folders, which makes labels of "
+        "the uppermost folders"
+    )
 
 
 def labelled(source: Path, path: Path, label: str | None, depth: int) -> Recording:

@@ -93,8 +93,7 @@ def load(given: argparse.Namespace, datasets: Any) -> dict[str, Any]:
     return dict(builder.as_dataset())
 
 
-def chosen_columns(given: argparse.Namespace, features: Mapping[str, Any],
-                   datasets: Any) -> tuple[str, dict[str, str]]:  # fmt: skip
+def chosen_columns(given: argparse.Namespace, features: Mapping[str, Any], datasets: Any) -> tuple[str, dict[str, str]]:
     """The column of the recordings, and label -> its column.
 
     Raises:
@@ -115,8 +114,10 @@ def chosen_columns(given: argparse.Namespace, features: Mapping[str, Any],
     for option, name in asked:
         kind = leaf(features[name]) if name in features else None
         if not isinstance(kind, datasets.ClassLabel) and not _NAMES.fullmatch(getattr(kind, "dtype", "")):
-            raise UserError(f"{option} has {name!r}; {given.source} has {columns}; expected columns of classes, text "
-                            "or whole numbers, or lists of them")  # fmt: skip
+            raise UserError(
+                f"{option} has {name!r}; {given.source} has {columns}; expected columns of classes, text "
+                "or whole numbers, or lists of them"
+            )
     if not labels:
         log.warning("%s has no column of classes, so there are no labels; --labels names others", given.source)
     return audio, labels
@@ -166,8 +167,9 @@ def is_of_hub(path: str, datasets: Any) -> bool:
     return any(Path(path).resolve().is_relative_to(Path(cache).resolve()) for cache in caches)
 
 
-def recordings_of(rows: Any, split: str, audio: str, labels: Mapping[str, str], given: argparse.Namespace,
-                  datasets: Any) -> Iterator[Recording]:  # fmt: skip
+def recordings_of(
+    rows: Any, split: str, audio: str, labels: Mapping[str, str], given: argparse.Namespace, datasets: Any
+) -> Iterator[Recording]:
     """A split's, without keys.
 
     Raises:
@@ -179,8 +181,10 @@ def recordings_of(rows: Any, split: str, audio: str, labels: Mapping[str, str], 
                 raise UserError(f"row {index} of the split {split} has no recording; expected one in each {audio}")
             inside = isinstance(given.source, Path) or row[audio]["bytes"] is not None
             if not inside and not is_of_hub(row[audio]["path"] or "", datasets):
-                raise UserError(f"row {index} of the split {split} of {given.source} names {row[audio]['path']}, which "
-                                "is not of the Hub; expected a repository that holds its recordings")  # fmt: skip
+                raise UserError(
+                    f"row {index} of the split {split} of {given.source} names {row[audio]['path']}, which "
+                    "is not of the Hub; expected a repository that holds its recordings"
+                )
             named = {label: names_of(row[column], rows.features[column]) for label, column in labels.items()}
             path = file_of(row[audio], f"{safe_key(split)}-{index:06d}", given.unpacked)
             yield Recording("", path, {label: names for label, names in named.items() if names is not None})

@@ -58,8 +58,7 @@ def find(given: argparse.Namespace) -> DataSet:
     source = unpacked(given.source, "IEMOCAP_full_release")
     sessions = {session: session_recordings(source, session) for session in SESSIONS}
     found = sum(len(recordings) for recordings, _ in sessions.values())
-    log.info("%d of %d utterances have one of the four emotions",
-             found, sum(total for _, total in sessions.values()))  # fmt: skip
+    log.info("%d of %d utterances have one of the four emotions", found, sum(total for _, total in sessions.values()))
     rest = [one for session in SESSIONS if session != given.test_session for one in sessions[session][0]]
     rest.sort(key=lambda one: drawn(given.seed, one.key))
     count = round(given.validation * len(rest))

@@ -67,8 +67,10 @@ def manifests(source: Path) -> dict[str, Path]:
             raise UserError(f"{found[split]} and {path} are both of the split {split}; expected one: give it as SOURCE")
         found[split] = path
     if not found:
-        raise UserError(f"{source} has no manifest of cuts and no Shar; expected files like cuts_train.jsonl.gz, "
-                        f"folders of Shar like train, or {SHAR} in it; {there(source, SHAR)}")  # fmt: skip
+        raise UserError(
+            f"{source} has no manifest of cuts and no Shar; expected files like cuts_train.jsonl.gz, "
+            f"folders of Shar like train, or {SHAR} in it; {there(source, SHAR)}"
+        )
     return found
 
 
@@ -83,8 +85,10 @@ def read_cuts(place: Path, lhotse: Any) -> Iterator[Any]:
     try:
         yield from lhotse.CutSet.from_shar(in_dir=place) if place.is_dir() else lhotse.CutSet.from_file(place)
     except (*_DAMAGED, *_OTHER) as error:
-        raise UserError(f"{place} cannot be read by lhotse ({type(error).__name__}: {error}); expected a manifest of "
-                        "cuts, or Shar, whole and undamaged") from error  # fmt: skip
+        raise UserError(
+            f"{place} cannot be read by lhotse ({type(error).__name__}: {error}); expected a manifest of "
+            "cuts, or Shar, whole and undamaged"
+        ) from error
 
 
 def problem(cut: Any, lhotse: Any) -> str | None:
@@ -141,8 +145,11 @@ def recording_of(cut: Any, labels: Labels, otherwise: str, unpacked: Unpacked) -
 
 def read_split(split: str, place: Path, fields: Sequence[str], unpacked: Unpacked, lhotse: Any) -> list[Recording]:
     """All cuts of a split; UserError for those that cannot be taken, which are told together."""
-    offenders = Offenders(place, "cuts within one recording, all of its channels, as it is in its file; others become "
-                          "such by save_audios of lhotse; and names, or lists of them, in --labels")  # fmt: skip
+    offenders = Offenders(
+        place,
+        "cuts within one recording, all of its channels, as it is in its file; others become "
+        "such by save_audios of lhotse; and names, or lists of them, in --labels",
+    )
     recordings = []
     with progress_bar(None, "cut", f"reading {split}") as bar:
         for index, cut in enumerate(read_cuts(place, lhotse)):
@@ -174,8 +181,10 @@ def find(given: argparse.Namespace) -> DataSet:
     }
     for field in fields:
         if not any(field in one.labels for recordings in splits.values() for one in recordings):
-            raise UserError(f"--labels has {field!r}, which no cut of {given.source} has; expected a field that is "
-                            f"filled: {', '.join(FIELDS)}, or a custom one")  # fmt: skip
+            raise UserError(
+                f"--labels has {field!r}, which no cut of {given.source} has; expected a field that is "
+                f"filled: {', '.join(FIELDS)}, or a custom one"
+            )
     check_present(splits, given.max_bad_fraction)
     name = given.name or given.source.resolve().name.partition(".")[0]
     return DataSet(name, keyed(splits, given.source))

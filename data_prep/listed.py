@@ -29,8 +29,10 @@ def class_names(path: Path) -> dict[str, str]:
     """mid -> display_name, in order."""
     columns, rows = read_rows(path)
     if not rows or not {"index", "mid", "display_name"} <= set(columns):
-        raise UserError(f"--class-labels {path} has the columns {columns} and {len(rows)} lines below; expected "
-                        "index,mid,display_name and a line a class")  # fmt: skip
+        raise UserError(
+            f"--class-labels {path} has the columns {columns} and {len(rows)} lines below; expected "
+            "index,mid,display_name and a line a class"
+        )
     names = {row.fields["mid"]: row.fields["display_name"] for row in rows}
     if [row.fields["index"] for row in rows] != [str(number) for number in range(len(names))]:
         raise UserError(f"--class-labels {path} does not number its classes 0, 1, 2, ..., each mid once")

@@ -57,8 +57,9 @@ def whole_seconds(recordings: Sequence[Recording]) -> dict[Path, int]:
     return found
 
 
-def track(recordings: Sequence[Recording], seconds: Mapping[Path, int], passes: int,
-          given: argparse.Namespace) -> tuple[list[Placed | None], int]:  # fmt: skip
+def track(
+    recordings: Sequence[Recording], seconds: Mapping[Path, int], passes: int, given: argparse.Namespace
+) -> tuple[list[Placed | None], int]:
     """What is heard in each second, until every recording was so many times and the last soundscape is full; and how
     many soundscapes they are."""
     found: list[Placed | None] = []
@@ -75,8 +76,14 @@ def track(recordings: Sequence[Recording], seconds: Mapping[Path, int], passes: 
     return found, count
 
 
-def soundscapes(fold: str, recordings: Sequence[Recording], seconds: Mapping[Path, int], folder: Path, passes: int,
-                given: argparse.Namespace) -> Iterator[Recording]:  # fmt: skip
+def soundscapes(
+    fold: str,
+    recordings: Sequence[Recording],
+    seconds: Mapping[Path, int],
+    folder: Path,
+    passes: int,
+    given: argparse.Namespace,
+) -> Iterator[Recording]:
     """All of a fold."""
     found, count = track(recordings, seconds, passes, given)
     for index in range(count):

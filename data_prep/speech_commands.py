@@ -22,8 +22,28 @@ from ssamba.folders import PassedOver, instead, there
 from ssamba.recordings import recording_seconds
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-OTHERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-          "bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")  # fmt: skip
+OTHERS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "bed",
+    "bird",
+    "cat",
+    "dog",
+    "happy",
+    "house",
+    "marvin",
+    "sheila",
+    "tree",
+    "wow",
+)
 WORDS = {"v1": (*COMMANDS, *OTHERS), "v2": (*COMMANDS, *OTHERS, "backward", "follow", "forward", "learn", "visual")}
 _DATA = "https://storage.googleapis.com/download.tensorflow.org/data"
 ARCHIVES = {

@@ -44,9 +44,21 @@ WORDS = (
     "learn",
 )
 VOICES = (
-    "en-US+m1", "en-US+m3", "en-US+f1", "en-US+f3", "en-US+f5", "en+m2", "en+m7", "en+f2", "en+f4",
-    "en-GB-scotland+m4", "en-GB-scotland+f1", "en-GB-x-rp+m8", "en-029+m5", "en-029+f3",
-)  # fmt: skip
+    "en-US+m1",
+    "en-US+m3",
+    "en-US+f1",
+    "en-US+f3",
+    "en-US+f5",
+    "en+m2",
+    "en+m7",
+    "en+f2",
+    "en+f4",
+    "en-GB-scotland+m4",
+    "en-GB-scotland+f1",
+    "en-GB-x-rp+m8",
+    "en-029+m5",
+    "en-029+f3",
+)
 HELD_OUT = {
     **dict.fromkeys(("en-US+f5", "en+f4", "en-GB-scotland+f1", "en-029+m5"), "test"),
     **dict.fromkeys(("en-US+m3", "en+f2"), "validation"),
@@ -55,13 +67,42 @@ HELD_OUT = {
 TAKES = 6
 SENTENCES = 36  # a voice
 
-_SUBJECTS = ("the captain", "my neighbour", "a young doctor", "the old machine", "her brother", "every student",
-             "the river", "a quiet engine", "the black cat", "our teacher")  # fmt: skip
-_VERBS = ("remembers", "is watching", "never understood", "carries", "was painting", "might follow", "has forgotten",
-          "stops behind", "goes around", "keeps looking at")  # fmt: skip
-_OBJECTS = ("the northern lights", "a letter from Vienna", "seven yellow boxes", "the noise in the garden",
-            "an unfinished bridge", "the first snow of the year", "nothing at all", "a forward looking plan",
-            "the left side of the road", "what nobody else could hear")  # fmt: skip
+_SUBJECTS = (
+    "the captain",
+    "my neighbour",
+    "a young doctor",
+    "the old machine",
+    "her brother",
+    "every student",
+    "the river",
+    "a quiet engine",
+    "the black cat",
+    "our teacher",
+)
+_VERBS = (
+    "remembers",
+    "is watching",
+    "never understood",
+    "carries",
+    "was painting",
+    "might follow",
+    "has forgotten",
+    "stops behind",
+    "goes around",
+    "keeps looking at",
+)
+_OBJECTS = (
+    "the northern lights",
+    "a letter from Vienna",
+    "seven yellow boxes",
+    "the noise in the garden",
+    "an unfinished bridge",
+    "the first snow of the year",
+    "nothing at all",
+    "a forward looking plan",
+    "the left side of the road",
+    "what nobody else could hear",
+)
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples come to the callback before espeak_Synth returns, none to a loudspeaker
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER

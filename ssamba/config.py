@@ -533,8 +533,14 @@ class TrainerConfig:
         yield from _one_of("trainer.precision", self.precision, ("32", "bf16-mixed", "16-mixed"))
         yield from _one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         yield from _one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
-        for name in ("max_steps", "accumulate", "validate_every_steps", "checkpoint_every_steps", "log_every_steps",
-                     "patience"):  # fmt: skip
+        for name in (
+            "max_steps",
+            "accumulate",
+            "validate_every_steps",
+            "checkpoint_every_steps",
+            "log_every_steps",
+            "patience",
+        ):
             yield from _within(f"trainer.{name}", getattr(self, name), 1, _MANY)
         yield from _within("trainer.average_checkpoints", self.average_checkpoints, 1, 1000)
         for name in ("devices", "num_nodes"):
@@ -695,8 +701,9 @@ def recipe_keys(kind: str) -> frozenset[str]:
 
 def _strides(model: ModelConfig) -> list[tuple[str, int | None, int]]:
     return [
-        ("frequency_stride", model.frequency_stride, model.fshape), ("time_stride", model.time_stride, model.tshape),
-    ]  # fmt: skip
+        ("frequency_stride", model.frequency_stride, model.fshape),
+        ("time_stride", model.time_stride, model.tshape),
+    ]
 
 
 def _patches(audio: AudioConfig, model: ModelConfig) -> int:
@@ -943,9 +950,20 @@ def schema_name(schema: DictConfig) -> str:
 # What may change while a run goes on: where, how fast and how long it is computed, and what is shown of it. Of where
 # the data lie, a fingerprint tells whether they are the same.
 _MAY_CHANGE = (
-    "run_dir", "wandb", "trainer", "evaluation", "model.scan_backend", "optimizer.bad_steps", "optimizer.spike_factor",
-    "data.train", "data.validation", "data.test", "data.cache", "data.num_workers", "data.max_bad_fraction",
-)  # fmt: skip
+    "run_dir",
+    "wandb",
+    "trainer",
+    "evaluation",
+    "model.scan_backend",
+    "optimizer.bad_steps",
+    "optimizer.spike_factor",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.cache",
+    "data.num_workers",
+    "data.max_bad_fraction",
+)
 
 
 def differences(saved: Recipe, given: Recipe) -> Iterator[str]:

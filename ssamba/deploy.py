@@ -91,9 +91,14 @@ def save_program(path: Path, model: SsambaModel) -> None:
     assert settings is not None
     rate = model.audio.sampling_rate
     description = Description(
-        settings.labels, settings.label, cast(ClipProblem, settings.problem_type), rate,
-        samples_for(extractor.max_length, rate), samples_for(extractor.min_length, rate), torch.__version__,
-    )  # fmt: skip
+        settings.labels,
+        settings.label,
+        cast(ClipProblem, settings.problem_type),
+        rate,
+        samples_for(extractor.max_length, rate),
+        samples_for(extractor.min_length, rate),
+        torch.__version__,
+    )
     # In memory first: torch ends the process if the disk has no room for what it writes there itself.
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(asdict(description))})

@@ -53,9 +53,12 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
     """
 
     def __init__(
-        self, network: MaskedPatchModel | AudioClassifier, audio: AudioSettings,
-        classifier: ClassifierSettings | None = None, record: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        network: MaskedPatchModel | AudioClassifier,
+        audio: AudioSettings,
+        classifier: ClassifierSettings | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.audio, self.classifier, self.record = network, audio, classifier, record
         arguments = network.encoder.arguments
@@ -102,9 +105,13 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
             raise UserError(str(error)) from error
 
     def forward(
-        self, input_values: Tensor, lengths: Tensor | None = None, own: Tensor | None = None,
-        layers: Sequence[int] = (), pool: Pool | None = None,
-    ) -> SsambaOutput:  # fmt: skip
+        self,
+        input_values: Tensor,
+        lengths: Tensor | None = None,
+        own: Tensor | None = None,
+        layers: Sequence[int] = (),
+        pool: Pool | None = None,
+    ) -> SsambaOutput:
         """Run the network on `Features`, clips of equal length together.
 
         Args:
@@ -213,15 +220,16 @@ def _card(model: SsambaModel) -> str:
     arguments, settings, record = model.network.encoder.arguments, model.classifier, model.record
     encoder = arguments["encoder"]
     data = ModelCardData(
-        library_name="ssamba", tags=["audio", encoder],
+        library_name="ssamba",
+        tags=["audio", encoder],
         pipeline_tag="audio-classification" if settings else "feature-extraction",
-    )  # fmt: skip
+    )
     facts = {
         "encoder": ", ".join([encoder, *(f"{name} {value}" for name, value in arguments["options"].items())]),
         "parameters": f"{parameter_count(model.network):,}",
         "input": f"{model.audio.sampling_rate} Hz, {arguments['num_mel_bins']} mel bins, {arguments['max_length']} "
         f"frames of 10 ms, patches of {arguments['fshape']} mel bins x {arguments['tshape']} frames",
-    }  # fmt: skip
+    }
     if settings:
         facts["classes"] = f"{len(settings.labels)} of {markdown_text(settings.label)}"
     title = f"{markdown_text(settings.label)} of audio clips" if settings else "masked-patch audio encoder"
@@ -245,9 +253,14 @@ def _card(model: SsambaModel) -> str:
         figures = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in scores.items()}
         lines += [f"- {markdown_text(name)}: {figure}" for name, figure in figures.items()]
     lines += [
-        "", "```python", "from ssamba import SsambaModel", "",
+        "",
+        "```python",
+        "from ssamba import SsambaModel",
+        "",
         'model = SsambaModel.from_pretrained("this folder, or its name on the Hub")',
         'features = model.feature_extractor(["recording.wav"])',
-        "logits, hidden_states, pooled, columns = model(*features, layers=[-1])", "```", "",
-    ]  # fmt: skip
+        "logits, hidden_states, pooled, columns = model(*features, layers=[-1])",
+        "```",
+        "",
+    ]
     return "\n".join(lines)

@@ -39,8 +39,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job],
-             executor: Executor | None) -> Generator[tuple[Job, Result], None, None]:  # fmt: skip
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Iterable[Job], executor: Executor | None
+) -> Generator[tuple[Job, Result], None, None]:
     """Each job and its result, in the order in which they are done; a bounded number is handed over at a time.
 
     When the generator is closed, or a job fails, no further job begins, and those that run are waited for where they

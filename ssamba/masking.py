@@ -74,9 +74,13 @@ def random_mask(
 
 
 def cluster_mask(
-    frequency: int, time: int, masked: int, generators: Sequence[torch.Generator], columns: Tensor | None = None,
+    frequency: int,
+    time: int,
+    masked: int,
+    generators: Sequence[torch.Generator],
+    columns: Tensor | None = None,
     sizes: tuple[int, int] = CLUSTER_SIZES,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Patches of each of B clips, in square clusters (SSAST section 2.2, patches); of frames, in runs of time.
 
     Clusters are drawn in turn until as many patches are covered as are to be hidden; of the cluster that covers too

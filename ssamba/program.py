@@ -99,8 +99,17 @@ def load_program(path: str | os.PathLike[str], device: str | torch.device = "cpu
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         try:
             program = torch.export.load(os.fspath(path))
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError, EOFError,
-                pickle.UnpicklingError) as error:  # fmt: skip
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+        ) as error:
             raise UserError(
                 f"{path} cannot be loaded by torch {torch.__version__}; it was written by torch {description.torch}: "
                 f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
@@ -123,6 +132,13 @@ def _describe(path: str | os.PathLike[str]) -> Description:
             return parse_json(archive.read(name), Description, path, expected)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (zipfile.BadZipFile, zlib.error, StopIteration, ValueError, NotImplementedError, RuntimeError,
-            EOFError) as error:  # fmt: skip
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        StopIteration,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise UserError(f"{path} holds no program; expected {expected}") from error

@@ -13,9 +13,16 @@ def progress_bar(total: int | None, unit: str, desc: str, *, initial: int = 0, d
     """A bar over `total` units, of which `initial` are done, bytes as kB or MB; into a file or a pipe a line now and
     then is enough. Of several ranks the first shows it."""
     terminal = sys.stderr.isatty()
-    return tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=printable(desc), initial=initial,
-                disable=disable or rank() > 0,
-                mininterval=0.1 if terminal else 30.0, dynamic_ncols=terminal)  # fmt: skip
+    return tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        desc=printable(desc),
+        initial=initial,
+        disable=disable or rank() > 0,
+        mininterval=0.1 if terminal else 30.0,
+        dynamic_ncols=terminal,
+    )
 
 
 def print_above(text: str, file: TextIO) -> None:

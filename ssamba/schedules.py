@@ -9,8 +9,13 @@ from torch import nn
 _UNDECAYED = ("A_log", "positions", "class_tokens", "class_positions", "mask_token")
 
 
-def parameter_groups(module: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0,
-                     layers_above: Callable[[str], int] = lambda name: 0) -> list[dict[str, object]]:  # fmt: skip
+def parameter_groups(
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    layers_above: Callable[[str], int] = lambda name: 0,
+) -> list[dict[str, object]]:
     """AdamW's groups of the trainable parameters, two for each rate: decayed matrices, and what must not shrink towards
     zero.
 

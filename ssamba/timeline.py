@@ -154,10 +154,12 @@ class Timeline(nn.Module):
         at_once = max(1, _TOKENS // (encoder.grid[0] * size))
         parts = []
         for first in range(0, len(windows), at_once):
-            batch = torch.stack([
-                spectrograms[clip][(begin + frames).clamp(0, len(spectrograms[clip]) - 1)]
-                for clip, begin in windows[first : first + at_once]
-            ])  # fmt: skip
+            batch = torch.stack(
+                [
+                    spectrograms[clip][(begin + frames).clamp(0, len(spectrograms[clip]) - 1)]
+                    for clip, begin in windows[first : first + at_once]
+                ]
+            )
             hidden = self.model(batch, layers=layers).hidden_states
             parts.append([one.transpose(1, 2).flatten(2).flatten(0, 1) for one in hidden])
         return [torch.cat(part) for part in zip(*parts, strict=True)]

@@ -140,8 +140,14 @@ class Argument:
         return value
 
 
-def add_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup, name: str, read: Callable[[str], Any],
-                 low: float | None = None, high: float | None = None, **details: Any) -> None:  # fmt: skip
+def add_argument(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    name: str,
+    read: Callable[[str], Any],
+    low: float | None = None,
+    high: float | None = None,
+    **details: Any,
+) -> None:
     """Add an argument whose text a reader of this module takes.
 
     Args:

@@ -85,14 +85,19 @@ def recipes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "trainer": {"max_steps": 4, "validate_every_steps": 2, "log_every_steps": 1, "accelerator": "cpu"},
     }
     pretrain = {
-        "task_type": "pretrain", **common, "data": {**splits, "short": "pack", "batch_size": 4},
-        "objective": {"parts": {"contrastive": 1, "reconstruction": 10}}, "mask": {"share": 0.375},
-    }  # fmt: skip
+        "task_type": "pretrain",
+        **common,
+        "data": {**splits, "short": "pack", "batch_size": 4},
+        "objective": {"parts": {"contrastive": 1, "reconstruction": 10}},
+        "mask": {"share": 0.375},
+    }
     finetune = {
-        "task_type": "finetune", **common,
+        "task_type": "finetune",
+        **common,
         "data": {**splits, "test": str(corpus / "test"), "short": "repeat", "batch_size": 4},
-        "task": {"label": "sound"}, "evaluation": {"baseline": "none"},
-    }  # fmt: skip
+        "task": {"label": "sound"},
+        "evaluation": {"baseline": "none"},
+    }
     paths = {}
     for name, recipe in (("pretrain", pretrain), ("finetune", finetune)):
         paths[name] = folder / f"{name}.yaml"
@@ -217,9 +222,13 @@ def s3_server() -> Iterator[Bucket]:
 def bucket(s3_server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """The server's bucket, empty, where the drivers find it and credentials for it."""
     for name, value in {
-        "AWS_ENDPOINT_URL": s3_server.url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1", "NO_PROXY": "127.0.0.1",
-    }.items():  # fmt: skip
+        "AWS_ENDPOINT_URL": s3_server.url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "hidden",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
         monkeypatch.setenv(name, value)
     # Between two attempts neither we wait nor the driver.
     sleep = asyncio.sleep

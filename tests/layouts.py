@@ -13,8 +13,28 @@ import soundfile
 
 SCRIPTS = Path(__file__).parents[1] / "data_prep"
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-OTHERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-          "bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")  # fmt: skip
+OTHERS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "bed",
+    "bird",
+    "cat",
+    "dog",
+    "happy",
+    "house",
+    "marvin",
+    "sheila",
+    "tree",
+    "wow",
+)
 V2_ONLY = ("backward", "follow", "forward", "learn", "visual")
 AUDIOSET_CLASSES = [("/m/09x0r", "Speech"), ("/m/0bt9lr", "Dog"), ("/m/05zppz", "Male speech, man speaking")]
 EPIC_SOUNDS_HEADER = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,"
@@ -86,8 +106,11 @@ def audioset(root: Path) -> None:
     rows = [f'{index},{mid},"{name}"' for index, (mid, name) in enumerate(AUDIOSET_CLASSES)]
     (root / "class_labels_indices.csv").write_text("\n".join(["index,mid,display_name", *reversed(rows)]) + "\n")
     for part, name, count in (("u", "unbalanced_train", 20), ("b", "balanced_train", 10), ("e", "eval", 4)):
-        lines = ["# Segments csv created Sun Mar  5 10:54:31 2017", f"# num_ytids={count}, num_segs={count}",
-                 "# YTID, start_seconds, end_seconds, positive_labels"]  # fmt: skip
+        lines = [
+            "# Segments csv created Sun Mar  5 10:54:31 2017",
+            f"# num_ytids={count}, num_segs={count}",
+            "# YTID, start_seconds, end_seconds, positive_labels",
+        ]
         for number in range(count):
             labels, video = "/m/09x0r,/m/05zppz" if number % 2 else "/m/0bt9lr", audioset_video(part, number)
             lines.append(f'{video}, {number * 10}.000, {number * 10 + 10}.000, "{labels}"')
@@ -101,10 +124,13 @@ def vggsound(root: Path) -> None:
     """Three clips of train, and one that is missing, and two of test; another clip of one of the videos."""
     root.mkdir(parents=True)
     rows = [
-        ("---g-f_I2yQ", 1, "people marching", "test"), ("--0PQM4-hqg", 30, "waterfall burbling", "train"),
-        ("--56QUhyDQM", 185, '"female speech, woman speaking"', "train"), ("-zzzzzzzzzz", 0, "airplane", "train"),
-        ("-zzzzzzzzzz", 20, "people marching", "test"), ("--7LX_9d6Hs", 4, "people marching", "train"),
-    ]  # fmt: skip
+        ("---g-f_I2yQ", 1, "people marching", "test"),
+        ("--0PQM4-hqg", 30, "waterfall burbling", "train"),
+        ("--56QUhyDQM", 185, '"female speech, woman speaking"', "train"),
+        ("-zzzzzzzzzz", 0, "airplane", "train"),
+        ("-zzzzzzzzzz", 20, "people marching", "test"),
+        ("--7LX_9d6Hs", 4, "people marching", "train"),
+    ]
     (root / "vggsound.csv").write_text("".join(f"{','.join(map(str, row))}\n" for row in rows))
     for name, start, _, split in rows:
         if start:
@@ -188,8 +214,10 @@ def iemocap(root: Path) -> None:
                 write_wav(folder / "sentences" / "wav" / dialog / f"{utterance}.wav")
                 lines += [
                     f"[{number}.2901 - {number + 1}.2357]\t{utterance}\t{emotion}\t[2.5000, 2.5000, 2.5000]",
-                    f"C-E2:\t{emotion};\t()", "A-E3:\tval 3; act 2; dom  2;\t()", "",
-                ]  # fmt: skip
+                    f"C-E2:\t{emotion};\t()",
+                    "A-E3:\tval 3; act 2; dom  2;\t()",
+                    "",
+                ]
         labels = folder / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
         labels.parent.mkdir(parents=True)
         labels.write_text("\n".join(lines))
@@ -249,18 +277,21 @@ def nsynth(root: Path) -> None:
                     name = f"{family}_acoustic_{part}{instrument:03d}-{pitch:03d}-127"
                     write_wav(root / f"nsynth-{part}" / "audio" / f"{name}.wav")
                     notes[name] = {
-                        "note": len(notes), "note_str": name, "pitch": pitch, "velocity": 127, "sample_rate": 16000,
-                        "instrument_str": name.partition("-")[0], "instrument_family": number,
-                        "instrument_family_str": family, "qualities": [0] * 10, "qualities_str": [],
-                    }  # fmt: skip
+                        "note": len(notes),
+                        "note_str": name,
+                        "pitch": pitch,
+                        "velocity": 127,
+                        "sample_rate": 16000,
+                        "instrument_str": name.partition("-")[0],
+                        "instrument_family": number,
+                        "instrument_family_str": family,
+                        "qualities": [0] * 10,
+                        "qualities_str": [],
+                    }
         (root / f"nsynth-{part}" / "examples.json").write_text(json.dumps(notes, indent=4))
 
 
-FMA_HEADER = (
-    ",album,album,set,set,track,track\n"
-    ",comments,information,split,subset,genre_top,title\n"
-    "track_id,,,,,,\n"
-)  # fmt: skip
+FMA_HEADER = ",album,album,set,set,track,track\n,comments,information,split,subset,genre_top,title\ntrack_id,,,,,,\n"
 
 
 def fma(root: Path) -> None:
@@ -279,8 +310,12 @@ def fma(root: Path) -> None:
 
 def librispeech(root: Path) -> None:
     """A chapter of each of four parts, with what is said in it."""
-    for part, speaker in (("train-clean-100", "103"), ("train-other-500", "20"), ("dev-clean", "84"),
-                          ("test-clean", "61")):  # fmt: skip
+    for part, speaker in (
+        ("train-clean-100", "103"),
+        ("train-other-500", "20"),
+        ("dev-clean", "84"),
+        ("test-clean", "61"),
+    ):
         lines = []
         for number, text in enumerate(("YES NO", "NO", "ONE", "YES")):
             name = f"{speaker}-1240-{number:04d}"

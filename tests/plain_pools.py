@@ -19,10 +19,12 @@ def plain_pool(pool: Pool, encoded: Encoded, columns: Sequence[int] | None = Non
     tokens, class_tokens = (x.detach().double().numpy() for x in encoded)
     grids = tokens.reshape(len(tokens), pool.rows, -1, tokens.shape[2])
     counts = columns or [grids.shape[2]] * len(grids)
-    return np.array([
-        plain_vector(pool, grid[:, :count], extra)
-        for grid, extra, count in zip(grids, class_tokens, counts, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [
+            plain_vector(pool, grid[:, :count], extra)
+            for grid, extra, count in zip(grids, class_tokens, counts, strict=True)
+        ]
+    )
 
 
 def plain_vector(pool: Pool, grid: Array, class_tokens: Array) -> list[float]:
@@ -39,12 +41,11 @@ def plain_vector(pool: Pool, grid: Array, class_tokens: Array) -> list[float]:
     if pool.name == "segments":
         edges = [count * segment / pool.segments for segment in range(pool.segments + 1)]
         return [
-            sum(
-                grid[row, place, number] * max(0.0, min(end, place + 1) - max(start, place))
-                for place in range(count)
-            ) / (end - start)
-            for start, end in zip(edges, edges[1:], strict=False) for row, number in numbers
-        ]  # fmt: skip
+            sum(grid[row, place, number] * max(0.0, min(end, place + 1) - max(start, place)) for place in range(count))
+            / (end - start)
+            for start, end in zip(edges, edges[1:], strict=False)
+            for row, number in numbers
+        ]
     weights = [1 / count] * count
     if pool.name == "attentive":
         first, last = pool.attention[0], pool.attention[2]

@@ -20,9 +20,15 @@ def sound(samples: int, sampling_rate: int, seed: int = 0) -> Tensor:
 def kaldi(waveform: Tensor, sampling_rate: int, num_mel_bins: int) -> Tensor:
     """(S,) -> (T, M) by the settings of SSAST and SSAMBA."""
     return torchaudio.compliance.kaldi.fbank(
-        (waveform - waveform.mean()).unsqueeze(0), htk_compat=True, sample_frequency=sampling_rate, use_energy=False,
-        window_type="hanning", num_mel_bins=num_mel_bins, dither=0.0, frame_shift=10,
-    )  # fmt: skip
+        (waveform - waveform.mean()).unsqueeze(0),
+        htk_compat=True,
+        sample_frequency=sampling_rate,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=num_mel_bins,
+        dither=0.0,
+        frame_shift=10,
+    )
 
 
 def log_mel(waveform: Tensor, sampling_rate: int, num_mel_bins: int) -> Tensor:

@@ -49,9 +49,26 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "finetune", "evaluate", "probe", "compare", "predict", "embed", "stats", "shards", "shards info",
-     "shards verify", "shards index", "import", "export", "bench", "bench scan"],
-)  # fmt: skip
+    [
+        "",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "probe",
+        "compare",
+        "predict",
+        "embed",
+        "stats",
+        "shards",
+        "shards info",
+        "shards verify",
+        "shards index",
+        "import",
+        "export",
+        "bench",
+        "bench scan",
+    ],
+)
 def test_help(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])
@@ -60,9 +77,19 @@ def test_help(command: str, capsys: Capture) -> None:
     assert said.out.startswith(f"usage: ssamba {command}") and not said.err
     if not command:
         commands = (
-            "pretrain", "finetune", "evaluate", "probe", "compare", "predict", "embed", "stats", "shards", "import",
-            "export", "bench",
-        )  # fmt: skip
+            "pretrain",
+            "finetune",
+            "evaluate",
+            "probe",
+            "compare",
+            "predict",
+            "embed",
+            "stats",
+            "shards",
+            "import",
+            "export",
+            "bench",
+        )
         assert all(command in said.out for command in commands)
 
 
@@ -75,12 +102,20 @@ def test_version(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["train"], ["shards"], ["pretrain"],
-     ["pretrain", "recipe.yaml", "--quickly"], ["stats"], ["import", "file.pth"],
-     ["import", "file.pth", "model", "--loss", "none"], ["export", "model", "file.pth"],
-     ["export", "model", "file.pth", "--format", "other"]],
+    [
+        [],
+        ["train"],
+        ["shards"],
+        ["pretrain"],
+        ["pretrain", "recipe.yaml", "--quickly"],
+        ["stats"],
+        ["import", "file.pth"],
+        ["import", "file.pth", "model", "--loss", "none"],
+        ["export", "model", "file.pth"],
+        ["export", "model", "file.pth", "--format", "other"],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_command_line_that_is_none_exits_with_2_and_the_usage(words: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)
@@ -118,10 +153,17 @@ def commands(
         yield words, parser._actions
 
 
-ARGUMENTS = [(words, action) for words, actions in commands(cli._parser()) for action in actions
-             if action.nargs != 0 and action.choices is None and action.dest != "overrides"]  # fmt: skip
-NUMBERS = [(words, action.type) for words, action in ARGUMENTS if isinstance(action.type, Argument)
-           and action.type.read in (number, whole_number)]  # fmt: skip
+ARGUMENTS = [
+    (words, action)
+    for words, actions in commands(cli._parser())
+    for action in actions
+    if action.nargs != 0 and action.choices is None and action.dest != "overrides"
+]
+NUMBERS = [
+    (words, action.type)
+    for words, action in ARGUMENTS
+    if isinstance(action.type, Argument) and action.type.read in (number, whole_number)
+]
 PATHS = [
     (words, action)
     for words, action in ARGUMENTS
@@ -218,16 +260,20 @@ def test_a_run_folder_is_its_own_run_dir(
         (OSError(errno.EXDEV, "Invalid link", "a", None, b"b"), "a: b: Invalid link"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe", "a"), "a: Broken pipe"),
-        (OSError(errno.ENOSPC, "No space left", "a"),
-         "a: No space left; make room, and go on with --resume if it was training"),
-        (OSError("Caught OSError in worker 0.\nOriginal Traceback:\n  File x\nOSError: [Errno 5] Bad disk: 'a'"),
-         "OSError: [Errno 5] Bad disk: 'a'"),
+        (
+            OSError(errno.ENOSPC, "No space left", "a"),
+            "a: No space left; make room, and go on with --resume if it was training",
+        ),
+        (
+            OSError("Caught OSError in worker 0.\nOriginal Traceback:\n  File x\nOSError: [Errno 5] Bad disk: 'a'"),
+            "OSError: [Errno 5] Bad disk: 'a'",
+        ),
         (OSError(), "OSError"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
         (MemoryError(), "there is not enough memory for what was asked for"),
         (UserError("a\x1b[2J\u202eb\n  c", "d\ne"), r"a\x1b[2J\u202eb\n  c" + "\n  " + r"d\ne"),
     ],
-)  # fmt: skip
+)
 def test_what_the_system_says_is_one_line(
     error: BaseException, said: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,8 +303,12 @@ def test_a_stdout_that_takes_nothing(where: str, status: int, said: str, corpus:
 def test_letters_that_a_terminal_lacks_are_escaped(tmp_path: Path, recordings: dict[str, list[Recording]]) -> None:
     write_shards({"train": [Recording("a", recordings["test"][0].path, {"é": "ü"})]}, tmp_path / "s", "s")
     code = "import sys; from ssamba.cli import main; sys.exit(main(['shards', 'info', sys.argv[1]]))"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s" / "train")], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s" / "train")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
     assert (done.returncode, done.stderr) == (0, "") and r"\xe9: 1 labels: \xfc" in done.stdout
 
 
@@ -346,9 +396,15 @@ def test_a_shard_that_breaks_in_the_middle_of_training(
     """Spoilt behind the index's back: found when it is read, and named in one line by whichever process reads it."""
     shard = own_corpus / "train" / "000002.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
-    words = [f"run_dir={tmp_path / 'run'}", f"data.train={own_corpus / 'train'}", f"data.num_workers={workers}",
-             "audio.mean=-4", "audio.std=4", "model.encoder=ssast",
-             "trainer.max_steps=20"]  # fmt: skip
+    words = [
+        f"run_dir={tmp_path / 'run'}",
+        f"data.train={own_corpus / 'train'}",
+        f"data.num_workers={workers}",
+        "audio.mean=-4",
+        "audio.std=4",
+        "model.encoder=ssast",
+        "trainer.max_steps=20",
+    ]
     assert main(["pretrain", str(recipes["pretrain"]), *words]) == 2
     said = capsys.readouterr().err
     (message,) = [line for line in said.splitlines() if line.startswith("ssamba: ")]
@@ -377,29 +433,47 @@ def test_held_out_labels_that_the_training_list_lacks(
 )
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_weights_that_do_not_fit_the_recipe(
-    command: str, words: list[str], has: str, wants: str, recipes: dict[str, Path], pretrained: Runs, tmp_path: Path,
+    command: str,
+    words: list[str],
+    has: str,
+    wants: str,
+    recipes: dict[str, Path],
+    pretrained: Runs,
+    tmp_path: Path,
     refused: Callable[..., str],
-) -> None:  # fmt: skip
+) -> None:
     given = [f"run_dir={tmp_path / 'run'}", f"model.pretrained={pretrained('ssast')}", "model.encoder=ssast", *words]
     message = refused(command, recipes[command], *given)
     assert has in message and wants in message and str(pretrained("ssast")) in message
 
 
 def test_weights_of_another_sampling_rate(
-    recordings: dict[str, list[Recording]], recipes: dict[str, Path], pretrained: Runs, tmp_path: Path,
+    recordings: dict[str, list[Recording]],
+    recipes: dict[str, Path],
+    pretrained: Runs,
+    tmp_path: Path,
     refused: Callable[..., str],
-) -> None:  # fmt: skip
+) -> None:
     write_shards({"train": recordings["train"][::7]}, tmp_path / "slow", "slow", sampling_rate=8000)
-    words = [f"data.train={tmp_path / 'slow' / 'train'}", "data.validation=[]", "data.test=[]", "model.encoder=ssast",
-             "audio.sampling_rate=8000", f"model.pretrained={pretrained('ssast')}",
-             f"run_dir={tmp_path / 'run'}"]  # fmt: skip
+    words = [
+        f"data.train={tmp_path / 'slow' / 'train'}",
+        "data.validation=[]",
+        "data.test=[]",
+        "model.encoder=ssast",
+        "audio.sampling_rate=8000",
+        f"model.pretrained={pretrained('ssast')}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     assert "hears 16000 Hz; audio.sampling_rate is 8000" in refused("finetune", recipes["finetune"], *words)
 
 
 def test_damaged_weights(
-    recipes: dict[str, Path], pretrained: Runs, copy_of: Callable[[Path], Path], tmp_path: Path,
+    recipes: dict[str, Path],
+    pretrained: Runs,
+    copy_of: Callable[[Path], Path],
+    tmp_path: Path,
     refused: Callable[..., str],
-) -> None:  # fmt: skip
+) -> None:
     run = copy_of(pretrained("ssast"))
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -416,15 +490,23 @@ def sounds_in(split: Path) -> dict[str, Tensor]:
     pipeline = webdataset.DataPipeline(
         webdataset.SimpleShardList(find_shards([str(split)]).paths), webdataset.tarfile_to_samples()
     )
-    return {sample["__key__"]: torch.from_numpy(soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")[0])
-            for sample in pipeline}  # fmt: skip
+    return {
+        sample["__key__"]: torch.from_numpy(soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")[0])
+        for sample in pipeline
+    }
 
 
 def fbank(waveform: Tensor, bins: int) -> Tensor:
     return torchaudio.compliance.kaldi.fbank(
-        (waveform - waveform.mean()).unsqueeze(0), htk_compat=True, sample_frequency=16000, use_energy=False,
-        window_type="hanning", num_mel_bins=bins, dither=0.0, frame_shift=10,
-    )  # fmt: skip
+        (waveform - waveform.mean()).unsqueeze(0),
+        htk_compat=True,
+        sample_frequency=16000,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=bins,
+        dither=0.0,
+        frame_shift=10,
+    )
 
 
 @pytest.mark.parametrize("bins", [128, 23])
@@ -556,9 +638,14 @@ def test_evaluating_a_pretrained_model(
 
 
 def test_evaluating_what_cannot_be(
-    pretrained: Runs, finetuned: Runs, recipes: dict[str, Path], refused: Callable[..., str],
-    copy_of: Callable[[Path], Path], recordings: dict[str, list[Recording]], tmp_path: Path,
-) -> None:  # fmt: skip
+    pretrained: Runs,
+    finetuned: Runs,
+    recipes: dict[str, Path],
+    refused: Callable[..., str],
+    copy_of: Callable[[Path], Path],
+    recordings: dict[str, list[Recording]],
+    tmp_path: Path,
+) -> None:
     first, second = copy_of(pretrained("ssast")), copy_of(finetuned("ssast"))
     assert "holds a pretrained model" in refused("evaluate", recipes["finetune"], f"run_dir={first}")
     assert "holds a classifier" in refused("evaluate", recipes["pretrain"], f"run_dir={second}")
@@ -593,8 +680,9 @@ def test_a_run_is_a_recipe_for_the_next(finetuned: Runs, tmp_path: Path) -> None
 
 def test_a_reader_that_has_had_enough_is_no_error(corpus: Path) -> None:
     code = "import sys; from ssamba.cli import main; sys.exit(main(['shards', 'info', sys.argv[1]]))"
-    child = subprocess.Popen([sys.executable, "-c", code, str(corpus / "train")], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(corpus / "train")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert child.stdout is not None and child.stderr is not None
     child.stdout.close()
     assert not child.stderr.read()

@@ -72,8 +72,15 @@ def test_defaults_are_filled_in_and_values_are_typed(tmp_path: Path) -> None:
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, {**FINETUNE, "trainer": {"max_steps": 7}, "model": {"pretrained": "somewhere"}})
-    words = ["trainer.max_steps=9", "model.pretrained=null", "data.train=[a,b]", "trainer.precision=32",
-             "optimizer.learning_rate=1e-3", "task.freeze_encoder=true", "run_dir=runs/a=b"]  # fmt: skip
+    words = [
+        "trainer.max_steps=9",
+        "model.pretrained=null",
+        "data.train=[a,b]",
+        "trainer.precision=32",
+        "optimizer.learning_rate=1e-3",
+        "task.freeze_encoder=true",
+        "run_dir=runs/a=b",
+    ]
     recipe = load_recipe(path, words)
     assert isinstance(recipe, FinetuneRecipe)
     assert (recipe.trainer.max_steps, recipe.model.pretrained, recipe.data.train) == (9, None, ["a", "b"])
@@ -90,15 +97,24 @@ def test_a_whole_number_stands_for_a_float_without_a_warning(tmp_path: Path) -> 
 
 def test_every_complaint_comes_at_once(tmp_path: Path) -> None:
     recipe = {
-        "task_type": "finetune", "run_dir": "run", "data": {"train": "a", "batch_size": "many", "batchsize": 3},
-        "model": {"encoder": "perceiver"}, "trainer": {"precision": "fp8"}, "optimiser": {"learning_rate": 1},
-    }  # fmt: skip
+        "task_type": "finetune",
+        "run_dir": "run",
+        "data": {"train": "a", "batch_size": "many", "batchsize": 3},
+        "model": {"encoder": "perceiver"},
+        "trainer": {"precision": "fp8"},
+        "optimiser": {"learning_rate": 1},
+    }
     first, *rest = complaints(tmp_path, recipe, "augmentation.mixup=1.5", "task.loss=mse")
     assert str(tmp_path / "recipe.yaml") in first
     assert {line.split()[0] for line in rest} == {
-        "data.batch_size", "data.batchsize", "model.encoder", "trainer.precision", "optimiser", "augmentation.mixup",
+        "data.batch_size",
+        "data.batchsize",
+        "model.encoder",
+        "trainer.precision",
+        "optimiser",
+        "augmentation.mixup",
         "task.loss",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -171,8 +187,11 @@ def test_statistics_must_be_positive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "overrides", "said"),
     [
-        (PRETRAIN, ["audio.max_length=64", "mask.share=0.99"],
-         "mask.share is 0.99, 32 of a clip's 32 patches; expected some, not all"),
+        (
+            PRETRAIN,
+            ["audio.max_length=64", "mask.share=0.99"],
+            "mask.share is 0.99, 32 of a clip's 32 patches; expected some, not all",
+        ),
         (PRETRAIN, ["model.time_stride=8"], "model.time_stride is 8; pretraining needs patches side by side, 16"),
         (PRETRAIN, ["model.frequency_stride=10"], "frequency_stride is 10; pretraining needs patches side by side, 16"),
         (PRETRAIN, ["optimizer.head_learning_rate=1"], "optimizer.head_learning_rate is for fine-tuning"),
@@ -183,15 +202,21 @@ def test_statistics_must_be_positive(tmp_path: Path) -> None:
         (FINETUNE, ["audio.max_length=15"], "audio.max_length is 15; a clip must be at least one patch, 16"),
         (FINETUNE, ["audio.num_mel_bins=8"], "audio.num_mel_bins is 8; a clip must be at least one patch, 16"),
     ],
-)  # fmt: skip
+)
 def test_sections_are_checked_against_each_other(tmp_path: Path, recipe: Any, overrides: list[str], said: str) -> None:
     (complaint,) = complaints(tmp_path, recipe, *overrides)[1:]
     assert said in complaint
 
 
 def test_what_pretraining_refuses_fine_tuning_may_do(tmp_path: Path) -> None:
-    words = ["model.time_stride=8", "model.frequency_stride=10", "optimizer.head_learning_rate=1",
-             "data.label_fraction=0.5", "optimizer.schedule=plateau", "data.validation=somewhere"]  # fmt: skip
+    words = [
+        "model.time_stride=8",
+        "model.frequency_stride=10",
+        "optimizer.head_learning_rate=1",
+        "data.label_fraction=0.5",
+        "optimizer.schedule=plateau",
+        "data.validation=somewhere",
+    ]
     recipe = load_recipe(write(tmp_path, FINETUNE), words)
     assert (recipe.model.time_stride, recipe.data.validation) == (8, ["somewhere"])
 
@@ -225,8 +250,10 @@ def test_a_recipe_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     assert "task_type is 'pretrain' on the command line; the recipe is a finetune recipe" in complaint
 
 
-@pytest.mark.parametrize(("override", "said"), [("trainer.max_steps", "is not key=value"), ("=3", "is not key=value"),
-                                                ("trainer.max_steps=[1", "cannot be read")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("trainer.max_steps", "is not key=value"), ("=3", "is not key=value"), ("trainer.max_steps=[1", "cannot be read")],
+)
 def test_an_override_that_is_none(tmp_path: Path, override: str, said: str) -> None:
     assert said in "\n".join(complaints(tmp_path, FINETUNE, override))
 
@@ -238,8 +265,16 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_a_saved_recipe_reads_back_equal_and_says_everything(tmp_path: Path, kind: str) -> None:
-    words = ["audio.mean=-4.25", "audio.std=4.5", "model.fshape=128", "model.tshape=2", "data.validation=[a,b]",
-             "optimizer.learning_rate=2.5e-4", "trainer.precision=bf16-mixed", "seed=7"]  # fmt: skip
+    words = [
+        "audio.mean=-4.25",
+        "audio.std=4.5",
+        "model.fshape=128",
+        "model.tshape=2",
+        "data.validation=[a,b]",
+        "optimizer.learning_rate=2.5e-4",
+        "trainer.precision=bf16-mixed",
+        "seed=7",
+    ]
     recipe = load_recipe(write(tmp_path, {**PRETRAIN, "task_type": kind}), words)
     run = tmp_path / "run"
     run.mkdir()
@@ -371,8 +406,25 @@ def refusals(folder: Path, typed: dict[str, str], by: str) -> dict[str, str]:
 
 
 both_ways = pytest.mark.parametrize("by", ["file", "override"])
-WORDS = ["no", "off", "true", "010", "1:30", "1e5", "0x10", "1_000", "2024-01-01", ".inf", "-3.50", "=", "<<", "a=b",
-         "nullable", "x#y", "ünïcode"]  # fmt: skip
+WORDS = [
+    "no",
+    "off",
+    "true",
+    "010",
+    "1:30",
+    "1e5",
+    "0x10",
+    "1_000",
+    "2024-01-01",
+    ".inf",
+    "-3.50",
+    "=",
+    "<<",
+    "a=b",
+    "nullable",
+    "x#y",
+    "ünïcode",
+]
 
 
 def test_the_kinds_are_all_that_there_are() -> None:
@@ -511,9 +563,40 @@ def test_nothing_is_put_in_for_a_variable(tmp_path: Path, by: str, monkeypatch: 
 
 # Saved and read again
 
-NASTY = [*WORDS, "null", "~x", "a: b", "#x", "a #b", "${x}", r"\${x}", r"\\${x}", "$${{x}", "line\nbreak", "\ttab ",
-         " space", "'", '"', "[a]", "{a: b}", "*", "&x y", "!x", "%x", "@", "`", "- a", "? a", "\u202e", "\x1b[0m",
-         "\x85", "\ufeff", "???x", "\\", "a\\"]  # fmt: skip
+NASTY = [
+    *WORDS,
+    "null",
+    "~x",
+    "a: b",
+    "#x",
+    "a #b",
+    "${x}",
+    r"\${x}",
+    r"\\${x}",
+    "$${{x}",
+    "line\nbreak",
+    "\ttab ",
+    " space",
+    "'",
+    '"',
+    "[a]",
+    "{a: b}",
+    "*",
+    "&x y",
+    "!x",
+    "%x",
+    "@",
+    "`",
+    "- a",
+    "? a",
+    "\u202e",
+    "\x1b[0m",
+    "\x85",
+    "\ufeff",
+    "???x",
+    "\\",
+    "a\\",
+]
 
 
 def saved_and_read(recipe: Recipe, folder: Path) -> Recipe:

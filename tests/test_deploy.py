@@ -27,13 +27,21 @@ ROOT = Path(__file__).parents[1]
 RATE, FRAMES = 16000, 64
 SAMPLES = samples_for(FRAMES, RATE)
 LABELS = ("falling", "high", "low", "rising")
-POOLS = {("ssamba", "pad"): "segments", ("ssast", "pad"): "attentive", ("aum", "pad"): "statistics",
-         ("ssamba", "repeat"): "rows", ("ssast", "repeat"): "mean", ("aum", "repeat"): "class",
-         ("conformer", "repeat"): "class", ("bilstm", "repeat"): "mean"}  # fmt: skip
+POOLS = {
+    ("ssamba", "pad"): "segments",
+    ("ssast", "pad"): "attentive",
+    ("aum", "pad"): "statistics",
+    ("ssamba", "repeat"): "rows",
+    ("ssast", "repeat"): "mean",
+    ("aum", "repeat"): "class",
+    ("conformer", "repeat"): "class",
+    ("bilstm", "repeat"): "mean",
+}
 
 
-def classifier(encoder: str, short: str = "repeat", pooling: str = "mean", padding: bool = False,
-               **options: Any) -> SsambaModel:  # fmt: skip
+def classifier(
+    encoder: str, short: str = "repeat", pooling: str = "mean", padding: bool = False, **options: Any
+) -> SsambaModel:
     torch.manual_seed(0)
     sizes = {**SIZES[encoder]["nano"], **options}
     body = AudioEncoder(encoder, sizes, 128, FRAMES, 16, 16, 16, 16)
@@ -224,9 +232,14 @@ def test_torch_alone_runs_a_program_without_a_scan(
     wanted = logits_of(model, recordings([SAMPLES, 7000, 4001])[0])
     torch.testing.assert_close(torch.tensor(logits), wanted, rtol=1e-5, atol=1e-5)
     assert said == {
-        "labels": list(LABELS), "label": "sound", "problem_type": "single_label_classification",
-        "sampling_rate": RATE, "samples": SAMPLES, "least_samples": samples_for(16, RATE), "torch": torch.__version__,
-    }  # fmt: skip
+        "labels": list(LABELS),
+        "label": "sound",
+        "problem_type": "single_label_classification",
+        "sampling_rate": RATE,
+        "samples": SAMPLES,
+        "least_samples": samples_for(16, RATE),
+        "torch": torch.__version__,
+    }
     assert not differentiable and not known
 
 
@@ -302,11 +315,15 @@ def test_what_is_no_program(tmp_path: Path, programs: Callable[..., tuple[Ssamba
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"labels": "dog"}, "Expected `array`, got `str` at `labels`"), ({"samples": 0}, "at `samples`"),
-        ({"sampling_rate": 1e3}, "cannot be used"), ({"problem_type": "x"}, "Invalid enum value 'x' at `problem_type`"),
-        ({"least_samples": None}, "at `least_samples`"), ("[" * 100_000, "cannot be used"), (b"\xff", "cannot be used"),
+        ({"labels": "dog"}, "Expected `array`, got `str` at `labels`"),
+        ({"samples": 0}, "at `samples`"),
+        ({"sampling_rate": 1e3}, "cannot be used"),
+        ({"problem_type": "x"}, "Invalid enum value 'x' at `problem_type`"),
+        ({"least_samples": None}, "at `least_samples`"),
+        ("[" * 100_000, "cannot be used"),
+        (b"\xff", "cannot be used"),
     ],
-)  # fmt: skip
+)
 def test_a_description_that_is_none(
     change: Any, said: str, tmp_path: Path, programs: Callable[..., tuple[SsambaModel, Path]]
 ) -> None:

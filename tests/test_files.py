@@ -117,9 +117,10 @@ def test_no_room_names_the_place(tmp_path: Path, no_room: NoRoom) -> None:
     with no_room(1000):
         why = "cannot be written: File too large$"
         for write in (
-            lambda beside: beside.write_bytes(b"x" * 10_000), lambda beside: _torch_save(tensors, beside),
+            lambda beside: beside.write_bytes(b"x" * 10_000),
+            lambda beside: _torch_save(tensors, beside),
             lambda beside: write_safetensors(beside, tensors),
-        ):  # fmt: skip
+        ):
             with pytest.raises(NotWritten, match=f"^{path} {why}") as told, written_beside(path) as beside:
                 write(beside)
             assert told.value.errno == errno.EFBIG
@@ -176,9 +177,12 @@ def test_a_file_that_goes_on_is_no_link(tmp_path: Path) -> None:
     with open_unlinked(path) as file:
         assert file.read() == b"half"
     for plant in (
-        lambda: path.symlink_to(victim), lambda: path.symlink_to(tmp_path / "none"), lambda: path.hardlink_to(victim),
-        lambda: os.mkfifo(path), lambda: path.mkdir(),
-    ):  # fmt: skip
+        lambda: path.symlink_to(victim),
+        lambda: path.symlink_to(tmp_path / "none"),
+        lambda: path.hardlink_to(victim),
+        lambda: os.mkfifo(path),
+        lambda: path.mkdir(),
+    ):
         path.rmdir() if path.is_dir() else path.unlink()
         plant()
         with pytest.raises(UserError, match=f"^{path} is a link or no file"):
@@ -222,19 +226,25 @@ ALONE = {
 }
 # What is called with the temporary name of one that does.
 CALLED_WITHIN = {
-    "ssamba/data/prepare/writer.py:_write_shard", "ssamba/evaluation/scores.py:_write_predictions",
-    "ssamba/evaluation/scores.py:_write_arrays", "ssamba/evaluation/scores.py:_write_mistakes",
+    "ssamba/data/prepare/writer.py:_write_shard",
+    "ssamba/evaluation/scores.py:_write_predictions",
+    "ssamba/evaluation/scores.py:_write_arrays",
+    "ssamba/evaluation/scores.py:_write_mistakes",
     "ssamba/evaluation/scores.py:_write_classes",
-    "ssamba/inference/embed.py:_write_npz", "ssamba/inference/embed.py:_write_parquet",
+    "ssamba/inference/embed.py:_write_npz",
+    "ssamba/inference/embed.py:_write_parquet",
     "data_prep/synthesize.py:synthesize",
-}  # fmt: skip
+}
 
 
 def is_write(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     if _OPENS.fullmatch(name):
-        modes = [one.value for one in (*call.args, *(word.value for word in call.keywords if word.arg == "mode"))
-                 if isinstance(one, ast.Constant) and isinstance(one.value, str)]  # fmt: skip
+        modes = [
+            one.value
+            for one in (*call.args, *(word.value for word in call.keywords if word.arg == "mode"))
+            if isinstance(one, ast.Constant) and isinstance(one.value, str)
+        ]
         return any(re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*(:gz)?", mode) for mode in modes)
     # A text's replace takes two arguments, a dataclass's has keywords.
     renames = re.fullmatch(r".+\.replace", name) is not None and len(call.args) == 1 and not call.keywords
@@ -276,11 +286,24 @@ def test_nothing_else_writes_by_itself() -> None:
 
 def test_the_walk_sees_what_writes() -> None:
     for line in (
-        "os.replace(a, b)", "os.rename(a, b)", "a.rename(b)", "a.replace(b)", "a.write_text('')", "a.open('w')",
-        "open(a, 'xb')", "a.open(mode='a')", "torch.save(t, a)", "save_file(t, a)", "np.save(a, t)", "a.touch()",
-        "shutil.move(a, b)", "soundfile.write(a, t, 1)", "tarfile.open(a, 'w:gz')", "zipfile.ZipFile(a, 'w')",
+        "os.replace(a, b)",
+        "os.rename(a, b)",
+        "a.rename(b)",
+        "a.replace(b)",
+        "a.write_text('')",
+        "a.open('w')",
+        "open(a, 'xb')",
+        "a.open(mode='a')",
+        "torch.save(t, a)",
+        "save_file(t, a)",
+        "np.save(a, t)",
+        "a.touch()",
+        "shutil.move(a, b)",
+        "soundfile.write(a, t, 1)",
+        "tarfile.open(a, 'w:gz')",
+        "zipfile.ZipFile(a, 'w')",
         "figure.savefig(a)",
-    ):  # fmt: skip
+    ):
         assert list(writers(f"def f(a, b, t):\n    {line}")) == ["f"], line
         inside = f"def f(c, t):\n    with written_beside(c) as a, written_beside(c) as b:\n        {line}"
         assert list(writers(inside)) == [], line

@@ -42,8 +42,13 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     assert below.recordings == [Path("x.wav")]
     assert below.empty == [Path("b"), Path("folder.wav")]
     assert below.passed_over == {
-        "hidden": 2, ".txt": 2, "no ending": 1, "__MACOSX": 1, "Thumbs.db": 1, "no file but a pipe or device": 1
-    }  # fmt: skip
+        "hidden": 2,
+        ".txt": 2,
+        "no ending": 1,
+        "__MACOSX": 1,
+        "Thumbs.db": 1,
+        "no file but a pipe or device": 1,
+    }
     assert "2 x .txt (notes.txt, ...)" in str(below.passed_over) and "1 x __MACOSX (__MACOSX)" in str(below.passed_over)
 
 
@@ -55,10 +60,15 @@ def test_links(tmp_path: Path) -> None:
     for path in (top / "inside" / "a.wav", store / "cat" / "b.wav"):
         path.touch()
     for link, to in (
-        ("inside/again.wav", "a.wav"), ("inside/gone.wav", "nowhere.wav"), ("cat", "../store/cat"),
+        ("inside/again.wav", "a.wav"),
+        ("inside/gone.wav", "nowhere.wav"),
+        ("cat", "../store/cat"),
         ("cat2", "../store/cat"),
-        ("loop", "."), ("inside/up", ".."), ("above", "../.."), ("first", "inside"),
-    ):  # fmt: skip
+        ("loop", "."),
+        ("inside/up", ".."),
+        ("above", "../.."),
+        ("first", "inside"),
+    ):
         os.symlink(to, top / link)
     below = look_below(top)
     found = [path.as_posix() for path in below.recordings]

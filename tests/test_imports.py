@@ -26,26 +26,62 @@ FEATURES = {"audio", "recordings", "folders", "models", *MODELS}
 INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
 ALLOWED: dict[str, set[str]] = {
-    "errors": {"printable"}, "files": {"errors", "printable"}, "launch": {"errors"},
-    "printable": set(), "progress": {"errors", "launch", "printable"},
-    "shell": {"errors", "printable"}, "values": {"errors", "files"},
-    "recipe_yaml": set(), "config": {"recipe_yaml", *LEAVES}, "audio": LEAVES,
-    "containers": set(), "pyav": {"errors"}, "recordings": {"containers", "pyav", "errors"},
-    "folders": {"recordings", "errors"}, "jobs": {"errors"},
-    "masking": {"errors"}, "losses": {"errors"}, "schedules": {"errors"},
+    "errors": {"printable"},
+    "files": {"errors", "printable"},
+    "launch": {"errors"},
+    "printable": set(),
+    "progress": {"errors", "launch", "printable"},
+    "shell": {"errors", "printable"},
+    "values": {"errors", "files"},
+    "recipe_yaml": set(),
+    "config": {"recipe_yaml", *LEAVES},
+    "audio": LEAVES,
+    "containers": set(),
+    "pyav": {"errors"},
+    "recordings": {"containers", "pyav", "errors"},
+    "folders": {"recordings", "errors"},
+    "jobs": {"errors"},
+    "masking": {"errors"},
+    "losses": {"errors"},
+    "schedules": {"errors"},
     "objectives": {"models", "losses", *MODELS},
-    "origin": {"config", *MODELS, "models"}, "comparison": {"config", "origin", *EVALUATION, "evaluation"},
-    "ops": LEAVES, "models": MODELS, "data": DATA, "evaluation": EVALUATION, "training": TRAINING,
-    "build": BUILD, "sweep": {"config", "recipe_yaml", *LEAVES},
+    "origin": {"config", *MODELS, "models"},
+    "comparison": {"config", "origin", *EVALUATION, "evaluation"},
+    "ops": LEAVES,
+    "models": MODELS,
+    "data": DATA,
+    "evaluation": EVALUATION,
+    "training": TRAINING,
+    "build": BUILD,
+    "sweep": {"config", "recipe_yaml", *LEAVES},
     "protocols": {"build", "comparison", "inference", "sweep", *INFERENCE, *BUILD},
     "train": {"build", "comparison", "origin", "protocols", "inference", *INFERENCE, *BUILD},
-    "commands": {"train", "sweep", "build", "comparison", "protocols", "inference", "deploy", "doctor", "tasks",
-                 *INFERENCE, *BUILD},
+    "commands": {
+        "train",
+        "sweep",
+        "build",
+        "comparison",
+        "protocols",
+        "inference",
+        "deploy",
+        "doctor",
+        "tasks",
+        *INFERENCE,
+        *BUILD,
+    },
     "cli": {"commands", "training", *LEAVES},
-    "features": FEATURES, "hub": INFERENCE, "inference": {*INFERENCE, "evaluation"},
-    "doctor": {"pyav", *BUILD}, "tasks": set(), "program": {"ops", *LEAVES}, "deploy": {"program", *INFERENCE},
-    "timeline": INFERENCE, "hear": BENCHMARKS, "xares": BENCHMARKS, "s3prl": BENCHMARKS,
-}  # fmt: skip
+    "features": FEATURES,
+    "hub": INFERENCE,
+    "inference": {*INFERENCE, "evaluation"},
+    "doctor": {"pyav", *BUILD},
+    "tasks": set(),
+    "program": {"ops", *LEAVES},
+    "deploy": {"program", *INFERENCE},
+    "timeline": INFERENCE,
+    "hear": BENCHMARKS,
+    "xares": BENCHMARKS,
+    "s3prl": BENCHMARKS,
+}
 # Room of ssamba/data -> the rooms that it may import, itself aside. What makes shards is for the command line and
 # data_prep alone.
 ROOMS: dict[str, set[str]] = {"data": {"shards"}, "shards": set(), "prepare": {"shards"}}
@@ -71,8 +107,11 @@ def imported(path: Path, module_level: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports relatively"
             # `from ssamba import audio` imports ssamba.audio.
-            yield from ((f"{node.module}.{alias.name}" for alias in node.names)
-                        if node.module in ("ssamba", "ssamba.data") else [str(node.module)])  # fmt: skip
+            yield from (
+                (f"{node.module}.{alias.name}" for alias in node.names)
+                if node.module in ("ssamba", "ssamba.data")
+                else [str(node.module)]
+            )
 
 
 def part(path: Path) -> str:
@@ -118,10 +157,16 @@ def test_the_schema_imports_no_torch() -> None:
 
 # Modules of ssamba/ops that are imported when their backend is chosen, and the optional packages they bring in.
 ADAPTORS = {
-    "mamba_ssm": {"mamba_ssm"}, "causal_conv1d": {"causal_conv1d"}, "triton": {"triton"}, "triton_conv": {"triton"},
-    "cpu": {"numba"}, "cpu_conv": {"numba"}, "kernels": set(), "kernel_cache": {"numba", "llvmlite"},
+    "mamba_ssm": {"mamba_ssm"},
+    "causal_conv1d": {"causal_conv1d"},
+    "triton": {"triton"},
+    "triton_conv": {"triton"},
+    "cpu": {"numba"},
+    "cpu_conv": {"numba"},
+    "kernels": set(),
+    "kernel_cache": {"numba", "llvmlite"},
     "simd": {"numba", "llvmlite"},
-}  # fmt: skip
+}
 
 
 @each_source
@@ -157,8 +202,25 @@ def test_the_walk_sees_what_it_must_see(tmp_path: Path) -> None:
 
 
 # What every Unix has; a path below another folder that exists here is this machine's alone.
-COMMON = {"bin", "boot", "dev", "etc", "lib", "lib64", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys",
-          "tmp", "usr", "var"}  # fmt: skip
+COMMON = {
+    "bin",
+    "boot",
+    "dev",
+    "etc",
+    "lib",
+    "lib64",
+    "media",
+    "mnt",
+    "opt",
+    "proc",
+    "run",
+    "sbin",
+    "srv",
+    "sys",
+    "tmp",
+    "usr",
+    "var",
+}
 
 
 def texts() -> Iterator[tuple[Path, str]]:

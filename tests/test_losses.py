@@ -9,8 +9,9 @@ from torch import Tensor
 from ssamba.losses import info_nce, reconstruction_mse
 
 
-def pair(batch: int = 3, masked: int = 7, pixels: int = 5, scale: float = 1.0,
-         dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:  # fmt: skip
+def pair(
+    batch: int = 3, masked: int = 7, pixels: int = 5, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     prediction, target = (torch.randn(batch, masked, pixels, generator=generator) for _ in range(2))
     return (scale * prediction).to(dtype), target.to(dtype)
@@ -155,5 +156,8 @@ def test_clips_with_unequal_numbers_of_masked_patches_count_by_these() -> None:
         assert mse.item() == pytest.approx(sum(errors) / 11, rel=1e-5)
         (contrast.loss + mse).backward()
         assert guess.grad is not None and not guess.grad[~hidden].any() and guess.grad[hidden].any(1).all()
-    assert torch.allclose(info_nce(prediction, target, torch.ones(3, 7, dtype=torch.bool)).loss,
-                          info_nce(prediction, target).loss, rtol=1e-6)  # fmt: skip
+    assert torch.allclose(
+        info_nce(prediction, target, torch.ones(3, 7, dtype=torch.bool)).loss,
+        info_nce(prediction, target).loss,
+        rtol=1e-6,
+    )

@@ -33,11 +33,35 @@ from ssamba.printable import (
 )
 
 NASTY = (
-    "\x1b]0;title\x07\x1b[2J", "a\nssamba: fake", "a\rb", "tab\there", "\u202egnp.exe", "\u2066x\u2069", "a\u2028b",
-    "\x9b31m", "=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(1)", "\t=1", "[x](javascript:alert(1))",
+    "\x1b]0;title\x07\x1b[2J",
+    "a\nssamba: fake",
+    "a\rb",
+    "tab\there",
+    "\u202egnp.exe",
+    "\u2066x\u2069",
+    "a\u2028b",
+    "\x9b31m",
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-2+3",
+    "@SUM(1)",
+    "\t=1",
+    "[x](javascript:alert(1))",
     "<script>alert(1)</script>",
-    "`rm -rf`", "---", "$\\frac", "$x$", "|a|b|", "# title", "&amp;", "{{ x }}", "\\", "'", '"', "a,b;c", "long" * 100,
-)  # fmt: skip
+    "`rm -rf`",
+    "---",
+    "$\\frac",
+    "$x$",
+    "|a|b|",
+    "# title",
+    "&amp;",
+    "{{ x }}",
+    "\\",
+    "'",
+    '"',
+    "a,b;c",
+    "long" * 100,
+)
 ACTS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What may be nowhere; the end of a line is for us to use."""
 
@@ -125,11 +149,17 @@ def test_embeddings_keep_names_as_they_are(
 def test_the_model_card(model: Path, tmp_path: Path) -> None:
     loaded = SsambaModel.from_pretrained(model)
     loaded.record = {
-        "command": ["ssamba", "`x` ``y``", "<script>\n# title"], "started": "<b>\n---", "seed": 0, "steps": 1,
-        "training_seconds": 1.0, "hardware": {"processor": "[x](javascript:1)", "gpus": ["|\n<i>"]},
-        "versions": {"torch\n": "\x1b[2J"}, "data": {"<u>": {"samples": 1, "seconds": 1.0}}, "test": {"<s>\n": 0.5},
+        "command": ["ssamba", "`x` ``y``", "<script>\n# title"],
+        "started": "<b>\n---",
+        "seed": 0,
+        "steps": 1,
+        "training_seconds": 1.0,
+        "hardware": {"processor": "[x](javascript:1)", "gpus": ["|\n<i>"]},
+        "versions": {"torch\n": "\x1b[2J"},
+        "data": {"<u>": {"samples": 1, "seconds": 1.0}},
+        "test": {"<s>\n": 0.5},
         "last_metrics": {},
-    }  # fmt: skip
+    }
     loaded.save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
     safe(card)

@@ -17,9 +17,13 @@ each_recipe = pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.r
 PRETRAINED = [path for path in sorted((RECIPES / "finetune").glob("*.yaml")) if load_recipe(path).model.pretrained]
 # The classes and frames of AuM's base models from scratch, and their millions of parameters.
 PUBLISHED = [
-    ("aum_audioset", 527, 1024, 92.1), ("aum_as20k", 527, 1024, 92.1), ("aum_vggsound", 309, 1024, 91.9),
-    ("aum_voxceleb", 1251, 1024, 92.7), ("aum_speech_commands_v2", 35, 128, 91.4), ("aum_epic_sounds", 44, 1024, 91.7),
-]  # fmt: skip
+    ("aum_audioset", 527, 1024, 92.1),
+    ("aum_as20k", 527, 1024, 92.1),
+    ("aum_vggsound", 309, 1024, 91.9),
+    ("aum_voxceleb", 1251, 1024, 92.7),
+    ("aum_speech_commands_v2", 35, 128, 91.4),
+    ("aum_epic_sounds", 44, 1024, 91.7),
+]
 
 
 def test_there_are_recipes_of_both_kinds() -> None:
@@ -48,8 +52,9 @@ def test_one_word_changes_its_encoder(path: Path, encoder: str) -> None:
     rows, columns = built.grid
     # The grid reaches to the end of the clip: no further patch fits.
     steps = (patch.frequency_stride or patch.fshape, patch.time_stride or patch.tshape)
-    for count, step, size, whole in zip((rows, columns), steps, (patch.fshape, patch.tshape),
-                                        (audio.num_mel_bins, audio.max_length), strict=True):  # fmt: skip
+    for count, step, size, whole in zip(
+        (rows, columns), steps, (patch.fshape, patch.tshape), (audio.num_mel_bins, audio.max_length), strict=True
+    ):
         assert (count - 1) * step + size <= whole < count * step + size
     assert model.encoder is built
 

@@ -45,9 +45,15 @@ def tone(seconds: float, sampling_rate: int, hertz: float = 440.0) -> Any:
 
 @pytest.mark.parametrize(
     ("container", "subtype", "error"),
-    [("WAV", "PCM_16", 2**-15), ("WAV", "FLOAT", 1e-7), ("FLAC", "PCM_16", 2**-15), ("FLAC", "PCM_24", 2**-23),
-     ("AIFF", "PCM_16", 2**-15), ("OGG", "VORBIS", 0.02)],
-)  # fmt: skip
+    [
+        ("WAV", "PCM_16", 2**-15),
+        ("WAV", "FLOAT", 1e-7),
+        ("FLAC", "PCM_16", 2**-15),
+        ("FLAC", "PCM_24", 2**-23),
+        ("AIFF", "PCM_16", 2**-15),
+        ("OGG", "VORBIS", 0.02),
+    ],
+)
 def test_samples_are_read_at_full_scale_one(container: str, subtype: str, error: float) -> None:
     samples = tone(0.5, 16000)
     waveform = read_audio(encoded(samples, 16000, container, subtype), 16000, 10)
@@ -74,9 +80,12 @@ def test_channels_are_mixed_by_their_mean() -> None:
 def test_channels_that_cancel_each_other_out_are_told(container: str, tmp_path: Path) -> None:
     left, right = tone(0.5, 16000), tone(0.5, 16000, 1000.0)
     opposite = encoded(np.stack([left, -left], 1), 16000, container)
-    readers = [lambda: read_audio(opposite, 16000, 10), lambda: read_cut(opposite, 16000, 10, 0.1, 0.4),
-               lambda: read_segment(opposite, 16000, 800, np.empty(4000, np.float32)),
-               lambda: decoded_length(opposite)]  # fmt: skip
+    readers = [
+        lambda: read_audio(opposite, 16000, 10),
+        lambda: read_cut(opposite, 16000, 10, 0.1, 0.4),
+        lambda: read_segment(opposite, 16000, 800, np.empty(4000, np.float32)),
+        lambda: decoded_length(opposite),
+    ]
     for read in readers:
         with pytest.raises(BadAudio, match="its channels cancel each other out"):
             read()
@@ -179,10 +188,29 @@ BY_LIBSNDFILE = [
 ]
 # Muxer and encoder of PyAV, and what libsndfile does not do with it.
 BY_PYAV = [
-    "ipod aac", "mp4 aac", "mov alac", "ipod alac", "3gp aac", "adts aac", "caf alac", "matroska libopus",
-    "matroska aac", "matroska flac", "matroska libmp3lame", "webm libopus", "asf wmav1", "asf wmav2", "amr amr_nb",
-    "ogg flac", "wav adpcm_swf", "wav g726", "tta tta", "wv wavpack", "ac3 ac3", "eac3 eac3",
-]  # fmt: skip
+    "ipod aac",
+    "mp4 aac",
+    "mov alac",
+    "ipod alac",
+    "3gp aac",
+    "adts aac",
+    "caf alac",
+    "matroska libopus",
+    "matroska aac",
+    "matroska flac",
+    "matroska libmp3lame",
+    "webm libopus",
+    "asf wmav1",
+    "asf wmav2",
+    "amr amr_nb",
+    "ogg flac",
+    "wav adpcm_swf",
+    "wav g726",
+    "tta tta",
+    "wv wavpack",
+    "ac3 ac3",
+    "eac3 eac3",
+]
 
 
 def chirp(rate: int, seconds: float = SECONDS) -> np.ndarray:
@@ -273,8 +301,7 @@ def test_every_format_is_read_whole_and_alike_everywhere(name: str, tmp_path: Pa
 
 
 # Those that tell no length, what old samplers and MATLAB made, and frames one behind another.
-BELIEVED = {"IRCAM", "PAF", "PVF", "AVR", "MAT4", "MAT5", "MPC2K", "SDS", "XI", "WVE",
-            "adts", "amr", "ac3", "eac3"}  # fmt: skip
+BELIEVED = {"IRCAM", "PAF", "PVF", "AVR", "MAT4", "MAT5", "MPC2K", "SDS", "XI", "WVE", "adts", "amr", "ac3", "eac3"}
 
 
 @pytest.mark.parametrize("name", [*BY_LIBSNDFILE, *BY_PYAV])
@@ -285,8 +312,12 @@ def test_what_is_cut_is_refused_by_everything(name: str) -> None:
         assert decoded_length(cut)[1] <= decoded_length(data)[1]
         return
     rate, length = decoded_length(data)
-    for read in (lambda: read_audio(cut, 16000, 10), lambda: list(stream_audio(cut, 16000)),
-                 lambda: decoded_length(cut), lambda: measured_length(cut)):  # fmt: skip
+    for read in (
+        lambda: read_audio(cut, 16000, 10),
+        lambda: list(stream_audio(cut, 16000)),
+        lambda: decoded_length(cut),
+        lambda: measured_length(cut),
+    ):
         with pytest.raises(BadAudio, match="cut|cannot be decoded"):
             read()
     with pytest.raises(BadAudio):
@@ -339,8 +370,15 @@ def test_what_libsndfile_would_read_in_part(
         assert 'pip install "ssamba[formats]"' in str(error)
 
 
-def wav(riff: int | None = None, size: int | None = None, samples: int = round(SECONDS * 16000), rate: int = 16000,
-        channels: int = 1, before: bytes = b"", after: bytes = b"") -> bytes:  # fmt: skip
+def wav(
+    riff: int | None = None,
+    size: int | None = None,
+    samples: int = round(SECONDS * 16000),
+    rate: int = 16000,
+    channels: int = 1,
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
     """16-bit; the sizes are right unless others are given."""
     sound = np.round(32767 * chirp(16000)).astype("<i2").tobytes()[: 2 * samples]
     size = len(sound) if size is None else size
@@ -356,13 +394,22 @@ ID3 = b"ID3\3\0\0" + bytes([0, 1, 7, 0x76]) + bytes((1 << 14) + (7 << 7) + 0x76)
 @pytest.mark.parametrize(
     "data",
     [
-        wav(0xFFFFFFFF, 0xFFFFFFFF), wav(0x7FFFFFFF, 0x7FFFFFFF), wav(0xFFFFFFFF, 0x7FFFF000), wav(0, 0), wav(36, 0),
-        wav(None, 2 * round(SECONDS * 16000) + 16), wav(after=b"ID3" + bytes(997)), wav(before=b"note\3\0\0\0abc\0"),
-        wav(0), wav(0xFFFFFFFF), ID3 + wav(), ID3 + by_libsndfile("FLAC PCM_16"),
+        wav(0xFFFFFFFF, 0xFFFFFFFF),
+        wav(0x7FFFFFFF, 0x7FFFFFFF),
+        wav(0xFFFFFFFF, 0x7FFFF000),
+        wav(0, 0),
+        wav(36, 0),
+        wav(None, 2 * round(SECONDS * 16000) + 16),
+        wav(after=b"ID3" + bytes(997)),
+        wav(before=b"note\3\0\0\0abc\0"),
+        wav(0),
+        wav(0xFFFFFFFF),
+        ID3 + wav(),
+        ID3 + by_libsndfile("FLAC PCM_16"),
         ID3 + ID3 + by_libsndfile("FLAC PCM_16"),
         by_libsndfile("FLAC PCM_16") + b"TAG" + bytes(125),
     ],
-)  # fmt: skip
+)
 def test_sizes_and_tags_that_take_nothing_from_the_sound(data: bytes, tmp_path: Path) -> None:
     wanted = read_audio(wav(), 16000, 10)
     (tmp_path / "sound").write_bytes(data)
@@ -454,8 +501,13 @@ def test_odd_rates_and_many_channels(rate: int, channels: int) -> None:
 def test_folders_pipes_and_devices_are_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     begin = time.monotonic()
-    for path, said in ((tmp_path, "a folder"), (tmp_path / "pipe.wav", "a pipe"), (Path(os.devnull), "a device"),
-                       (tmp_path / "gone.wav", "No such file"), ("a\0b.wav", "null")):  # fmt: skip
+    for path, said in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe.wav", "a pipe"),
+        (Path(os.devnull), "a device"),
+        (tmp_path / "gone.wav", "No such file"),
+        ("a\0b.wav", "null"),
+    ):
         with pytest.raises(BadAudio, match=f"it cannot be decoded: .*{said}"):
             read_audio(path, 16000, 10)
         assert told_seconds(path) == 0
@@ -468,8 +520,12 @@ def test_floats_of_integer_scale_are_named(scale: float) -> None:
     if 0.4 * scale < LOUDEST:
         assert len(read_audio(data, 16000, 10))
         return
-    for read in (lambda: read_audio(data, 16000, 10), lambda: decoded_length(data), lambda: measured_length(data),
-                 lambda: read_segment(data, 16000, 5000, np.zeros(5000, np.float32))):  # fmt: skip
+    for read in (
+        lambda: read_audio(data, 16000, 10),
+        lambda: decoded_length(data),
+        lambda: measured_length(data),
+        lambda: read_segment(data, 16000, 5000, np.zeros(5000, np.float32)),
+    ):
         with pytest.raises(BadAudio, match=r"its samples reach \S+, where full scale is 1"):
             read()
 

@@ -40,9 +40,13 @@ def test_bash_can_read_it(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "environment", "shape"),
-    [("pretrain.sbatch", BATCH, (2, 4)), ("torchrun.sh", {}, (1, 2)), ("torchrun.sh", {"GPUS": "8"}, (1, 8)),
-     ("torchrun.sh", {"NODES": "4", "FIRST_NODE": "node01", "GPUS": "8"}, (4, 8))],
-)  # fmt: skip
+    [
+        ("pretrain.sbatch", BATCH, (2, 4)),
+        ("torchrun.sh", {}, (1, 2)),
+        ("torchrun.sh", {"GPUS": "8"}, (1, 8)),
+        ("torchrun.sh", {"NODES": "4", "FIRST_NODE": "node01", "GPUS": "8"}, (4, 8)),
+    ],
+)
 def test_the_command_is_one_of_ours(
     script: str, environment: dict[str, str], shape: tuple[int, int], tmp_path: Path
 ) -> None:

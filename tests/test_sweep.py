@@ -35,8 +35,12 @@ def both(grid: dict[str, Any], **finetune: Any) -> dict[str, Any]:
 
 
 def test_each_stage_has_the_points_of_its_axes(read: Callable[[dict[str, Any]], Sweep]) -> None:
-    grid = {"model.encoder": ["ssamba", "ssast"], "seed": [3, 4], "task.pooling": ["mean", "rows"],
-            "pretrain.optimizer.learning_rate": [1e-3, 2e-3]}  # fmt: skip
+    grid = {
+        "model.encoder": ["ssamba", "ssast"],
+        "seed": [3, 4],
+        "task.pooling": ["mean", "rows"],
+        "pretrain.optimizer.learning_rate": [1e-3, 2e-3],
+    }
     sweep = read(both(grid, starts=["pretrained", "scratch"]))
     names = [point.name for point in sweep.points]
     assert len(names) == len(set(names)) == 8 + 16 + 8  # scratch knows no pretraining's learning rate
@@ -49,8 +53,10 @@ def test_each_stage_has_the_points_of_its_axes(read: Callable[[dict[str, Any]], 
     assert tuned.after is first and tuned.overrides["model.pretrained"] == f"runs/all/{first.name}"
     recipe = sweep.recipes[tuned]
     assert (recipe.run_dir, recipe.seed, recipe.trainer.max_steps) == (
-        f"runs/all/{tuned.name}", 3, load_recipe(FINETUNE).trainer.max_steps
-    )  # fmt: skip
+        f"runs/all/{tuned.name}",
+        3,
+        load_recipe(FINETUNE).trainer.max_steps,
+    )
 
 
 def test_budgets(read: Callable[[dict[str, Any]], Sweep]) -> None:
@@ -88,8 +94,10 @@ def test_a_stage_alone(read: Callable[[dict[str, Any]], Sweep]) -> None:
         ({"grid": {"model.encoder": ["ssamba", "mamba9"]}}, "model.encoder is 'mamba9'"),
         ({"grid": {"run_dir": ["a"]}}, "run_dir of pretrain is the sweep's to say"),
         ({"grid": {"trainer.max_steps": [1, 2]}}, "trainer.max_steps of finetune is the sweep's to say"),
-        ({"grid": {"a": {"x": {"seed": 1}, "y": {"seed": 2}}, "b.a": {"x": {"data.short": "pad"}}}, "x": 1},
-         "x is no key of a sweep; expected run_dir, pretrain or finetune"),
+        (
+            {"grid": {"a": {"x": {"seed": 1}, "y": {"seed": 2}}, "b.a": {"x": {"data.short": "pad"}}}, "x": 1},
+            "x is no key of a sweep; expected run_dir, pretrain or finetune",
+        ),
         ({"grid": {"seed": ["1", "1.0 "]}}, "seed (command line) is '1.0 '"),
         ({"grid": {"data.train": [["a/b"], ["a_b"]]}}, "several points are called finetune/train=_a_b_"),
         ({"pretrain": {"recipe": PRETRAIN, "budget": {"epochs": 3}}}, "pretrain.budget names epochs; expected"),
@@ -104,11 +112,14 @@ def test_a_stage_alone(read: Callable[[dict[str, Any]], Sweep]) -> None:
         ({"run_dir": None}, "run_dir is no text; expected one value"),
         ({"pretrain": None, "finetune": None, "grid": None}, "pretrain.recipe is missing"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_before_anything_runs(
-    change: dict[str, Any], said: str, read: Callable[[dict[str, Any]], Sweep], refused: Callable[..., str],
+    change: dict[str, Any],
+    said: str,
+    read: Callable[[dict[str, Any]], Sweep],
+    refused: Callable[..., str],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     with pytest.raises(UserError) as error:
         read(both({"seed": [0, 1]}) | change)
     assert said in str(error.value)

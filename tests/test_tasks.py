@@ -125,11 +125,20 @@ def small(recipe: FinetuneRecipe, encoder: str) -> list[str]:
     frames = 32 if recipe.task.hop_ms is None else 300  # hops are scored to a recording's end
     baseline = recipe.evaluation.baseline if encoder == ENCODERS[0] else "none"  # it is the same beside all of them
     return [
-        f"model.encoder={encoder}", "model.size=nano", "model.pretrained=null", f"audio.max_length={frames}",
-        "data.batch_size=4", "data.num_workers=0", "trainer.max_steps=2", "trainer.validate_every_steps=2",
-        "trainer.checkpoint_every_steps=1", f"trainer.average_checkpoints={averaged}", "trainer.precision=32",
-        "trainer.accelerator=cpu", f"evaluation.baseline={baseline}",
-    ]  # fmt: skip
+        f"model.encoder={encoder}",
+        "model.size=nano",
+        "model.pretrained=null",
+        f"audio.max_length={frames}",
+        "data.batch_size=4",
+        "data.num_workers=0",
+        "trainer.max_steps=2",
+        "trainer.validate_every_steps=2",
+        "trainer.checkpoint_every_steps=1",
+        f"trainer.average_checkpoints={averaged}",
+        "trainer.precision=32",
+        "trainer.accelerator=cpu",
+        f"evaluation.baseline={baseline}",
+    ]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS[:3])  # the papers'

@@ -26,8 +26,15 @@ def noise(samples: int, seed: int = 0) -> Tensor:
     return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
 
 
-def model(encoder: str = "ssamba", fshape: int = 16, tshape: int = 16, time_stride: int = 16, max_length: int = 64,
-          sampling_rate: int = RATE, short: str = "repeat") -> SsambaModel:  # fmt: skip
+def model(
+    encoder: str = "ssamba",
+    fshape: int = 16,
+    tshape: int = 16,
+    time_stride: int = 16,
+    max_length: int = 64,
+    sampling_rate: int = RATE,
+    short: str = "repeat",
+) -> SsambaModel:
     """One of fresh weights; "repeat", since a timeline must not."""
     torch.manual_seed(0)
     network = AudioEncoder(encoder, SIZES[encoder]["nano"], 128, max_length, fshape, tshape, fshape, time_stride)

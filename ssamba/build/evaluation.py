@@ -104,6 +104,11 @@ def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
     train = build_training_shards(recipe, shards.train)
     data = ClipDataModule(build_clip_settings(recipe), train=train, validation=shards.validation)
     return MaskedEvaluation(
-        saved.model, build_log_mel(recipe, saved.audio), data.training_stream(), at_most(MEASURED_CLIPS, shards.train),
-        data.validation_stream(), build_masking(recipe), recipe.seed,
-    )  # fmt: skip
+        saved.model,
+        build_log_mel(recipe, saved.audio),
+        data.training_stream(),
+        at_most(MEASURED_CLIPS, shards.train),
+        data.validation_stream(),
+        build_masking(recipe),
+        recipe.seed,
+    )

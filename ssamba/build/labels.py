@@ -226,8 +226,10 @@ def build_spoken_rows(recipe: FinetuneRecipe, shards: Shards, rows: Mapping[str,
     if len(kept) < len(some):
         log.warning(
             "%d of %d training recordings are left out: longer than audio.max_length, or of more characters than there "
-            "are answers", len(some) - len(kept), len(some),
-        )  # fmt: skip
+            "are answers",
+            len(some) - len(kept),
+            len(some),
+        )
     return {"train": np.array(kept, np.int64)}
 
 

@@ -86,9 +86,16 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
     options = dict(SIZES[model.encoder][model.size])
     options |= {name: getattr(model, name) for name in VARIANTS if name in options}
     encoder = AudioEncoder(
-        model.encoder, options, audio.num_mel_bins, audio.max_length, model.fshape, model.tshape,
-        model.frequency_stride or model.fshape, model.time_stride or model.tshape, model.scan_backend,
-    )  # fmt: skip
+        model.encoder,
+        options,
+        audio.num_mel_bins,
+        audio.max_length,
+        model.fshape,
+        model.tshape,
+        model.frequency_stride or model.fshape,
+        model.time_stride or model.tshape,
+        model.scan_backend,
+    )
     if model.pretrained:
         load_pretrained_encoder(encoder, model.pretrained)
     encoder.stack.recompute = recipe.trainer.recompute

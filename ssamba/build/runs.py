@@ -123,9 +123,14 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task = recipe.task
     classifier = ClassifierSettings(
-        tuple(labels.names), task.label, task.loss, task.pooling, task.head_norm, task.segments,
+        tuple(labels.names),
+        task.label,
+        task.loss,
+        task.pooling,
+        task.head_norm,
+        task.segments,
         hop_columns=recipe.hop_columns,
-    )  # fmt: skip
+    )
     model = build_classifier(build_encoder(recipe), classifier)
     weights = balance = None
     if task.class_weights == "balanced":
@@ -142,18 +147,30 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     if task.is_sequence:
         kind = partial(CtcFineTuning, names=labels.names) if task.loss == "ctc" else HopFineTuning
     module = kind(
-        model, build_log_mel(recipe, audio), _optimizer_settings(recipe), loss=task.loss,
-        label_smoothing=task.label_smoothing, class_weights=weights,
-        augmentation=Augmentation(**augmentation), freeze_encoder=task.freeze_encoder,
-        freeze_steps=task.freeze_steps, unfreeze_every=task.unfreeze_every, drop_path=recipe.model.drop_path,
+        model,
+        build_log_mel(recipe, audio),
+        _optimizer_settings(recipe),
+        loss=task.loss,
+        label_smoothing=task.label_smoothing,
+        class_weights=weights,
+        augmentation=Augmentation(**augmentation),
+        freeze_encoder=task.freeze_encoder,
+        freeze_steps=task.freeze_steps,
+        unfreeze_every=task.unfreeze_every,
+        drop_path=recipe.model.drop_path,
         seed=recipe.seed,
-    )  # fmt: skip
+    )
     compile_model(recipe, module)
     data = ClipDataModule(
-        build_clip_settings(recipe), train=build_training_shards(recipe, shards.indexed, rows.get("train"), balance),
-        validation=shards.validation, test=shards.test, labels=labels, mixup=mixup, rows=rows,
+        build_clip_settings(recipe),
+        train=build_training_shards(recipe, shards.indexed, rows.get("train"), balance),
+        validation=shards.validation,
+        test=shards.test,
+        labels=labels,
+        mixup=mixup,
+        rows=rows,
         stages=stages,
-    )  # fmt: skip
+    )
     return Finetuner(recipe, module, data, audio, classifier, shards, groups)
 
 
@@ -178,9 +195,13 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
             if recipe.evaluation.best == "probe":
                 monitor, judges = ("probe/mAP" if data.probe.labels.several else "probe/accuracy", "max"), probe.is_due
     checkpoints = Checkpoints(
-        folder, settings.steps_between_checkpoints, monitor if validates else None, settings.patience,
-        settings.average_checkpoints, judges,
-    )  # fmt: skip
+        folder,
+        settings.steps_between_checkpoints,
+        monitor if validates else None,
+        settings.patience,
+        settings.average_checkpoints,
+        judges,
+    )
     skipped = SkippedSamples()
     command = f"ssamba {recipe.task_type} {folder} --resume {folder}"
     callbacks: list[Callback] = [

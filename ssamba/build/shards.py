@@ -88,7 +88,7 @@ def build_clip_settings(recipe: Recipe) -> ClipSettings:
     batch_size = data.batch_size // (trainer.ranks * trainer.accumulate)
     return ClipSettings(
         rules, audio.sampling_rate, batch_size, data.max_bad_fraction, data.cache_bytes, data.num_workers
-    )  # fmt: skip
+    )
 
 
 def build_training_shards(

@@ -51,8 +51,13 @@ def add(commands: Any) -> None:
 
 
 def _add_efficiency(actions: Any) -> None:
-    sub = actions.add_parser("efficiency", help=bench_efficiency.__doc__, description=bench_efficiency.__doc__,
-                             epilog=_EFFICIENCY, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    sub = actions.add_parser(
+        "efficiency",
+        help=bench_efficiency.__doc__,
+        description=bench_efficiency.__doc__,
+        epilog=_EFFICIENCY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_argument(sub, "--out", new_path, required=True, metavar="FOLDER", help="new, or one of this command's")
     some = f"default: {' '.join(map(str, _TOKENS))}"
     add_argument(sub, "--tokens", whole_number, 8, 2**24, nargs="+", default=list(_TOKENS), metavar="N", help=some)
@@ -123,9 +128,16 @@ def bench_efficiency(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     limits = Limits(arguments.most_seconds, None if gigabytes is None else round(gigabytes * 1e9))
     settings = EfficiencySettings(
-        arguments.encoders, arguments.sizes, arguments.passes, arguments.batch, arguments.tokens, arguments.device,
-        torch.get_num_threads(), arguments.rounds, limits,
-    )  # fmt: skip
+        arguments.encoders,
+        arguments.sizes,
+        arguments.passes,
+        arguments.batch,
+        arguments.tokens,
+        arguments.device,
+        torch.get_num_threads(),
+        arguments.rounds,
+        limits,
+    )
     with RunLock(out) as lock:
         out.mkdir(parents=True, exist_ok=True)
         lock.take()

@@ -41,9 +41,13 @@ _ROWS = """rows:
 def add(commands: Any) -> None:
     """Add the commands to a parser's."""
     for command, epilog in ((predict, _JSON_LINES), (embed, _ROWS)):
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__,
-                                  epilog=epilog + _WINDOWS,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub = commands.add_parser(
+            command.__name__,
+            help=command.__doc__,
+            description=command.__doc__,
+            epilog=epilog + _WINDOWS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         add_argument(
             sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub"
         )
@@ -83,10 +87,18 @@ def predict(arguments: argparse.Namespace) -> int:
     from ssamba.inference.predict import predict_recordings
 
     failed = predict_recordings(
-        arguments.model, arguments.files, form=arguments.format, top=arguments.top, out=arguments.out,
-        batch_size=arguments.batch_size, device=arguments.device, window_seconds=arguments.window,
-        hop_seconds=arguments.hop, timeline=arguments.timeline, overwrite=arguments.overwrite,
-    )  # fmt: skip
+        arguments.model,
+        arguments.files,
+        form=arguments.format,
+        top=arguments.top,
+        out=arguments.out,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        window_seconds=arguments.window,
+        hop_seconds=arguments.hop,
+        timeline=arguments.timeline,
+        overwrite=arguments.overwrite,
+    )
     if arguments.out:
         print(f"written to {printable(str(arguments.out))}", file=sys.stderr)
     return _failures(failed)
@@ -97,11 +109,19 @@ def embed(arguments: argparse.Namespace) -> int:
     from ssamba.inference.embed import embed_recordings
 
     failed, said = embed_recordings(
-        arguments.model, arguments.files, arguments.out, layer=arguments.layer, tokens=arguments.tokens,
-        batch_size=arguments.batch_size, device=arguments.device, window_seconds=arguments.window,
-        hop_seconds=arguments.hop, overwrite=arguments.overwrite, pooling=arguments.pooling,
+        arguments.model,
+        arguments.files,
+        arguments.out,
+        layer=arguments.layer,
+        tokens=arguments.tokens,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        window_seconds=arguments.window,
+        hop_seconds=arguments.hop,
+        overwrite=arguments.overwrite,
+        pooling=arguments.pooling,
         segments=arguments.segments,
-    )  # fmt: skip
+    )
     print(printable(said))
     return _failures(failed)
 

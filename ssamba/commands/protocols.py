@@ -68,8 +68,13 @@ def add(commands: Any) -> None:
 
 
 def _add_probe(commands: Any) -> None:
-    sub = commands.add_parser("probe", help=probe.__doc__, description=probe.__doc__, epilog=EPILOG,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    sub = commands.add_parser(
+        "probe",
+        help=probe.__doc__,
+        description=probe.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_argument(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
     where = "labelled clips to learn from: a split's folder, a pattern of shards in one, or their url"
     add_argument(sub, "shards", source_text, nargs="+", metavar="SHARDS", help=where)
@@ -108,11 +113,27 @@ def probe(arguments: argparse.Namespace) -> None:
     from ssamba.training.runs import command_record, peak_memory_bytes
 
     settings = ProbeSettings(
-        arguments.model, arguments.shards, arguments.label, arguments.protocol, arguments.test, arguments.loss,
-        arguments.label_fraction, arguments.seeds, arguments.fold_by, arguments.folds, arguments.layer,
-        arguments.pooling, arguments.segments, arguments.k, arguments.temperature, arguments.baseline != "none",
-        arguments.group_by, arguments.limit, arguments.batch_size, arguments.device,
-    )  # fmt: skip
+        arguments.model,
+        arguments.shards,
+        arguments.label,
+        arguments.protocol,
+        arguments.test,
+        arguments.loss,
+        arguments.label_fraction,
+        arguments.seeds,
+        arguments.fold_by,
+        arguments.folds,
+        arguments.layer,
+        arguments.pooling,
+        arguments.segments,
+        arguments.k,
+        arguments.temperature,
+        arguments.baseline != "none",
+        arguments.group_by,
+        arguments.limit,
+        arguments.batch_size,
+        arguments.device,
+    )
     started = command_record()
     result = run_probe(settings)
     print("\n\n".join(map(markdown_table, tables(result))))
@@ -154,8 +175,13 @@ files of --out:
 
 
 def _add_verify(commands: Any) -> None:
-    sub = commands.add_parser("verify", help=verify.__doc__, description=verify.__doc__, epilog=VERIFY_EPILOG,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    sub = commands.add_parser(
+        "verify",
+        help=verify.__doc__,
+        description=verify.__doc__,
+        epilog=VERIFY_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_argument(sub, "model", path_text, metavar="MODEL", help="a run folder, a model folder, or a model of the Hub")
     add_argument(sub, "trials", path, metavar="TRIALS", help="see below")
     folder = "what the names of TRIALS are relative to; default: its own folder"
@@ -189,10 +215,19 @@ def verify(arguments: argparse.Namespace) -> int:
 
     recordings = arguments.recordings or arguments.trials.parent
     settings = VerifySettings(
-        arguments.model, str(arguments.trials), str(recordings), arguments.layer, arguments.pooling, arguments.segments,
-        not arguments.raw, arguments.baseline != "none", arguments.window, arguments.hop, arguments.batch_size,
+        arguments.model,
+        str(arguments.trials),
+        str(recordings),
+        arguments.layer,
+        arguments.pooling,
+        arguments.segments,
+        not arguments.raw,
+        arguments.baseline != "none",
+        arguments.window,
+        arguments.hop,
+        arguments.batch_size,
         arguments.device,
-    )  # fmt: skip
+    )
     started = command_record()
     result = run_verification(settings)
     print(markdown_table(score_table(result)))

@@ -87,9 +87,13 @@ def shards_index(arguments: argparse.Namespace) -> None:
     if len(fields) < len(arguments.label):
         raise UserError("--label is given twice for one KEY; expected each once")
     made = index_folder(
-        arguments.folder, labels, fields=fields or None, workers=_workers(arguments),
-        max_bad_fraction=arguments.max_bad_fraction, overwrite=arguments.overwrite,
-    )  # fmt: skip
+        arguments.folder,
+        labels,
+        fields=fields or None,
+        workers=_workers(arguments),
+        max_bad_fraction=arguments.max_bad_fraction,
+        overwrite=arguments.overwrite,
+    )
     index = made.index
     print(
         f"{printable(masked(str(arguments.folder)))}: {index.samples} samples in {len(index.shards)} shards, "

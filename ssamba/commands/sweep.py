@@ -25,8 +25,13 @@ job arrays:
 
 def add(commands: Any) -> None:
     """Add the command to a parser's."""
-    sub = commands.add_parser("sweep", help=sweep.__doc__, description=sweep.__doc__, epilog=EPILOG,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    sub = commands.add_parser(
+        "sweep",
+        help=sweep.__doc__,
+        description=sweep.__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_argument(sub, "sweep", path, metavar="SWEEP", help="a YAML file, see below")
     several = "runs at a time, each with its share of the threads and the GPUs; default: 1"
     add_argument(sub, "--jobs", whole_number, 1, 1024, metavar="N", help=several)

@@ -67,9 +67,13 @@ def _finetune_members(recipe: FinetuneRecipe, arguments: argparse.Namespace) -> 
     from ssamba.protocols.many import finetune_members
 
     tables = finetune_members(
-        recipe, folds=arguments.folds is not None, seeds=arguments.seeds or 1, resume=arguments.resume is not None,
-        overwrite=arguments.overwrite, address=arguments.cluster,
-    )  # fmt: skip
+        recipe,
+        folds=arguments.folds is not None,
+        seeds=arguments.seeds or 1,
+        resume=arguments.resume is not None,
+        overwrite=arguments.overwrite,
+        address=arguments.cluster,
+    )
     print("\n\n".join(map(markdown_table, tables)))
     print(f"written to {printable(recipe.run_dir)}")
 

@@ -76,11 +76,20 @@ class ClipDataModule(lightning.LightningDataModule):
         progress: of shards without an index, what of them is behind on this rank.
     """
 
-    def __init__(self, settings: ClipSettings, *, train: TrainingShards | ShardList | None = None,
-                 validation: ShardSet | None = None, test: ShardSet | None = None,
-                 labels: Labels | None = None, mixup: float = 0.0, rows: Mapping[str, Indices] | None = None,
-                 probe: ProbeShards | None = None, stages: Sequence[Stage] = (),
-                 members: Sequence[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        settings: ClipSettings,
+        *,
+        train: TrainingShards | ShardList | None = None,
+        validation: ShardSet | None = None,
+        test: ShardSet | None = None,
+        labels: Labels | None = None,
+        mixup: float = 0.0,
+        rows: Mapping[str, Indices] | None = None,
+        probe: ProbeShards | None = None,
+        stages: Sequence[Stage] = (),
+        members: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.settings, self.labels, self.mixup, self.rows = settings, labels, mixup, rows or {}
         self.stages, self.members = stages, members
@@ -107,9 +116,15 @@ class ClipDataModule(lightning.LightningDataModule):
         if isinstance(self.train, ShardList):
             s = self.settings
             return ShardStream(
-                self.train, s.rules, batch_size=s.batch_size, sampling_rate=s.sampling_rate,
-                max_bad_fraction=s.max_bad_fraction, progress=self.progress, **_place(trainer), **options,
-            )  # fmt: skip
+                self.train,
+                s.rules,
+                batch_size=s.batch_size,
+                sampling_rate=s.sampling_rate,
+                max_bad_fraction=s.max_bad_fraction,
+                progress=self.progress,
+                **_place(trainer),
+                **options,
+            )
         train, mixup = self._indexed(), None
         if self.mixup:
             mixup = Mixup.of(self.mixup, train.shards, self.settings.rules, train.rows)
@@ -140,9 +155,13 @@ class ClipDataModule(lightning.LightningDataModule):
         labels = torch.empty(0) if self.labels is None else self.labels.noise(size, samples)
         return Batch(
             waveform=0.1 * torch.randn(size, samples, generator=torch.Generator().manual_seed(0)),
-            lengths=torch.full((size,), samples), labels=labels, keys=["noise"] * size, positions=list(range(size)),
-            consumed=0, skipped=[],
-        )  # fmt: skip
+            lengths=torch.full((size,), samples),
+            labels=labels,
+            keys=["noise"] * size,
+            positions=list(range(size)),
+            consumed=0,
+            skipped=[],
+        )
 
     def train_dataloader(self) -> wds.WebLoader:
         return self._loader(self.training_stream())
@@ -166,8 +185,12 @@ class ClipDataModule(lightning.LightningDataModule):
         train = self._indexed()
         rows = "all" if train.rows is None else hashlib.sha256(train.rows.tobytes()).hexdigest()
         balance = None if train.balance is None else hashlib.sha256(train.balance.tobytes()).hexdigest()
-        data = {"data": train.shards.fingerprint, "recordings": rows, "weights": train.weights and list(train.weights),
-                "balance": balance}  # fmt: skip
+        data = {
+            "data": train.shards.fingerprint,
+            "recordings": rows,
+            "weights": train.weights and list(train.weights),
+            "balance": balance,
+        }
         return {"epoch": self.consumed // len(self.order), "clips": self.consumed, "order": {**rules, **data}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -196,20 +219,37 @@ class ClipDataModule(lightning.LightningDataModule):
     def _as_they_lie(self, shards: ShardSet, split: str) -> ClipOrder:
         return ClipOrder(shards, replace(self.settings.rules, shuffle_buffer=0), self.rows.get(split))
 
-    def _stream(self, shards: ShardSet, order: ClipOrder, training: bool, trainer: lightning.Trainer | None,
-                labels: Labels | None = None, **options: Any) -> ClipStream:  # fmt: skip
+    def _stream(
+        self,
+        shards: ShardSet,
+        order: ClipOrder,
+        training: bool,
+        trainer: lightning.Trainer | None,
+        labels: Labels | None = None,
+        **options: Any,
+    ) -> ClipStream:
         s = self.settings
         return ClipStream(
-            shards, order, batch_size=s.batch_size, sampling_rate=s.sampling_rate, training=training,
-            max_bad_fraction=s.max_bad_fraction, cache=ShardCache(s.cache_bytes), labels=labels or self.labels,
-            **_place(trainer), **options,
-        )  # fmt: skip
+            shards,
+            order,
+            batch_size=s.batch_size,
+            sampling_rate=s.sampling_rate,
+            training=training,
+            max_bad_fraction=s.max_bad_fraction,
+            cache=ShardCache(s.cache_bytes),
+            labels=labels or self.labels,
+            **_place(trainer),
+            **options,
+        )
 
     def _loader(self, stream: BatchStream) -> wds.WebLoader:
         loader = wds.WebLoader(
-            stream, batch_size=None, num_workers=self.settings.num_workers, pin_memory=torch.cuda.is_available(),
+            stream,
+            batch_size=None,
+            num_workers=self.settings.num_workers,
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_parent_alone,
-        )  # fmt: skip
+        )
         # Lightning reads a batch ahead of what has no length, and loses it in a checkpoint.
         return loader.with_length(len(stream), silent=True) if stream.source.batches is not None else loader
 

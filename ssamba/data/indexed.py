@@ -87,9 +87,22 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
         rank, world_size: of the process that made this object (workers are told apart by torch).
     """
 
-    def __init__(self, shards: ShardSet, order: ClipOrder, *, batch_size: int, training: bool, max_bad_fraction: float,
-                 cache: ShardCache, members: Sequence[str] = (), mixup: Mixup | None = None, first: int = 0,
-                 batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: ClipOrder,
+        *,
+        batch_size: int,
+        training: bool,
+        max_bad_fraction: float,
+        cache: ShardCache,
+        members: Sequence[str] = (),
+        mixup: Mixup | None = None,
+        first: int = 0,
+        batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.reader, self.order, self.mixup = SampleReader(shards, cache), order, mixup
         self.fetches = any(shard.url is not None for shard in shards.shards)
         self.batch_size, self.training, self.max_bad_fraction = batch_size, training, max_bad_fraction

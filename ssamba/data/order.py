@@ -95,8 +95,15 @@ class Recordings:
         balance: of every row, how often it is to be drawn beside others; None: each recording once an epoch.
     """
 
-    def __init__(self, shards: Sequence[Indices], lengths: Counts, shuffle_buffer: int, seed: int, source: int = 0,
-                 balance: Weights | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shards: Sequence[Indices],
+        lengths: Counts,
+        shuffle_buffer: int,
+        seed: int,
+        source: int = 0,
+        balance: Weights | None = None,
+    ) -> None:
         self.shards, self.lengths, self.shuffle_buffer, self.name = shards, lengths, shuffle_buffer, (seed, source)
         self.size = sum(map(len, shards))
         self.samples = sum(int(lengths[rows].sum(dtype=np.int64)) for rows in shards)
@@ -211,9 +218,15 @@ class ClipOrder:
             nothing is to be drawn.
     """
 
-    def __init__(self, shards: ShardSet, rules: ClipRules, rows: Indices | None = None,
-                 sources: Sequence[int] | None = None, weights: Sequence[float] | None = None,
-                 balance: Weights | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shards: ShardSet,
+        rules: ClipRules,
+        rows: Indices | None = None,
+        sources: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+        balance: Weights | None = None,
+    ) -> None:
         if balance is not None and rules.short == "pack":
             raise ValueError("recordings that are joined end to end cannot be drawn one by one")
         self.rules = rules

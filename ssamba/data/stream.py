@@ -42,8 +42,16 @@ class ClipStream(BatchStream):
         others: those of `IndexedShards`.
     """
 
-    def __init__(self, shards: ShardSet, order: ClipOrder, *, sampling_rate: int, labels: Labels | None = None,
-                 stages: Sequence[Stage] = (), **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: ClipOrder,
+        *,
+        sampling_rate: int,
+        labels: Labels | None = None,
+        stages: Sequence[Stage] = (),
+        **options: Any,
+    ) -> None:
         self.source: IndexedShards = IndexedShards(shards, order, **options)
         self.order, self.sampling_rate = order, sampling_rate
         clips = IndexedClips(self.source, sampling_rate, labels)
@@ -66,19 +74,37 @@ class ShardStream(BatchStream):
         others: those of `StreamedShards`.
     """
 
-    def __init__(self, shards: ShardList, rules: ClipRules, *, sampling_rate: int, stages: Sequence[Stage] = (),
-                 **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self, shards: ShardList, rules: ClipRules, *, sampling_rate: int, stages: Sequence[Stage] = (), **options: Any
+    ) -> None:
         self.source, self.sampling_rate = StreamedShards(shards, rules, **options), sampling_rate
         clips = StreamedClips(self.source, sampling_rate)
         super().__init__(self.source, wds.map(clips.decode), clips.join, *stages, clips.collated)
 
 
-def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, training: bool = True, seed: int = 0,
-             shuffle_buffer: int = 2000, short: str = "pad", label: str | None = None, several: bool = False,
-             members: Sequence[str] = (), stages: Sequence[Stage] = (), first: int = 0, batches: int | None = None,
-             rank: int = 0, world_size: int = 1, max_bad_fraction: float = 0.01, cache: str | Path | None = None,
-             cache_gigabytes: float = 100.0, order: str = "indexed",
-             sampling_rate: int | None = None) -> BatchStream:  # fmt: skip
+def pipeline(
+    shards: str | Sequence[str],
+    *,
+    seconds: float,
+    batch_size: int,
+    training: bool = True,
+    seed: int = 0,
+    shuffle_buffer: int = 2000,
+    short: str = "pad",
+    label: str | None = None,
+    several: bool = False,
+    members: Sequence[str] = (),
+    stages: Sequence[Stage] = (),
+    first: int = 0,
+    batches: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    max_bad_fraction: float = 0.01,
+    cache: str | Path | None = None,
+    cache_gigabytes: float = 100.0,
+    order: str = "indexed",
+    sampling_rate: int | None = None,
+) -> BatchStream:
     """Shards as a pipeline of webdataset that yields batches (`ssamba.data.batches.Batch`), as training reads them.
 
         import webdataset as wds
@@ -127,9 +153,15 @@ def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, tr
             read: a stage that drops, adds or reorders clips, or too many recordings that cannot be used.
     """
     options: dict[str, Any] = {
-        "batch_size": batch_size, "max_bad_fraction": max_bad_fraction, "members": members, "stages": stages,
-        "first": first, "batches": batches, "rank": rank, "world_size": world_size,
-    }  # fmt: skip
+        "batch_size": batch_size,
+        "max_bad_fraction": max_bad_fraction,
+        "members": members,
+        "stages": stages,
+        "first": first,
+        "batches": batches,
+        "rank": rank,
+        "world_size": world_size,
+    }
     if order == "streaming":
         if not training or label is not None or sampling_rate is None:
             raise UserError("order is streaming, which is for training without labels and needs the sampling_rate")
@@ -145,6 +177,11 @@ def pipeline(shards: str | Sequence[str], *, seconds: float, batch_size: int, tr
             raise UserError(f"label is {label!r}, which the shards lack; they have {', '.join(held.labels) or 'none'}")
         labels = Labels(label, held.label_list(label), several)
     return ClipStream(
-        held, ClipOrder(held, rules), sampling_rate=held.sampling_rate, training=training,
-        cache=ShardCache(round(cache_gigabytes * 1e9)), labels=labels, **options,
-    )  # fmt: skip
+        held,
+        ClipOrder(held, rules),
+        sampling_rate=held.sampling_rate,
+        training=training,
+        cache=ShardCache(round(cache_gigabytes * 1e9)),
+        labels=labels,
+        **options,
+    )

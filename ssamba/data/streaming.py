@@ -125,9 +125,20 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
         tally: of the iteration that is under way.
     """
 
-    def __init__(self, shards: ShardList, rules: ClipRules, *, batch_size: int, max_bad_fraction: float,
-                 progress: Progress | None = None, members: Sequence[str] = (), first: int = 0,
-                 batches: int | None = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shards: ShardList,
+        rules: ClipRules,
+        *,
+        batch_size: int,
+        max_bad_fraction: float,
+        progress: Progress | None = None,
+        members: Sequence[str] = (),
+        first: int = 0,
+        batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.shards, self.rules, self.batch_size, self.members = shards, rules, batch_size, tuple(members)
         self.max_bad_fraction = max_bad_fraction
         # As it is now: whose turn it is must not change while others go on.

@@ -48,8 +48,9 @@ def read_trials(path: Path) -> list[Trial]:
         raise UserError(
             f"{path}: {len(wrong)} lines are no trials; expected `1 FIRST SECOND` (0: two speakers) or `FIRST SECOND "
             "target` (nontarget)",
-            *wrong[:_TOLD], *more,
-        )  # fmt: skip
+            *wrong[:_TOLD],
+            *more,
+        )
     if not any(trial.target for trial in trials) or all(trial.target for trial in trials):
         kinds = f"{len(trials)} trials, of one kind" if trials else "no trial"
         raise UserError(f"{path} has {kinds}; expected some of one speaker and some of two")

@@ -105,8 +105,9 @@ def read_statistics(stream: ClipStream, log_mel: LogMel, hop_frames: int | None 
     return Statistics(keys, torch.cat(labels), {name: torch.cat(values) for name, values in features.items()})
 
 
-def choose_baseline(train: Statistics, scored: Statistics, classes: int, seed: int,
-                    groups: Mapping[str, str] | None = None) -> Baseline:  # fmt: skip
+def choose_baseline(
+    train: Statistics, scored: Statistics, classes: int, seed: int, groups: Mapping[str, str] | None = None
+) -> Baseline:
     """A linear classifier on the kind of statistics that is better on held-back training clips. groups: of each
     training clip by its key, see `TrainingPart.of`."""
     of_clips = None if groups is None else [groups[key] for key in train.keys]

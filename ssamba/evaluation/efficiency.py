@@ -50,8 +50,9 @@ def calls_needed(once: float) -> int:
     return max(1, round(_LEAST_SECONDS / once))
 
 
-def interleaved_times(functions: Mapping[str, Callable[[], object]], rounds: int, desc: str = "timing",
-                      device: str = "cpu") -> dict[str, list[float]]:  # fmt: skip
+def interleaved_times(
+    functions: Mapping[str, Callable[[], object]], rounds: int, desc: str = "timing", device: str = "cpu"
+) -> dict[str, list[float]]:
     """Seconds a call of each function in each of `rounds`; every round calls them all in turn, so rounds are pairs.
 
     Before that each is called twice: kernels are compiled, memory is taken, and the second call's time says how many
@@ -137,12 +138,15 @@ def scan_inputs(shape: ScanShape, dtype: torch.dtype = torch.float32, device: st
         return torch.randn(size, generator=generator).to(device, kind)
 
     return {
-        "u": normal(*lead, batch, tokens, width), "delta": normal(*lead, batch, tokens, width),
+        "u": normal(*lead, batch, tokens, width),
+        "delta": normal(*lead, batch, tokens, width),
         "A": -torch.exp(normal(*lead, width, states, kind=torch.float32)),
-        "B": normal(*lead, batch, tokens, states), "C": normal(*lead, batch, tokens, states),
-        "D": normal(*lead, width, kind=torch.float32), "z": normal(batch, tokens, width),
+        "B": normal(*lead, batch, tokens, states),
+        "C": normal(*lead, batch, tokens, states),
+        "D": normal(*lead, width, kind=torch.float32),
+        "z": normal(batch, tokens, width),
         "delta_bias": normal(*lead, width, kind=torch.float32) - 1,
-    }  # fmt: skip
+    }
 
 
 def value_and_gradients(scan: Callable[..., Tensor], inputs: Mapping[str, Tensor], dout: Tensor) -> dict[str, Tensor]:
@@ -208,8 +212,9 @@ def measure_peaks(rounds: int, device: str = "cpu") -> Peaks:
     return Peaks(1e9 * statistics.median(times["fma"]) / side**3, 1e9 * statistics.median(times["exp"]) / len(x))
 
 
-def benchmark_scan(shape: ScanShape, dtype: torch.dtype, device: str, backends: Sequence[str],
-                   rounds: int) -> dict[str, Any]:  # fmt: skip
+def benchmark_scan(
+    shape: ScanShape, dtype: torch.dtype, device: str, backends: Sequence[str], rounds: int
+) -> dict[str, Any]:
     """Speed and error of the backends that run on `device`.
 
     Returns:
@@ -259,10 +264,15 @@ def benchmark_scan(shape: ScanShape, dtype: torch.dtype, device: str, backends: 
         return {**result, "errors": errors[name]}
 
     return {
-        "shape": shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "device": device, "rounds": rounds,
-        "peaks_ns": peaks._asdict(), "rooflines_ns": peaks.rooflines(),
-        "backends": {name: described(name) for name in chosen}, "unavailable": unavailable,
-    }  # fmt: skip
+        "shape": shape._asdict(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+        "rounds": rounds,
+        "peaks_ns": peaks._asdict(),
+        "rooflines_ns": peaks.rooflines(),
+        "backends": {name: described(name) for name in chosen},
+        "unavailable": unavailable,
+    }
 
 
 def scan_report(result: Mapping[str, Any]) -> str:
@@ -271,8 +281,15 @@ def scan_report(result: Mapping[str, Any]) -> str:
     rows = [("backend", "forward", "forward + backward", "error of y", "error of gradients")]
     for name, found in result["backends"].items():
         name_of_worst, worst = worst_gradient(found["errors"])
-        rows.append((name, f"{found['forward_ns']:.3f}", f"{found['forward_backward_ns']:.3f}",
-                     f"{found['errors']['y']:.1e}", f"{worst:.1e} ({name_of_worst})"))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{found['forward_ns']:.3f}",
+                f"{found['forward_backward_ns']:.3f}",
+                f"{found['errors']['y']:.1e}",
+                f"{worst:.1e} ({name_of_worst})",
+            )
+        )
     limits = result["rooflines_ns"]
     rows.append(("at the peaks", f"{limits['forward']:.3f}", f"{limits['forward_backward']:.3f}", "", ""))
     peaks = result["peaks_ns"]
@@ -304,8 +321,10 @@ class Goal(NamedTuple):
 
 def goals_table(goals: Sequence[Goal]) -> str:
     """Asked beside measured, as a Markdown table."""
-    rows = [(goal.quantity, f"{goal.relation} {goal.bound:g}", f"{goal.measured:.3g}", "yes" if goal.met else "no")
-            for goal in goals]  # fmt: skip
+    rows = [
+        (goal.quantity, f"{goal.relation} {goal.bound:g}", f"{goal.measured:.3g}", "yes" if goal.met else "no")
+        for goal in goals
+    ]
     return markdown_table([("quantity", "asked", "measured", "met"), *rows])
 
 

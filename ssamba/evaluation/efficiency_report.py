@@ -200,8 +200,12 @@ def _curves(points: Sequence[Measured], case: Case, passes: str, quantity: str, 
     for kind in _among(KINDS, own, "encoder"):
         series = series_of(own, case, kind, passes, quantity)
         failed = {one.tokens: one.status for one in own if (one.encoder, one.passes) == (kind, passes)}
-        ends = [(float(tokens), marker) for tokens in sorted(failed) for marker, said in _ENDS.items()
-                if failed[tokens] == said]  # fmt: skip
+        ends = [
+            (float(tokens), marker)
+            for tokens in sorted(failed)
+            for marker, said in _ENDS.items()
+            if failed[tokens] == said
+        ]
         values = [(float(tokens), statistics.median(series[tokens]) / scale) for tokens in series]
         curves.append(Curve(kind, values, KINDS.index(kind), ends=dict(ends[:1])))
         if passes == PASSES[0] and (kind, case.size) in _PUBLISHED:

@@ -34,9 +34,12 @@ class EfficiencySettings:
     def points(self) -> list[Point]:
         """From few tokens to many: what is interrupted has comparisons, and what fails tells of what is larger."""
         ordered = itertools.product(
-            sorted(set(self.tokens)), sorted(set(self.batches)), dict.fromkeys(self.sizes), dict.fromkeys(self.passes),
+            sorted(set(self.tokens)),
+            sorted(set(self.batches)),
+            dict.fromkeys(self.sizes),
+            dict.fromkeys(self.passes),
             dict.fromkeys(self.encoders),
-        )  # fmt: skip
+        )
         return [Point(encoder, size, passes, batch, tokens) for tokens, batch, size, passes, encoder in ordered]
 
 

@@ -45,15 +45,15 @@ class Scored:
     fold: str = ""
 
 
-def score_intervals(predictions: Predictions, groups: Sequence[str] | None = None,
-                    seed: int = 0) -> dict[str, Interval]:  # fmt: skip
+def score_intervals(
+    predictions: Predictions, groups: Sequence[str] | None = None, seed: int = 0
+) -> dict[str, Interval]:
     """The scores of `clip_metrics` with their intervals. groups: of each clip, if groups are drawn."""
     of_key = None if groups is None else dict(zip(predictions.keys, groups, strict=True))
     return mean_intervals([Scored(predictions)], of_key, seed)
 
 
-def mean_intervals(runs: Sequence[Scored], groups: dict[str, str] | None = None,
-                   seed: int = 0) -> dict[str, Interval]:  # fmt: skip
+def mean_intervals(runs: Sequence[Scored], groups: dict[str, str] | None = None, seed: int = 0) -> dict[str, Interval]:
     """The mean scores of several runs: over the runs of a fold (of several seeds), then over the folds.
 
     Each resample draws folds, of each its runs, and of the clips (or groups) those that all runs are scored on.
@@ -68,8 +68,9 @@ def mean_intervals(runs: Sequence[Scored], groups: dict[str, str] | None = None,
     return {name: interval(float(values[name]), draws) for name, draws in replicates.items()}
 
 
-def paired_differences(first: Sequence[Scored], second: Sequence[Scored], groups: dict[str, str] | None = None,
-                       seed: int = 0) -> dict[str, Interval]:  # fmt: skip
+def paired_differences(
+    first: Sequence[Scored], second: Sequence[Scored], groups: dict[str, str] | None = None, seed: int = 0
+) -> dict[str, Interval]:
     """`first` minus `second`: the same draws are made of both, so that what clips have in common does not widen the
     interval.
 
@@ -121,8 +122,9 @@ def _scores(predictions: Predictions) -> dict[str, Tensor]:
 
 def _mean(runs: Sequence[Scored], scores: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     folds = _folds(runs).values()
-    means = [{name: torch.stack([scores[place][name] for place in places]).mean(0) for name in scores[0]}
-             for places in folds]  # fmt: skip
+    means = [
+        {name: torch.stack([scores[place][name] for place in places]).mean(0) for name in scores[0]} for places in folds
+    ]
     return {name: torch.stack([one[name] for one in means]).mean(0) for name in scores[0]}
 
 
@@ -136,8 +138,9 @@ def _replicates(runs: Sequence[Scored], groups: dict[str, str] | None, seed: int
     total: dict[str, Tensor] = {}
     for number, places in enumerate(folds.values()):
         shares = drawn(count, len(places), generator) / len(places)
-        for name, value in _fold_replicates([runs[place].predictions for place in places], shares, groups,
-                                            generator).items():  # fmt: skip
+        for name, value in _fold_replicates(
+            [runs[place].predictions for place in places], shares, groups, generator
+        ).items():
             total[name] = total.get(name, torch.zeros(())) + times[:, number] * value
     return total
 
@@ -153,8 +156,9 @@ def drawn(rows: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.zeros(rows, count).scatter_add_(1, picked, torch.ones(rows, count))
 
 
-def _fold_replicates(scored: Sequence[Predictions], shares: Tensor, groups: dict[str, str] | None,
-                     generator: torch.Generator) -> dict[str, Tensor]:  # fmt: skip
+def _fold_replicates(
+    scored: Sequence[Predictions], shares: Tensor, groups: dict[str, str] | None, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Of runs on the same clips: in each resample the same clips for all, and of each run its share (R, runs)."""
     keys = sorted(scored[0].keys)
     units = keys if groups is None else [groups[key] for key in keys]
@@ -170,11 +174,13 @@ def _fold_replicates(scored: Sequence[Predictions], shares: Tensor, groups: dict
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _weighted_mean(scored: Sequence[Predictions], orders: Sequence[Tensor], weights: Tensor,
-                   shares: Tensor) -> dict[str, Tensor]:  # fmt: skip
+def _weighted_mean(
+    scored: Sequence[Predictions], orders: Sequence[Tensor], weights: Tensor, shares: Tensor
+) -> dict[str, Tensor]:
     found = [weighted_metrics(one, weights[:, order]) for one, order in zip(scored, orders, strict=True)]
-    return {name: sum((shares[:, run] * one[name] for run, one in enumerate(found)), torch.zeros(()))
-            for name in found[0]}  # fmt: skip
+    return {
+        name: sum((shares[:, run] * one[name] for run, one in enumerate(found)), torch.zeros(())) for name in found[0]
+    }
 
 
 def weighted_metrics(predictions: Predictions, weights: Tensor) -> dict[str, Tensor]:

@@ -80,8 +80,15 @@ class Axes:
         self.places = left[:, spans] * lengths[spans]  # (N, R)
         self.curvature = lengths[spans].square() / len(x)
 
-    def fit(self, labels: Tensor, classes: int, strength: float, rows: Tensor | None = None,
-            start: Linear | None = None, tolerance: float = _TOLERANCE) -> Linear:  # fmt: skip
+    def fit(
+        self,
+        labels: Tensor,
+        classes: int,
+        strength: float,
+        rows: Tensor | None = None,
+        start: Linear | None = None,
+        tolerance: float = _TOLERANCE,
+    ) -> Linear:
         """Minimise `classifier_loss` + strength / 2 * the sum of the squared weights (not of the biases).
 
         Args:
@@ -114,9 +121,14 @@ class Axes:
 def minimise(loss: Callable[[], Tensor], parameters: Sequence[Tensor], tolerance: float) -> None:
     """Bring a smooth loss to its minimum by LBFGS: until no gradient is above `tolerance`, or no step makes it less."""
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=_MOST_STEPS, max_eval=2 * _MOST_STEPS, tolerance_grad=tolerance, tolerance_change=1e-14,
-        history_size=_HISTORY, line_search_fn="strong_wolfe",
-    )  # fmt: skip
+        parameters,
+        max_iter=_MOST_STEPS,
+        max_eval=2 * _MOST_STEPS,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-14,
+        history_size=_HISTORY,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -141,8 +153,14 @@ class LayerMix(NamedTuple):
         return self.linear(torch.einsum("h,nhd->nd", self.weights, x.double()))
 
 
-def fit_layer_mix(x: Tensor, labels: Tensor, classes: int, strength: float, start: LayerMix | None = None,
-                  tolerance: float = _TOLERANCE) -> LayerMix:  # fmt: skip
+def fit_layer_mix(
+    x: Tensor,
+    labels: Tensor,
+    classes: int,
+    strength: float,
+    start: LayerMix | None = None,
+    tolerance: float = _TOLERANCE,
+) -> LayerMix:
     """A weighted sum of layers, softmax of learned numbers, before a linear classifier, learned together (SUPERB,
     arXiv 2105.01051, section 2).
 

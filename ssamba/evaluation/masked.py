@@ -78,11 +78,19 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
         baseline = gather_patches(mean_patch.expand(size, -1, -1), masked_places(mask, masking.masked))
         # Guessing among n patches, or within a row of n masked ones, is right once in n times for each: one hit.
         occupied = mask.view(size, rows, columns).any(2).sum() / mask.sum()
-        added += size * torch.stack([
-            contrast.accuracy, contrast.loss,
-            reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden),
-            reconstruction_mse(baseline, prediction.target, prediction.hidden), occupied, size / mask.sum(),
-        ]).double()  # fmt: skip
+        added += (
+            size
+            * torch.stack(
+                [
+                    contrast.accuracy,
+                    contrast.loss,
+                    reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden),
+                    reconstruction_mse(baseline, prediction.target, prediction.hidden),
+                    occupied,
+                    size / mask.sum(),
+                ]
+            ).double()
+        )
         clips += size
     accuracy, contrastive, mse, mean_mse, row_chance, chance = (added / clips).tolist()
     return MaskedScores(accuracy, chance, row_chance, contrastive, mse, mean_mse, mse / mean_mse, clips)

@@ -55,8 +55,9 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(beside, format="png", dpi=100)
 
 
-def draw_reconstruction(path: Path, log_mel: Tensor, mask: Tensor, predicted: Tensor, shape: PatchShape,
-                        title: str) -> None:  # fmt: skip
+def draw_reconstruction(
+    path: Path, log_mel: Tensor, mask: Tensor, predicted: Tensor, shape: PatchShape, title: str
+) -> None:
     """Spectrogram (T, M), the same with the patches of `mask` (L,) hidden, and with those `predicted` (N, K) in their
     place."""
     patches = shape.cut(log_mel.unsqueeze(0))
@@ -191,8 +192,9 @@ def draw_error_rates(path: Path, kinds: Mapping[str, Rates], title: str) -> None
     _save(figure, path)
 
 
-def draw_growth(path: Path, rows: Mapping[str, Mapping[str, Sequence[Curve]]], xlabel: str, title: str,
-                ends: Mapping[str, str]) -> None:  # fmt: skip
+def draw_growth(
+    path: Path, rows: Mapping[str, Mapping[str, Sequence[Curve]]], xlabel: str, title: str, ends: Mapping[str, str]
+) -> None:
     """Curves on logarithmic axes, (row, label of y) -> the curves of a panel.
 
     Args:
@@ -223,8 +225,9 @@ def draw_growth(path: Path, rows: Mapping[str, Mapping[str, Sequence[Curve]]], x
     _save(figure, path)
 
 
-def draw_timeline(path: Path, spectrogram: Tensor, probabilities: Tensor, seconds: float, labels: Sequence[str],
-                  title: str) -> None:  # fmt: skip
+def draw_timeline(
+    path: Path, spectrogram: Tensor, probabilities: Tensor, seconds: float, labels: Sequence[str], title: str
+) -> None:
     """A spectrogram (T, M) and, under it, the probabilities (T, C) of the classes that are highest somewhere; each of
     the T steps is `seconds` long."""
     steps = len(spectrogram)
@@ -238,8 +241,9 @@ def draw_timeline(path: Path, spectrogram: Tensor, probabilities: Tensor, second
     above.set_title(title if len(title) <= 100 else f"...{title[-97:]}")
     highest = probabilities.max(0).values.argsort(descending=True, stable=True)[:_LINES].tolist()
     edges = [scale * step for step in range(steps + 1)]
-    lines = [below.stairs(probabilities[:, place].cpu().numpy(), edges, baseline=None, linewidth=1.5)
-             for place in highest]  # fmt: skip
+    lines = [
+        below.stairs(probabilities[:, place].cpu().numpy(), edges, baseline=None, linewidth=1.5) for place in highest
+    ]
     below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(-0.02, 1.02))
     below.grid(alpha=0.3)
     figure.legend(lines, [_shown(labels[place]) for place in highest], loc="outside right center")

@@ -63,8 +63,9 @@ class TrainingPart(NamedTuple):
         """For each fold the rows of the others and its own; of many clips for one fold, if it is not of groups."""
         one = len(self.folds) > _MANY and not self.groups
         folds = self.folds.unique().tolist()[: 1 if one else None]
-        return [(torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten())
-                for fold in folds]  # fmt: skip
+        return [
+            (torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten()) for fold in folds
+        ]
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,11 @@ def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, tempera
 
 
 def choose_setting(
-    part: TrainingPart, settings: Sequence[float], held_back: Callable[[Tensor, Tensor], Iterable[Tensor]],
+    part: TrainingPart,
+    settings: Sequence[float],
+    held_back: Callable[[Tensor, Tensor], Iterable[Tensor]],
     patience: int | None = None,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """The setting with the best score of the clips that are held back (of equal ones that with the lowest loss), and
     that score.
 

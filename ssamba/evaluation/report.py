@@ -50,8 +50,9 @@ def write_run_report(folder: Path, record: Mapping[str, Any]) -> None:
     write_report(folder, f"Run {folder.resolve().name}", sections)
 
 
-def write_evaluation_report(folder: Path, run: Path, scores: Mapping[str, Any], difference: Mapping[str, Any],
-                            record: Mapping[str, Any]) -> None:  # fmt: skip
+def write_evaluation_report(
+    folder: Path, run: Path, scores: Mapping[str, Any], difference: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
     """report.html and report.md of what `ssamba evaluate` wrote into a folder, about a run.
 
     Args:

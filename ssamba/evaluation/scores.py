@@ -99,8 +99,14 @@ def _true(label: Tensor, names: Sequence[str]) -> str:
     return "|".join(names[place] for place in places)
 
 
-def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], title: str,
-                groups: Sequence[str] | None = None, hop_seconds: float | None = None) -> dict[str, Any]:  # fmt: skip
+def fill_scores(
+    folder: Path,
+    predictions: Predictions,
+    names: Sequence[str],
+    title: str,
+    groups: Sequence[str] | None = None,
+    hop_seconds: float | None = None,
+) -> dict[str, Any]:
     """Write into a folder that is being made: scores.json, `SCORES_NAME`, classes.csv, predictions.csv, mistakes.csv;
     for one label a clip, confusion.png.
 
@@ -132,8 +138,15 @@ def fill_scores(folder: Path, predictions: Predictions, names: Sequence[str], ti
     return scores
 
 
-def write_class_scores(folder: Path, model: AudioClassifier, log_mel: LogMel, stream: ClipStream, total: int,
-                       names: Sequence[str], groups: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+def write_class_scores(
+    folder: Path,
+    model: AudioClassifier,
+    log_mel: LogMel,
+    stream: ClipStream,
+    total: int,
+    names: Sequence[str],
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Score a classifier, of clips or of their hops, and `fill_scores`. Replaces the folder. groups: of each clip by
     its key; hops are those of their recordings at least."""
     hop = hop_seconds_of(model)
@@ -168,8 +181,9 @@ def groups_by_key(
     return None if of_clips is None else dict(zip(keys, of_clips, strict=True))
 
 
-def write_text_scores(folder: Path, model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int,
-                      names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+def write_text_scores(
+    folder: Path, model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int, names: Sequence[str]
+) -> dict[str, Any]:
     """Score a model of what is said, the likeliest character of each hop ("WER", "CER") and a beam search's text
     ("beam_WER", "beam_CER") where `HAS_BEAM_SEARCH`: scores.json with intervals, and `TEXTS_NAME`. Replaces the
     folder."""
@@ -212,12 +226,14 @@ def read_scores(folder: Path) -> tuple[Predictions, list[str]]:
     keys, names, _, chances, labels = _read_arrays(path)
     several = labels.ndim == 2
     fits = (
-        chances.dtype == np.float32 and chances.shape == (len(keys), len(names)) and len(keys) > 0
+        chances.dtype == np.float32
+        and chances.shape == (len(keys), len(names))
+        and len(keys) > 0
         and labels.dtype == (np.bool_ if several else np.int64)
         and labels.shape == (chances.shape if several else (len(keys),))
         and bool(((chances >= 0) & (chances <= 1)).all())
         and (several or bool(((labels >= 0) & (labels < len(names))).all()))
-    )  # fmt: skip
+    )
     if not fits:
         raise UserError(f"{path} cannot be used: its arrays do not fit one another; expected {_EXPECTED}")
     likely = torch.from_numpy(chances).double().clamp(_LEAST, 1 - _LEAST)

@@ -121,9 +121,11 @@ def count_errors(said: Sequence[str], true: Sequence[str]) -> Errors:
     words = torch.tensor([len(text.split()) for text in true], dtype=torch.float64)
     letters = torch.tensor([len(text) for text in true], dtype=torch.float64)
     return Errors(
-        (_each(word_error_rate, said, true) * words).round(), words,
-        (_each(char_error_rate, said, true) * letters).round(), letters,
-    )  # fmt: skip
+        (_each(word_error_rate, said, true) * words).round(),
+        words,
+        (_each(char_error_rate, said, true) * letters).round(),
+        letters,
+    )
 
 
 def _each(rate: Callable[[str, str], Tensor], said: Sequence[str], true: Sequence[str]) -> Tensor:

@@ -26,10 +26,20 @@ _BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out
 
 
 def embed_recordings(
-    model: str, places: Sequence[str], out: Path, *, layer: int, tokens: bool, batch_size: int, device: str,
-    window_seconds: float | None, hop_seconds: float | None, overwrite: bool, pooling: str | None = None,
+    model: str,
+    places: Sequence[str],
+    out: Path,
+    *,
+    layer: int,
+    tokens: bool,
+    batch_size: int,
+    device: str,
+    window_seconds: float | None,
+    hop_seconds: float | None,
+    overwrite: bool,
+    pooling: str | None = None,
     segments: int | None = None,
-) -> tuple[int, str]:  # fmt: skip
+) -> tuple[int, str]:
     """Write what a layer gives for recordings.
 
     A row is a column of patches with `tokens`, (F, D); else a vector, as `SsambaModel.pool` makes it: of a window where
@@ -109,8 +119,12 @@ class Rows:
         self.shape = tuple(vectors.shape[1:])
         self.file.write(vectors.contiguous().numpy().astype("<f4", copy=False).tobytes())
         starts, ends = seconds.T.tolist()
-        for name, values in (("recording", [len(self.names)] * len(starts)), ("window", [window] * len(starts)),
-                             ("start", starts), ("end", ends)):  # fmt: skip
+        for name, values in (
+            ("recording", [len(self.names)] * len(starts)),
+            ("window", [window] * len(starts)),
+            ("start", starts),
+            ("end", ends),
+        ):
             self.columns[name].extend(values)
 
     def end(self, path: str, keep: bool) -> None:

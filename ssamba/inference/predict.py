@@ -41,9 +41,19 @@ class Prediction(NamedTuple):
 
 
 def predict_recordings(
-    model: str, places: Sequence[str], *, form: str, top: int, out: Path | None, batch_size: int, device: str,
-    window_seconds: float | None, hop_seconds: float | None, timeline: Path | None, overwrite: bool,
-) -> int:  # fmt: skip
+    model: str,
+    places: Sequence[str],
+    *,
+    form: str,
+    top: int,
+    out: Path | None,
+    batch_size: int,
+    device: str,
+    window_seconds: float | None,
+    hop_seconds: float | None,
+    timeline: Path | None,
+    overwrite: bool,
+) -> int:
     """Predict, and write the answers to `out` or to stdout.
 
     Returns:

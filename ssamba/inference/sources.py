@@ -37,8 +37,10 @@ def find_recordings(places: Sequence[str]) -> list[str]:
             what = "matches no file" if glob.has_magic(place) else "does not exist"
             raise UserError(f"{place} {what}; expected recordings, folders of them or patterns")
         if len(matches) == 1 and not (os.path.isdir(matches[0]) or os.path.isfile(matches[0])):
-            raise UserError(f"{place} is a pipe or a device; expected a file, which can be read more than once: write "
-                            "what comes out of it to one")  # fmt: skip
+            raise UserError(
+                f"{place} is a pipe or a device; expected a file, which can be read more than once: write "
+                "what comes out of it to one"
+            )
         named = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
         named = [path for path in named if os.path.isfile(path)]
         if not named:

@@ -92,8 +92,16 @@ class Job(NamedTuple):
     pool: Pool
 
     @classmethod
-    def of(cls, model: SsambaModel, window_seconds: float | None, hop_seconds: float | None, layer: int | None,
-           batch_size: int, pooling: str | None = None, segments: int | None = None) -> "Job":  # fmt: skip
+    def of(
+        cls,
+        model: SsambaModel,
+        window_seconds: float | None,
+        hop_seconds: float | None,
+        layer: int | None,
+        batch_size: int,
+        pooling: str | None = None,
+        segments: int | None = None,
+    ) -> "Job":
         """Arguments as of `predict_file`; UserError for one that cannot be."""
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; expected at least 1")
@@ -108,10 +116,16 @@ class Job(NamedTuple):
 
 
 def predict_file(
-    model: SsambaModel, path: str | os.PathLike[str], window_seconds: float | None = None,
-    hop_seconds: float | None = None, *, layer: int | None = None, batch_size: int = BATCH_SIZE,
-    pooling: str | None = None, segments: int | None = None,
-) -> Iterator[Window]:  # fmt: skip
+    model: SsambaModel,
+    path: str | os.PathLike[str],
+    window_seconds: float | None = None,
+    hop_seconds: float | None = None,
+    *,
+    layer: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    pooling: str | None = None,
+    segments: int | None = None,
+) -> Iterator[Window]:
     """What `model` says of a recording of any length, window by window, as they come.
 
     A recording no longer than a window is one window, and the answer that of `model(*model.feature_extractor(path))`.
@@ -248,8 +262,21 @@ def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
             count = model.network.hops(torch.tensor(len(spectrogram)), int(out.columns[row]))
             hops, hop_seconds = answer[: int(count)], model.network.hop_frames / FRAMES_A_SECOND
             answer = hops.mean(0)
-        found.append(Window(piece.path, start, end, piece.step / rate, spectrogram, answer, pooled, tokens,
-                            seconds.clamp(max=end), hops, hop_seconds))  # fmt: skip
+        found.append(
+            Window(
+                piece.path,
+                start,
+                end,
+                piece.step / rate,
+                spectrogram,
+                answer,
+                pooled,
+                tokens,
+                seconds.clamp(max=end),
+                hops,
+                hop_seconds,
+            )
+        )
     return found
 
 

@@ -55,8 +55,9 @@ class ForwardMixer(nn.Module):
 class AumLayer(nn.Module):
     """RMSNorm, then the mixer; the residual sum is the stack's."""
 
-    def __init__(self, width: int, state_size: int, expand: int, conv_kernel: int, layout: str, eps: float,
-                 backend: str) -> None:  # fmt: skip
+    def __init__(
+        self, width: int, state_size: int, expand: int, conv_kernel: int, layout: str, eps: float, backend: str
+    ) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=eps)
         self.mixer: nn.Module
@@ -83,8 +84,17 @@ class AumStack(ResidualStack):
 
     scans = True
 
-    def __init__(self, hidden_size: int, num_hidden_layers: int, state_size: int, expand: int, conv_kernel: int,
-                 scan_layout: str, rms_norm_eps: float, scan_backend: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hidden_size: int,
+        num_hidden_layers: int,
+        state_size: int,
+        expand: int,
+        conv_kernel: int,
+        scan_layout: str,
+        rms_norm_eps: float,
+        scan_backend: str,
+    ) -> None:
         super().__init__()
         if scan_layout not in SCAN_LAYOUTS:
             raise ValueError(f"scan_layout is {scan_layout!r}; expected one of {', '.join(SCAN_LAYOUTS)}")

@@ -46,12 +46,27 @@ _MIXER = (
 )
 _FAMILIES = {
     "ssamba": _Family(
-        "SSAMBA", "v.layers.0.mixer.A_b_log", "v.", "v.layers.", ("v.cls_token",), "v.pos_embed",
-        _HEADS, True, ("v.head",), _MIXER,
+        "SSAMBA",
+        "v.layers.0.mixer.A_b_log",
+        "v.",
+        "v.layers.",
+        ("v.cls_token",),
+        "v.pos_embed",
+        _HEADS,
+        True,
+        ("v.head",),
+        _MIXER,
     ),
     "ssast": _Family(
-        "SSAST", "v.blocks.0.attn.qkv.weight", "v.", "v.blocks.", ("v.cls_token", "v.dist_token"), "v.pos_embed",
-        _HEADS, True, ("v.head", "v.head_dist"),
+        "SSAST",
+        "v.blocks.0.attn.qkv.weight",
+        "v.",
+        "v.blocks.",
+        ("v.cls_token", "v.dist_token"),
+        "v.pos_embed",
+        _HEADS,
+        True,
+        ("v.head", "v.head_dist"),
         (
             (r"^layers\.", "blocks."),
             (r"\.(qkv|proj)\.", r".attn.\1."),
@@ -60,10 +75,18 @@ _FAMILIES = {
     ),
     # A classifier, with a linear layer alone on its class token.
     "aum": _Family(
-        "AuM", "layers.0.mixer.A_log", "", "layers.", ("cls_token",), "pos_embed.pos_embed",
-        {"head.1": "head"}, False, (), _MIXER,
+        "AuM",
+        "layers.0.mixer.A_log",
+        "",
+        "layers.",
+        ("cls_token",),
+        "pos_embed.pos_embed",
+        {"head.1": "head"},
+        False,
+        (),
+        _MIXER,
     ),
-}  # fmt: skip
+}
 FORMATS = tuple(_FAMILIES)
 """Encoders that there are checkpoints of by their authors."""
 
@@ -76,8 +99,14 @@ UNUSED = tuple(f"{layer}.{kind}" for layer in _FAMILIES["ssast"].image_classifie
 # Options that the shapes of the tensors tell; the rest has its family's one value, which the originals' code fixes.
 # The number of attention heads is the caller's to know.
 _TOLD = {
-    "hidden_size", "num_hidden_layers", "state_size", "expand", "conv_kernel", "scan_layout", "num_attention_heads",
-}  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "state_size",
+    "expand",
+    "conv_kernel",
+    "scan_layout",
+    "num_attention_heads",
+}
 _ATTENTION_HEADS = {size["hidden_size"]: size["num_attention_heads"] for size in SIZES["ssast"].values()}
 
 
@@ -120,9 +149,14 @@ class FromAuthors(NamedTuple):
     assumed: tuple[str, ...]
 
 
-def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = None, num_mel_bins: int | None = None,
-                 max_length: int | None = None, frequency_stride: int | None = None,
-                 time_stride: int | None = None) -> FromAuthors:  # fmt: skip
+def from_authors(
+    state: Mapping[str, Tensor],
+    num_attention_heads: int | None = None,
+    num_mel_bins: int | None = None,
+    max_length: int | None = None,
+    frequency_stride: int | None = None,
+    time_stride: int | None = None,
+) -> FromAuthors:
     """Translate a pretraining or fine-tuned checkpoint of SSAMBA or SSAST, or a classifier of AuM, of any scan layout.
 
     The family, its sizes and the patch are read off the tensors, and the size of the clips off a pretraining
@@ -177,9 +211,12 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     positions = _take(rest, names.positions, 1, "tokens", width)[0]
     tokens = len(positions) - leading
     given = {
-        "num_attention_heads": num_attention_heads, "num_mel_bins": num_mel_bins, "max_length": max_length,
-        "frequency_stride": frequency_stride, "time_stride": time_stride,
-    }  # fmt: skip
+        "num_attention_heads": num_attention_heads,
+        "num_mel_bins": num_mel_bins,
+        "max_length": max_length,
+        "frequency_stride": frequency_stride,
+        "time_stride": time_stride,
+    }
     num_mel_bins = num_mel_bins or 128
     own = (frequency_stride or fshape, time_stride or tshape)
     readings = _readings(family, tokens, (fshape, tshape), num_mel_bins, max_length, frequency_stride, time_stride)
@@ -206,10 +243,15 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
         assumed = ["num_attention_heads", *(name for name in assumed if name != "num_attention_heads")]
 
     arguments = {
-        "encoder": family, "options": options, "num_mel_bins": reading.num_mel_bins, "max_length": reading.max_length,
-        "fshape": fshape, "tshape": tshape, "frequency_stride": reading.frequency_stride,
+        "encoder": family,
+        "options": options,
+        "num_mel_bins": reading.num_mel_bins,
+        "max_length": reading.max_length,
+        "fshape": fshape,
+        "tshape": tshape,
+        "frequency_stride": reading.frequency_stride,
         "time_stride": reading.time_stride,
-    }  # fmt: skip
+    }
     tensors = {
         "encoder.projection.weight": kernel.flatten(1),
         "encoder.class_tokens": torch.cat([_take(rest, name, 1, 1, width)[0] for name in names.tokens]),
@@ -235,8 +277,15 @@ def from_authors(state: Mapping[str, Tensor], num_attention_heads: int | None = 
     )
 
 
-def _readings(family: str, tokens: int, patch: tuple[int, int], num_mel_bins: int, max_length: int | None,
-              frequency_stride: int | None, time_stride: int | None) -> list[_Reading]:  # fmt: skip
+def _readings(
+    family: str,
+    tokens: int,
+    patch: tuple[int, int],
+    num_mel_bins: int,
+    max_length: int | None,
+    frequency_stride: int | None,
+    time_stride: int | None,
+) -> list[_Reading]:
     """The ways in which the originals' recipes read so many patches, as far as the arguments leave them open."""
     overlapping = _OVERLAPPING.get(patch) if family in _OVERLAPPING_FAMILIES else None
     found = []
@@ -277,8 +326,9 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     names, usual = _FAMILIES[family], SIZES[family]["base"]
     problems = [
         f"{name} is {options[name]} (theirs is always {usual[name]})"
-        for name in sorted(usual.keys() - _TOLD) if options[name] != usual[name]
-    ]  # fmt: skip
+        for name in sorted(usual.keys() - _TOLD)
+        if options[name] != usual[name]
+    ]
     pretraining = isinstance(model, MaskedPatchModel)
     strides = arguments["frequency_stride"], arguments["time_stride"]
     if pretraining and strides != (fshape, tshape):
@@ -382,8 +432,10 @@ def _authors_name(name: str, family: str) -> str:
     special = {
         "projection.weight": f"{names.top}patch_embed.proj.weight",
         "projection.bias": f"{names.top}patch_embed.proj.bias",
-        "class_positions": names.positions, "positions": names.positions, "mask_token": "mask_embed",
-    }  # fmt: skip
+        "class_positions": names.positions,
+        "positions": names.positions,
+        "mask_token": "mask_embed",
+    }
     name = name.removeprefix("encoder.")
     if name in special:
         return special[name]

@@ -24,8 +24,10 @@ from ssamba.models.pools import MOST_SEGMENTS, Pooling
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
 Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
 _PROBLEMS: dict[str, Problem] = {
-    "cross_entropy": "single_label_classification", "bce": "multi_label_classification", "ctc": "ctc",
-}  # fmt: skip
+    "cross_entropy": "single_label_classification",
+    "bce": "multi_label_classification",
+    "ctc": "ctc",
+}
 _LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
 
 
@@ -75,9 +77,13 @@ class SavedModel:
     classifier: ClassifierSettings | None
 
 
-def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: AudioSettings,
-               classifier: ClassifierSettings | None = None,
-               weights: Mapping[str, Tensor] | None = None) -> None:  # fmt: skip
+def save_model(
+    folder: Path,
+    model: MaskedPatchModel | AudioClassifier,
+    audio: AudioSettings,
+    classifier: ClassifierSettings | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the files of a model folder, each beside its place and then renamed.
 
     `weights`: the model's tensors, where it does not hold them itself, whole.
@@ -87,8 +93,9 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
     config: dict[str, Any] = {
         "model_type": arguments["encoder"],
         "architectures": [_architecture(classifier)],
-        **arguments["options"], **{name: arguments[name] for name in _PATCH_FIELDS},
-    }  # fmt: skip
+        **arguments["options"],
+        **{name: arguments[name] for name in _PATCH_FIELDS},
+    }
     if classifier:
         config |= {
             "label": classifier.label,
@@ -109,10 +116,15 @@ def save_model(folder: Path, model: MaskedPatchModel | AudioClassifier, audio: A
     }
     write_safetensors(path, tensors)
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", {
-        "feature_extractor_type": "FeatureExtractor", "num_mel_bins": arguments["num_mel_bins"],
-        "max_length": arguments["max_length"], **asdict(audio),
-    })  # fmt: skip
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "feature_extractor_type": "FeatureExtractor",
+            "num_mel_bins": arguments["num_mel_bins"],
+            "max_length": arguments["max_length"],
+            **asdict(audio),
+        },
+    )
 
 
 def _architecture(classifier: ClassifierSettings | None) -> str:
@@ -217,9 +229,12 @@ class _BilstmConfig(_Config):
 
 
 _CONFIGS: dict[str, type[_Config]] = {
-    "ssamba": _SsambaConfig, "ssast": _SsastConfig, "aum": _AumConfig, "conformer": _ConformerConfig,
+    "ssamba": _SsambaConfig,
+    "ssast": _SsastConfig,
+    "aum": _AumConfig,
+    "conformer": _ConformerConfig,
     "bilstm": _BilstmConfig,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

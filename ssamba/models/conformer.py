@@ -40,8 +40,14 @@ class ConformerStack(Stack):
     num_class_tokens = 1
     branches = 4
 
-    def __init__(self, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, intermediate_size: int,
-                 conv_depthwise_kernel_size: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hidden_size: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        conv_depthwise_kernel_size: int,
+    ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads")

@@ -17,8 +17,12 @@ from ssamba.models.ssamba import SsambaStack
 from ssamba.models.ssast import SsastStack
 
 STACKS: dict[str, Any] = {
-    "ssamba": SsambaStack, "ssast": SsastStack, "aum": AumStack, "conformer": ConformerStack, "bilstm": BilstmStack,
-}  # fmt: skip
+    "ssamba": SsambaStack,
+    "ssast": SsastStack,
+    "aum": AumStack,
+    "conformer": ConformerStack,
+    "bilstm": BilstmStack,
+}
 
 _SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
 _SSAST = {"layer_norm_eps": 1e-6}
@@ -106,16 +110,32 @@ class AudioEncoder(nn.Module):
         scan_backend: of `ssamba.ops.BACKENDS`, for encoders that scan.
     """
 
-    def __init__(self, encoder: str, options: Mapping[str, Any], num_mel_bins: int, max_length: int, fshape: int,
-                 tshape: int, frequency_stride: int, time_stride: int, scan_backend: str = "auto") -> None:  # fmt: skip
+    def __init__(
+        self,
+        encoder: str,
+        options: Mapping[str, Any],
+        num_mel_bins: int,
+        max_length: int,
+        fshape: int,
+        tshape: int,
+        frequency_stride: int,
+        time_stride: int,
+        scan_backend: str = "auto",
+    ) -> None:
         super().__init__()
         if encoder not in STACKS:
             raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(STACKS)}")
         # What rebuilds this module; the backend is no part of it, since it does not change the numbers.
         self.arguments: dict[str, Any] = {
-            "encoder": encoder, "options": dict(options), "num_mel_bins": num_mel_bins, "max_length": max_length,
-            "fshape": fshape, "tshape": tshape, "frequency_stride": frequency_stride, "time_stride": time_stride,
-        }  # fmt: skip
+            "encoder": encoder,
+            "options": dict(options),
+            "num_mel_bins": num_mel_bins,
+            "max_length": max_length,
+            "fshape": fshape,
+            "tshape": tshape,
+            "frequency_stride": frequency_stride,
+            "time_stride": time_stride,
+        }
         width = options["hidden_size"]
         self.hidden_size: int = width
         self.patch_shape = PatchShape(fshape, tshape, frequency_stride, time_stride)

@@ -90,8 +90,15 @@ class AudioClassifier(nn.Module):
         head_norm: whether there is a LayerNorm; without it the linear layer stands alone, as in AuM (arXiv 2406.03344).
     """
 
-    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, head_norm: bool = True, segments: int = 4,
-                 pool_padding: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        encoder: AudioEncoder,
+        num_labels: int,
+        pooling: str,
+        head_norm: bool = True,
+        segments: int = 4,
+        pool_padding: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder, self.num_labels = encoder, num_labels
         self.pool = Pool(pooling, encoder.grid[0], encoder.hidden_size, segments, pool_padding)
@@ -138,8 +145,15 @@ class TokenClassifier(AudioClassifier):
         ValueError: the pool is that of class tokens, or no column.
     """
 
-    def __init__(self, encoder: AudioEncoder, num_labels: int, pooling: str, hop_columns: int, head_norm: bool = True,
-                 segments: int = 4) -> None:  # fmt: skip
+    def __init__(
+        self,
+        encoder: AudioEncoder,
+        num_labels: int,
+        pooling: str,
+        hop_columns: int,
+        head_norm: bool = True,
+        segments: int = 4,
+    ) -> None:
         if pooling == "class":
             raise ValueError("pooling is 'class', and a class token has no place in time; expected another pool")
         if hop_columns < 1:

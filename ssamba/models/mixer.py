@@ -71,7 +71,15 @@ class BidirectionalMixer(nn.Module):
         delta = torch.bmm(rank, self._both("dt_proj.weight").transpose(1, 2))
         shape = u.shape[:3]
         y = bidirectional_scan(
-            u, delta.unflatten(1, shape[1:]), -torch.exp(self._both("A_log").float()), b.unflatten(1, shape[1:]),
-            c.unflatten(1, shape[1:]), self._both("D"), z, self._both("dt_proj.bias"), exchanged, self.backend,
-        )  # fmt: skip
+            u,
+            delta.unflatten(1, shape[1:]),
+            -torch.exp(self._both("A_log").float()),
+            b.unflatten(1, shape[1:]),
+            c.unflatten(1, shape[1:]),
+            self._both("D"),
+            z,
+            self._both("dt_proj.bias"),
+            exchanged,
+            self.backend,
+        )
         return F.linear(y, 0.5 * self.out_proj.weight)  # the mean: exact, and cheaper than on y

@@ -38,8 +38,17 @@ class SsambaStack(Stack):
     num_class_tokens = 1
     scans = True
 
-    def __init__(self, hidden_size: int, num_hidden_layers: int, state_size: int, expand: int, conv_kernel: int,
-                 residual: str, layer_norm_eps: float, scan_backend: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hidden_size: int,
+        num_hidden_layers: int,
+        state_size: int,
+        expand: int,
+        conv_kernel: int,
+        residual: str,
+        layer_norm_eps: float,
+        scan_backend: str,
+    ) -> None:
         super().__init__()
         if residual not in ("doubling", "plain"):
             raise ValueError(f"residual is {residual!r}; expected 'doubling' or 'plain'")

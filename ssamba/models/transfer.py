@@ -151,8 +151,14 @@ def read_label_names(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def import_checkpoint(checkpoint: Path, out: Path, audio: Mapping[str, Any], told: Mapping[str, int | None],
-                      options: ClassifierOptions, overwrite: bool = False) -> Imported:  # fmt: skip
+def import_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    audio: Mapping[str, Any],
+    told: Mapping[str, int | None],
+    options: ClassifierOptions,
+    overwrite: bool = False,
+) -> Imported:
     """Make a model folder of a checkpoint in its authors' format: model.safetensors, config.json and, if the checkpoint
     has tensors that its own code never reads, unused.safetensors with these.
 
@@ -280,9 +286,12 @@ def _is_zip(path: Path) -> bool:
 def _is_plain(value: object) -> bool:
     """Numbers in memory, one after another: not sparse, quantized or complex."""
     return (
-        isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-        and not value.is_quantized and not value.is_complex()
-    )  # fmt: skip
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:

@@ -35,8 +35,17 @@ def _chunks(length: int, backwards: bool) -> Iterator[tuple[int, slice, list[int
 class _Chunk:
     """One chunk of one direction, tokens first: its step sizes, decays and states."""
 
-    def __init__(self, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, tokens: slice,
-                 order: list[int], start: Tensor) -> None:  # fmt: skip
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None,
+        tokens: slice,
+        order: list[int],
+        start: Tensor,
+    ) -> None:
         kind = a.dtype
         self.u, self.b = (x[:, tokens].transpose(0, 1).to(kind) for x in (u, b))  # (S, B, E), (S, B, N)
         self.raw = delta[:, tokens].transpose(0, 1).to(kind)
@@ -60,8 +69,18 @@ def _dtype(u: Tensor) -> torch.dtype:
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
-def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-            bias: Tensor | None, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """See `ssamba.ops.scan`."""
     kind = _dtype(u)
     directions, batch, length, width = u.shape
@@ -82,8 +101,19 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
     return y.to(u.dtype), saved
 
 
-def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
-             z: Tensor | None, bias: Tensor | None, saved: Tensor, reverse: bool) -> Gradients:  # fmt: skip
+def backward(
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    reverse: bool,
+) -> Gradients:
     """See `ssamba.ops.scan`."""
     kind = _dtype(u)
     directions, batch, length, width = u.shape
@@ -131,6 +161,12 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
         sigma = torch.sigmoid(gate)
         dz = (dout.to(kind) * total * sigma * (1 + gate * (1 - sigma))).to(z.dtype)
     return Gradients(
-        du, ddelta, da.to(a.dtype), db, dc, None if d is None else dd.to(d.dtype), dz,
+        du,
+        ddelta,
+        da.to(a.dtype),
+        db,
+        dc,
+        None if d is None else dd.to(d.dtype),
+        dz,
         None if bias is None else dbias.to(bias.dtype),
-    )  # fmt: skip
+    )

@@ -20,8 +20,9 @@ from ssamba.ops.scan import check_kinds, differentiable, operator_backend, resol
 _MODULES = {"cpu": "cpu_conv", "triton": "triton_conv", "mamba-ssm": "causal_conv1d"}
 
 
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, direction: Literal["forward", "reverse"] = "forward",
-                     backend: str = "auto") -> Tensor:  # fmt: skip
+def causal_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, direction: Literal["forward", "reverse"] = "forward", backend: str = "auto"
+) -> Tensor:
     """silu(depthwise convolution): each token sees itself and the W - 1 tokens visited before it.
 
     Args:
@@ -42,8 +43,9 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, direction: Literal
     return y
 
 
-def bidirectional_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, exchanged: bool = False,
-                            backend: str = "auto") -> Tensor:  # fmt: skip
+def bidirectional_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, exchanged: bool = False, backend: str = "auto"
+) -> Tensor:
     """`causal_conv_silu` of one input in both directions, each with taps of its own.
 
     Args:
@@ -108,16 +110,18 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) -> T
 
 
 @torch.library.custom_op("ssamba::conv_backward", mutates_args=())
-def _conv_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool,
-                   backend: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _conv_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias, each in its input's shape and dtype."""
     dx, dweight, dbias = separate(_backend(backend).backward(dout, x, weight, bias, reverse))
     return dx, dweight, dbias
 
 
 @_conv_backward.register_fake
-def _(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool,
-      backend: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 

@@ -147,9 +147,28 @@ def _forward(call, u, delta, a2, b, c, d, z, bias, gated, reverse, out, saved, k
 
 @njit(nogil=True, error_model="numpy")
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    call, u, delta, a2, b, c, d, z, bias, gated, reverse, saved, dout,
-    du, ddelta, da, db, dc, dd, dz, dbias,
-):  # fmt: skip
+    call,
+    u,
+    delta,
+    a2,
+    b,
+    c,
+    d,
+    z,
+    bias,
+    gated,
+    reverse,
+    saved,
+    dout,
+    du,
+    ddelta,
+    da,
+    db,
+    dc,
+    dd,
+    dz,
+    dbias,
+):
     directions, length, width = u.shape[0], u.shape[2], u.shape[3]
     states = a2.shape[1]
     groups = (width + BACKWARD_GROUP - 1) // BACKWARD_GROUP
@@ -243,21 +262,69 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
                                 load(from_decays, (j * LANES,)),
                             )
                             g_0, da_0, sums = _turn_back(
-                                g_0, da_0, sums, token, a_0, b, c, (k, clip, t, n),
-                                decay, trail, i, sum_b, sum_c, s,
-                            )  # fmt: skip
+                                g_0,
+                                da_0,
+                                sums,
+                                token,
+                                a_0,
+                                b,
+                                c,
+                                (k, clip, t, n),
+                                decay,
+                                trail,
+                                i,
+                                sum_b,
+                                sum_c,
+                                s,
+                            )
                             g_1, da_1, sums = _turn_back(
-                                g_1, da_1, sums, token, a_1, b, c, (k, clip, t, n + 1),
-                                decay, trail, i + LANES, sum_b, sum_c, s + row,
-                            )  # fmt: skip
+                                g_1,
+                                da_1,
+                                sums,
+                                token,
+                                a_1,
+                                b,
+                                c,
+                                (k, clip, t, n + 1),
+                                decay,
+                                trail,
+                                i + LANES,
+                                sum_b,
+                                sum_c,
+                                s + row,
+                            )
                             g_2, da_2, sums = _turn_back(
-                                g_2, da_2, sums, token, a_2, b, c, (k, clip, t, n + 2),
-                                decay, trail, i + 2 * LANES, sum_b, sum_c, s + 2 * row,
-                            )  # fmt: skip
+                                g_2,
+                                da_2,
+                                sums,
+                                token,
+                                a_2,
+                                b,
+                                c,
+                                (k, clip, t, n + 2),
+                                decay,
+                                trail,
+                                i + 2 * LANES,
+                                sum_b,
+                                sum_c,
+                                s + 2 * row,
+                            )
                             g_3, da_3, sums = _turn_back(
-                                g_3, da_3, sums, token, a_3, b, c, (k, clip, t, n + 3),
-                                decay, trail, i + 3 * LANES, sum_b, sum_c, s + 3 * row,
-                            )  # fmt: skip
+                                g_3,
+                                da_3,
+                                sums,
+                                token,
+                                a_3,
+                                b,
+                                c,
+                                (k, clip, t, n + 3),
+                                decay,
+                                trail,
+                                i + 3 * LANES,
+                                sum_b,
+                                sum_c,
+                                s + 3 * row,
+                            )
                             store(ys, (j * LANES,), sums[0])
                             store(from_inputs, (j * LANES,), sums[1])
                             store(from_decays, (j * LANES,), sums[2])
@@ -300,9 +367,17 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
 def _inputs(call):  # type: ignore[no-untyped-def]  # pragma: no cover
     """u, delta, a2, b, c, d, z, bias, gated, reverse: what both passes take first."""
     return (
-        tensor(call, 0, 4), tensor(call, 1, 4), tensor(call, 2, 3), tensor(call, 3, 4), tensor(call, 4, 4),
-        tensor(call, 5, 2), tensor(call, 6, 3), tensor(call, 7, 2), flag(call, 8), flag(call, 9),
-    )  # fmt: skip
+        tensor(call, 0, 4),
+        tensor(call, 1, 4),
+        tensor(call, 2, 3),
+        tensor(call, 3, 4),
+        tensor(call, 4, 4),
+        tensor(call, 5, 2),
+        tensor(call, 6, 3),
+        tensor(call, 7, 2),
+        flag(call, 8),
+        flag(call, 9),
+    )
 
 
 def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
@@ -311,10 +386,19 @@ def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
 
 def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
     _backward(
-        call, *_inputs(call), tensor(call, 10, 5), tensor(call, 11, 3), tensor(call, 12, 4), tensor(call, 13, 4),
-        tensor(call, 14, 4), tensor(call, 15, 5), tensor(call, 16, 5), tensor(call, 17, 3), tensor(call, 18, 3),
+        call,
+        *_inputs(call),
+        tensor(call, 10, 5),
+        tensor(call, 11, 3),
+        tensor(call, 12, 4),
+        tensor(call, 13, 4),
+        tensor(call, 14, 4),
+        tensor(call, 15, 5),
+        tensor(call, 16, 5),
+        tensor(call, 17, 3),
+        tensor(call, 18, 3),
         tensor(call, 19, 3),
-    )  # fmt: skip
+    )
 
 
 def _sizes(u: Tensor, a: Tensor) -> tuple[int, int, int]:
@@ -333,20 +417,37 @@ def _grows(a: Tensor) -> bool:
     return bool((a.float() > 0).any())
 
 
-def _inputs_of(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-               bias: Tensor | None) -> list[Tensor | bool]:  # fmt: skip
+def _inputs_of(
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None, bias: Tensor | None
+) -> list[Tensor | bool]:
     _, states, width = _sizes(u, a)
     rates = torch.nn.functional.pad(a.detach().float().transpose(1, 2) * _LOG2E, (0, 0, 0, states - a.shape[2]))
     none = torch.zeros(len(u), width)
     return [
-        as_float(u, width), as_float(delta, width), as_float(rates, width), as_float(b, states), as_float(c, states),
-        as_float(none if d is None else d, width), as_float(u[0] if z is None else z, width),
-        as_float(none if bias is None else bias, width), z is not None,
-    ]  # fmt: skip
+        as_float(u, width),
+        as_float(delta, width),
+        as_float(rates, width),
+        as_float(b, states),
+        as_float(c, states),
+        as_float(none if d is None else d, width),
+        as_float(u[0] if z is None else z, width),
+        as_float(none if bias is None else bias, width),
+        z is not None,
+    ]
 
 
-def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-            bias: Tensor | None, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """See `ssamba.ops.scan`; arithmetic in float32."""
     batch, length, channels = u.shape[1:]
     if _grows(a):
@@ -364,8 +465,19 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
     return out[..., :channels].to(u.dtype), saved if keep else saved.flatten()
 
 
-def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
-             z: Tensor | None, bias: Tensor | None, saved: Tensor, reverse: bool) -> Gradients:  # fmt: skip
+def backward(
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    reverse: bool,
+) -> Gradients:
     """See `ssamba.ops.scan`."""
     directions, batch, length, channels = u.shape
     kept = a.shape[2]
@@ -380,14 +492,31 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
     new = torch.empty if tasks else torch.zeros  # the kernel fills all of them
     da, db, dc = new(directions, batch, states, width), *(new(groups, directions, batch, length, states) for _ in "bc")
     dd, dbias = new(directions, batch, width), new(directions, batch, width)
-    run_tasks(compile_kernel(_call_backward), tasks, [
-        *_inputs_of(u, delta, a, b, c, d, z, bias), reverse, saved, as_float(dout, width), du, ddelta, da, db, dc, dd,
-        dz, dbias,
-    ])  # fmt: skip
+    run_tasks(
+        compile_kernel(_call_backward),
+        tasks,
+        [
+            *_inputs_of(u, delta, a, b, c, d, z, bias),
+            reverse,
+            saved,
+            as_float(dout, width),
+            du,
+            ddelta,
+            da,
+            db,
+            dc,
+            dd,
+            dz,
+            dbias,
+        ],
+    )
     return Gradients(
-        du[..., :channels].to(u.dtype), ddelta[..., :channels].to(delta.dtype),
-        da.sum(1)[:, :kept, :channels].transpose(1, 2).to(a.dtype), db.sum(0)[..., :kept].to(b.dtype),
-        dc.sum(0)[..., :kept].to(c.dtype), None if d is None else dd.sum(1)[:, :channels].to(d.dtype),
+        du[..., :channels].to(u.dtype),
+        ddelta[..., :channels].to(delta.dtype),
+        da.sum(1)[:, :kept, :channels].transpose(1, 2).to(a.dtype),
+        db.sum(0)[..., :kept].to(b.dtype),
+        dc.sum(0)[..., :kept].to(c.dtype),
+        None if d is None else dd.sum(1)[:, :channels].to(d.dtype),
         None if z is None else dz[..., :channels].to(z.dtype),
         None if bias is None else dbias.sum(1)[:, :channels].to(bias.dtype),
-    )  # fmt: skip
+    )

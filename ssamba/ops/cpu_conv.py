@@ -110,9 +110,16 @@ def _call_forward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
 
 def _call_backward(call):  # type: ignore[no-untyped-def]  # pragma: no cover
     _backward(
-        call, tensor(call, 0, 3), tensor(call, 1, 3), tensor(call, 2, 2), flag(call, 3), tensor(call, 4, 4),
-        tensor(call, 5, 3), tensor(call, 6, 4), tensor(call, 7, 3),
-    )  # fmt: skip
+        call,
+        tensor(call, 0, 3),
+        tensor(call, 1, 3),
+        tensor(call, 2, 2),
+        flag(call, 3),
+        tensor(call, 4, 4),
+        tensor(call, 5, 3),
+        tensor(call, 6, 4),
+        tensor(call, 7, 3),
+    )
 
 
 def _inputs_of(x: Tensor, weight: Tensor, bias: Tensor, width: int) -> list[Tensor]:
@@ -138,10 +145,20 @@ def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: boo
     dx = torch.zeros(batch, length, width)
     dweight = torch.zeros(directions, batch, max(WINDOW, taps), width)
     dbias = torch.zeros(directions, batch, width)
-    run_tasks(compile_kernel(_call_backward), batch * -(-width // GROUP), [
-        *_inputs_of(x, weight, bias, width), reverse, as_float(dout, width), dx, dweight, dbias,
-    ])  # fmt: skip
+    run_tasks(
+        compile_kernel(_call_backward),
+        batch * -(-width // GROUP),
+        [
+            *_inputs_of(x, weight, bias, width),
+            reverse,
+            as_float(dout, width),
+            dx,
+            dweight,
+            dbias,
+        ],
+    )
     return (
-        dx[..., :channels].to(x.dtype), dweight.sum(1)[:, -taps:, :channels].transpose(1, 2).to(weight.dtype),
+        dx[..., :channels].to(x.dtype),
+        dweight.sum(1)[:, -taps:, :channels].transpose(1, 2).to(weight.dtype),
         dbias.sum(1)[:, :channels].to(bias.dtype),
-    )  # fmt: skip
+    )

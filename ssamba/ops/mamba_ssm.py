@@ -11,8 +11,17 @@ from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 
 
-def scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-         bias: Tensor | None, reverse: bool) -> Tensor:  # fmt: skip
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+) -> Tensor:
     """See `ssamba.ops.scan`; arithmetic in float32, the sum of two directions in u's dtype."""
     outputs = []
     for k in range(len(u)):

@@ -8,8 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-         bias: Tensor | None, reverse: bool) -> Tensor:  # fmt: skip
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+) -> Tensor:
     """See `ssamba.ops.scan`; float64 inputs are computed in float64, all others in float32.
 
     Differentiated by autograd, not by hand, which makes it the judge of the gradients too: it keeps every state,

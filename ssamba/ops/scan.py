@@ -110,8 +110,18 @@ def bidirectional_scan(
     return _call(u, delta, A, B, C, D, z, delta_bias, exchanged, backend)
 
 
-def _call(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-          bias: Tensor | None, reverse: bool, backend: str) -> Tensor:  # fmt: skip
+def _call(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+    backend: str,
+) -> Tensor:
     # Inside the operator gradients are off, so it is told whether a backward pass may come.
     keep = differentiable(u, delta, a, b, c, d, z, bias)
     chosen = operator_backend(backend, u, keep)
@@ -138,8 +148,17 @@ def operator_backend(backend: str, x: Tensor, keep: bool) -> str:
     return chosen
 
 
-def _check(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-           delta_bias: Tensor | None, lead: tuple[int, ...]) -> None:  # fmt: skip
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    lead: tuple[int, ...],
+) -> None:
     head = "".join(f"{size}, " for size in lead)
     if u.ndim != len(lead) + 3 or a.ndim != len(lead) + 2 or tuple(u.shape[: len(lead)]) != lead:
         given = f"u has shape {tuple(u.shape)} and A {tuple(a.shape)}"
@@ -147,10 +166,14 @@ def _check(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor 
     batch, length, width = u.shape[-3:]
     states = a.shape[-1]
     wanted = {
-        "delta": (delta, (*lead, batch, length, width)), "A": (a, (*lead, width, states)),
-        "B": (b, (*lead, batch, length, states)), "C": (c, (*lead, batch, length, states)),
-        "D": (d, (*lead, width)), "z": (z, (batch, length, width)), "delta_bias": (delta_bias, (*lead, width)),
-    }  # fmt: skip
+        "delta": (delta, (*lead, batch, length, width)),
+        "A": (a, (*lead, width, states)),
+        "B": (b, (*lead, batch, length, states)),
+        "C": (c, (*lead, batch, length, states)),
+        "D": (d, (*lead, width)),
+        "z": (z, (batch, length, width)),
+        "delta_bias": (delta_bias, (*lead, width)),
+    }
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} beside u {tuple(u.shape)}")
@@ -176,8 +199,19 @@ def _backend(name: str) -> ModuleType:
 
 
 @torch.library.custom_op("ssamba::scan", mutates_args=())
-def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-          bias: Tensor | None, reverse: bool, backend: str, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """(y (B, L, E) in u's dtype, what the backend's backward pass needs beside the inputs: empty if not `keep`)."""
     chosen: str = resolve_backend(backend, u.device.type, u.dtype)
     with torch.autocast(u.device.type, enabled=False):
@@ -191,8 +225,19 @@ def _scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor |
 
 
 @_scan.register_fake
-def _(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-      bias: Tensor | None, reverse: bool, backend: str, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     shape = _backend(backend).saved_shape(u, a) if keep else (0,)
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     return u.new_empty(u.shape[1:]), u.new_empty(shape, dtype=kind)
@@ -200,9 +245,19 @@ def _(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | Non
 
 @torch.library.custom_op("ssamba::scan_backward", mutates_args=())
 def _scan_backward(
-    dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-    bias: Tensor | None, saved: Tensor, reverse: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, a, b, c, d, z and bias, each in its input's shape and dtype; empty for None."""
     with torch.autocast(u.device.type, enabled=False):
         found = _backend(backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
@@ -212,9 +267,19 @@ def _scan_backward(
 
 @_scan_backward.register_fake
 def _(
-    dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-    bias: Tensor | None, saved: Tensor, reverse: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     du, ddelta, da, db, dc, dd, dz, dbias = (
         u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (u, delta, a, b, c, d, z, bias)
     )

@@ -66,9 +66,24 @@ def _route(k, reverse, length):
 
 @triton.jit
 def _pack(
-    b, c, bc, b_k, b_b, b_l, b_n, c_k, c_b, c_l, c_n, batch, length, chunks, reverse,
-    STATES: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    b,
+    c,
+    bc,
+    b_k,
+    b_b,
+    b_l,
+    b_n,
+    c_k,
+    c_b,
+    c_l,
+    c_n,
+    batch,
+    length,
+    chunks,
+    reverse,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """B and C as float32 pairs, (K, B, chunks, N, CHUNK) in visited order and zero past the end.
 
     A thread needs both, for every token of a chunk: of this layout it reads 8 bytes at a constant offset each time.
@@ -90,9 +105,18 @@ def _pack(
 
 @triton.jit
 def _unpack(
-    partial, db, dc, batch, length, chunks, reverse, between,
-    STATES: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+    partial,
+    db,
+    dc,
+    batch,
+    length,
+    chunks,
+    reverse,
+    between,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
     """Sums what each block of channels gave to dB and dC, (blocks, K, B, chunks, N, CHUNK, 2) in visited order."""
     k, clip, chunk = _place(batch, chunks)
     first, step = _route(k, reverse, length)
@@ -113,10 +137,41 @@ def _unpack(
 
 @triton.jit
 def _forward(
-    u, delta, a2, bc, d, z, bias, out, carried,
-    u_k, u_b, u_l, u_e, delta_k, delta_b, delta_l, delta_e, d_k, d_e, z_b, z_l, z_e, bias_k, bias_e,
-    batch, length, width, chunks, blocks, kept, between, reverse, STATES: tl.constexpr, WARPS: tl.constexpr,
-):  # fmt: skip
+    u,
+    delta,
+    a2,
+    bc,
+    d,
+    z,
+    bias,
+    out,
+    carried,
+    u_k,
+    u_b,
+    u_l,
+    u_e,
+    delta_k,
+    delta_b,
+    delta_l,
+    delta_e,
+    d_k,
+    d_e,
+    z_b,
+    z_l,
+    z_e,
+    bias_k,
+    bias_e,
+    batch,
+    length,
+    width,
+    chunks,
+    blocks,
+    kept,
+    between,
+    reverse,
+    STATES: tl.constexpr,
+    WARPS: tl.constexpr,
+):
     """out (K, B, L, E), gated if z is given. `carried` holds `kept` sets of states a clip, `between` apart or at 0."""
     k, clip, block = _place(batch, blocks)
     first, step = _route(k, reverse, length)
@@ -216,11 +271,50 @@ def _fold(values, lane):
 
 @triton.jit
 def _backward(
-    dout, u, delta, a2, bc, d, z, bias, saved, du, ddelta, partial, sums, through, y_or_dz,
-    dout_b, dout_l, dout_e, u_k, u_b, u_l, u_e, delta_k, delta_b, delta_l, delta_e, d_k, d_e, z_b, z_l, z_e,
-    bias_k, bias_e, directions, batch, length, width, chunks, blocks, reverse,
-    STATES: tl.constexpr, WARPS: tl.constexpr, SINGLE: tl.constexpr,
-):  # fmt: skip
+    dout,
+    u,
+    delta,
+    a2,
+    bc,
+    d,
+    z,
+    bias,
+    saved,
+    du,
+    ddelta,
+    partial,
+    sums,
+    through,
+    y_or_dz,
+    dout_b,
+    dout_l,
+    dout_e,
+    u_k,
+    u_b,
+    u_l,
+    u_e,
+    delta_k,
+    delta_b,
+    delta_l,
+    delta_e,
+    d_k,
+    d_e,
+    z_b,
+    z_l,
+    z_e,
+    bias_k,
+    bias_e,
+    directions,
+    batch,
+    length,
+    width,
+    chunks,
+    blocks,
+    reverse,
+    STATES: tl.constexpr,
+    WARPS: tl.constexpr,
+    SINGLE: tl.constexpr,
+):
     """du and ddelta; into `partial` what this block of channels gives to dB and dC, into `sums` (K, B, N + 2, E) what
     this clip gives to dA, dD and dbias; into `y_or_dz` dz when SINGLE (K = 1), else y before the gate, (K, B, L, E).
 
@@ -386,8 +480,21 @@ def _backward(
 
 @triton.jit
 def _merge(
-    y, z, dout, out, z_b, z_l, z_e, dout_b, dout_l, dout_e, tokens, length, width, BLOCK: tl.constexpr,
-):  # fmt: skip
+    y,
+    z,
+    dout,
+    out,
+    z_b,
+    z_l,
+    z_e,
+    dout_b,
+    dout_l,
+    dout_e,
+    tokens,
+    length,
+    width,
+    BLOCK: tl.constexpr,
+):
     """out = (y[0] + y[1]) * silu(z), (B, L, E); or, given dout, the gradient of z."""
     token = tl.program_id(0).to(tl.int64)
     clip = token // length
@@ -431,9 +538,19 @@ def _prepare(a: Tensor, b: Tensor, c: Tensor, reverse: bool) -> tuple[Tensor, Te
     rates = a.detach().transpose(1, 2).float().contiguous() * _LOG2E.value
     packed = torch.empty(directions, batch, chunks, states, CHUNK, dtype=torch.int64, device=b.device)
     _pack[(directions * batch * chunks,)](
-        b, c, packed, *b.stride(), *c.stride(), batch, length, chunks, int(reverse),
-        STATES=states, ROWS=triton.next_power_of_2(states), num_warps=1,
-    )  # fmt: skip
+        b,
+        c,
+        packed,
+        *b.stride(),
+        *c.stride(),
+        batch,
+        length,
+        chunks,
+        int(reverse),
+        STATES=states,
+        ROWS=triton.next_power_of_2(states),
+        num_warps=1,
+    )
     return rates, packed
 
 
@@ -441,12 +558,32 @@ def _combine(y: Tensor, z: Tensor | None, dout: Tensor | None, out: Tensor) -> N
     batch, length, width = out.shape
     block = min(1024, triton.next_power_of_2(width))
     _merge[(batch * length, triton.cdiv(width, block))](
-        y, z, dout, out, *_strides(z, 3), *_strides(dout, 3), batch * length, length, width, BLOCK=block, num_warps=4,
-    )  # fmt: skip
+        y,
+        z,
+        dout,
+        out,
+        *_strides(z, 3),
+        *_strides(dout, 3),
+        batch * length,
+        length,
+        width,
+        BLOCK=block,
+        num_warps=4,
+    )
 
 
-def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, z: Tensor | None,
-            bias: Tensor | None, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """The scan of `ssamba.ops.bidirectional_scan` (K = 2) or `selective_scan` (K = 1), and what `backward` needs.
 
     Args:
@@ -471,19 +608,51 @@ def forward(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
         with torch.cuda.device_of(u):
             rates, packed = _prepare(a, b, c, reverse)
             _forward[(blocks * batch * directions,)](
-                u, delta, rates, packed, d, z if single else None, bias, out, carried,
-                *u.stride(), *delta.stride(), *_strides(d, 2), *_strides(z, 3), *_strides(bias, 2),
-                batch, length, width, shape[2], blocks, carried.shape[2], a.shape[2] * width if keep else 0,
-                int(reverse), STATES=a.shape[2], WARPS=_WARPS_FORWARD,
-                num_warps=_WARPS_FORWARD, **_LIMIT,
-            )  # fmt: skip
+                u,
+                delta,
+                rates,
+                packed,
+                d,
+                z if single else None,
+                bias,
+                out,
+                carried,
+                *u.stride(),
+                *delta.stride(),
+                *_strides(d, 2),
+                *_strides(z, 3),
+                *_strides(bias, 2),
+                batch,
+                length,
+                width,
+                shape[2],
+                blocks,
+                carried.shape[2],
+                a.shape[2] * width if keep else 0,
+                int(reverse),
+                STATES=a.shape[2],
+                WARPS=_WARPS_FORWARD,
+                num_warps=_WARPS_FORWARD,
+                **_LIMIT,
+            )
             if not single:
                 _combine(out, z, None, y)
     return y, carried if keep else carried.new_empty(0)
 
 
-def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
-             z: Tensor | None, bias: Tensor | None, saved: Tensor, reverse: bool) -> Gradients:  # fmt: skip
+def backward(
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    reverse: bool,
+) -> Gradients:
     """The gradients of `forward`'s inputs, each contiguous."""
     directions, batch, length, width = u.shape
     states = a.shape[2]
@@ -507,20 +676,63 @@ def backward(dout: Tensor, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Te
     with torch.cuda.device_of(u):
         rates, packed = _prepare(a, b, c, reverse)
         _backward[(blocks * batch * directions,)](
-            dout, u, delta, rates, packed, d, z, bias, saved, du, ddelta, partial, sums,
-            scratch(directions, batch, states, width), y_or_dz, *dout.stride(), *u.stride(), *delta.stride(),
-            *_strides(d, 2), *_strides(z, 3), *_strides(bias, 2), directions, batch, length, width, chunks, blocks,
-            int(reverse), STATES=states, WARPS=warps, SINGLE=single, num_warps=warps,
-        )  # fmt: skip
+            dout,
+            u,
+            delta,
+            rates,
+            packed,
+            d,
+            z,
+            bias,
+            saved,
+            du,
+            ddelta,
+            partial,
+            sums,
+            scratch(directions, batch, states, width),
+            y_or_dz,
+            *dout.stride(),
+            *u.stride(),
+            *delta.stride(),
+            *_strides(d, 2),
+            *_strides(z, 3),
+            *_strides(bias, 2),
+            directions,
+            batch,
+            length,
+            width,
+            chunks,
+            blocks,
+            int(reverse),
+            STATES=states,
+            WARPS=warps,
+            SINGLE=single,
+            num_warps=warps,
+        )
         _unpack[(directions * batch * chunks,)](
-            partial, db, dc, batch, length, chunks, int(reverse), partial.stride(0), STATES=states,
-            ROWS=triton.next_power_of_2(states), BLOCKS=blocks, num_warps=1,
-        )  # fmt: skip
+            partial,
+            db,
+            dc,
+            batch,
+            length,
+            chunks,
+            int(reverse),
+            partial.stride(0),
+            STATES=states,
+            ROWS=triton.next_power_of_2(states),
+            BLOCKS=blocks,
+            num_warps=1,
+        )
         if z is not None and dz is not None and y_or_dz is not None and not single:
             _combine(y_or_dz, z, dout, dz)
     total = sums.sum(1)
     return Gradients(
-        du, ddelta, total[:, :states].transpose(1, 2).to(a.dtype).contiguous(), db, dc,
-        None if d is None else total[:, states].to(d.dtype).contiguous(), dz,
+        du,
+        ddelta,
+        total[:, :states].transpose(1, 2).to(a.dtype).contiguous(),
+        db,
+        dc,
+        None if d is None else total[:, states].to(d.dtype).contiguous(),
+        dz,
         None if bias is None else total[:, states + 1].to(bias.dtype).contiguous(),
-    )  # fmt: skip
+    )

@@ -31,9 +31,28 @@ def _taps(weight, k, e, inside, weight_k, weight_e, weight_w, WIDTH: tl.constexp
 
 @triton.jit
 def _forward(
-    x, weight, bias, out, x_b, x_l, x_e, weight_k, weight_e, weight_w, bias_k, bias_e, batch, length, channels,
-    tiles, blocks, reverse, WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    out,
+    x_b,
+    x_l,
+    x_e,
+    weight_k,
+    weight_e,
+    weight_w,
+    bias_k,
+    bias_e,
+    batch,
+    length,
+    channels,
+    tiles,
+    blocks,
+    reverse,
+    WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     program = tl.program_id(0)
     tile = program // blocks % tiles
     rest = program // blocks // tiles
@@ -57,11 +76,35 @@ def _forward(
 
 @triton.jit
 def _backward(
-    dout, x, weight, bias, dx, partial, dout_k, dout_b, dout_l, dout_e, x_b, x_l, x_e, weight_k, weight_e, weight_w,
-    bias_k, bias_e, length, channels, segments, blocks,
-    FIRST: tl.constexpr, DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, SEGMENT: tl.constexpr, TOKENS: tl.constexpr,
+    dout,
+    x,
+    weight,
+    bias,
+    dx,
+    partial,
+    dout_k,
+    dout_b,
+    dout_l,
+    dout_e,
+    x_b,
+    x_l,
+    x_e,
+    weight_k,
+    weight_e,
+    weight_w,
+    bias_k,
+    bias_e,
+    length,
+    channels,
+    segments,
+    blocks,
+    FIRST: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     """dx, and into `partial` (clips and segments, K, W + 1, E) what a segment gives to the weights and the bias.
 
     The output before SiLU is computed again for each of the W tokens that an input reaches. The inputs for that overlap
@@ -131,9 +174,24 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
         tiles, blocks = triton.cdiv(length, TOKENS), triton.cdiv(channels, CHANNELS)
         with torch.cuda.device_of(x):
             _forward[(directions * batch * tiles * blocks,)](
-                x, weight, bias, out, *x.stride(), *weight.stride(), *bias.stride(), batch, length, channels, tiles,
-                blocks, int(reverse), WIDTH=weight.shape[2], TOKENS=TOKENS, CHANNELS=CHANNELS, num_warps=WARPS_FORWARD,
-            )  # fmt: skip
+                x,
+                weight,
+                bias,
+                out,
+                *x.stride(),
+                *weight.stride(),
+                *bias.stride(),
+                batch,
+                length,
+                channels,
+                tiles,
+                blocks,
+                int(reverse),
+                WIDTH=weight.shape[2],
+                TOKENS=TOKENS,
+                CHANNELS=CHANNELS,
+                num_warps=WARPS_FORWARD,
+            )
     return out
 
 
@@ -147,10 +205,28 @@ def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: boo
     if dx.numel():
         with torch.cuda.device_of(x):
             _backward[(batch * segments * blocks,)](
-                dout, x, weight, bias, dx, partial, *dout.stride(), *x.stride(), *weight.stride(), *bias.stride(),
-                length, channels, segments, blocks, FIRST=-1 if reverse else 1, DIRECTIONS=directions, WIDTH=taps,
-                SEGMENT=SEGMENT, TOKENS=TOKENS, CHANNELS=CHANNELS, num_warps=WARPS_BACKWARD,
-            )  # fmt: skip
+                dout,
+                x,
+                weight,
+                bias,
+                dx,
+                partial,
+                *dout.stride(),
+                *x.stride(),
+                *weight.stride(),
+                *bias.stride(),
+                length,
+                channels,
+                segments,
+                blocks,
+                FIRST=-1 if reverse else 1,
+                DIRECTIONS=directions,
+                WIDTH=taps,
+                SEGMENT=SEGMENT,
+                TOKENS=TOKENS,
+                CHANNELS=CHANNELS,
+                num_warps=WARPS_BACKWARD,
+            )
     total = partial.sum(0)
     dweight = total[:, :taps].transpose(1, 2).to(weight.dtype).contiguous()
     return dx, dweight, total[:, taps].to(bias.dtype).contiguous()

@@ -131,8 +131,18 @@ def check_memory(clips: int, layers: int, size: int) -> None:
 
 
 @torch.inference_mode()
-def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: Labels, cache: ShardCache, *,
-            layers: Sequence[int], pool: Pool, batch_size: int, desc: str) -> Features:  # fmt: skip
+def extract(
+    model: SsambaModel,
+    shards: ShardSet,
+    rows: Sequence[int],
+    labels: Labels,
+    cache: ShardCache,
+    *,
+    layers: Sequence[int],
+    pool: Pool,
+    batch_size: int,
+    desc: str,
+) -> Features:
     """What layers of a model, and log-mel statistics, have for the first clip of each recording.
 
     A recording shorter than the clip is filled up as in the model's training; padding enters no pool. One that cannot
@@ -142,10 +152,15 @@ def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: L
     rules = ClipRules(extractor.clip_samples, "pad", shuffle_buffer=0, seed=0)
     chosen: Indices = np.sort(np.array(rows, np.int64))
     stream = ClipStream(
-        shards, ClipOrder(shards, rules, chosen), batch_size=min(_AHEAD, len(chosen)),
-        sampling_rate=extractor.sampling_rate, training=False, max_bad_fraction=_MAX_BAD_FRACTION, cache=cache,
+        shards,
+        ClipOrder(shards, rules, chosen),
+        batch_size=min(_AHEAD, len(chosen)),
+        sampling_rate=extractor.sampling_rate,
+        training=False,
+        max_bad_fraction=_MAX_BAD_FRACTION,
+        cache=cache,
         labels=labels,
-    )  # fmt: skip
+    )
     found: list[int] = []
     keys: list[str] = []
     truth: list[Tensor] = []
@@ -170,20 +185,26 @@ def extract(model: SsambaModel, shards: ShardSet, rows: Sequence[int], labels: L
     if not found:
         raise UserError(f"none of {len(chosen)} recordings can be used; see the log")
     return Features(
-        found, keys, torch.stack(truth), {layer: torch.stack(some) for layer, some in vectors.items()},
+        found,
+        keys,
+        torch.stack(truth),
+        {layer: torch.stack(some) for layer, some in vectors.items()},
         {name: torch.stack(some) for name, some in baseline.items()},
-    )  # fmt: skip
+    )
 
 
-def _vectors(model: SsambaModel, batch: Batch, places: Sequence[int], layers: Sequence[int],
-             pool: Pool) -> tuple[list[list[Tensor]], list[dict[str, Tensor]]]:  # fmt: skip
+def _vectors(
+    model: SsambaModel, batch: Batch, places: Sequence[int], layers: Sequence[int], pool: Pool
+) -> tuple[list[list[Tensor]], list[dict[str, Tensor]]]:
     """For each of some clips of a batch the vectors of the layers, and the log-mel statistics; float32, on the CPU."""
     lengths = batch["lengths"][list(places)]
     extractor, patch = model.feature_extractor, model.network.encoder.patch_shape
     # Shorter than a patch, a recording is filled up to one, as it would be in a clip: none is missing in a table.
     least = 0 if extractor.audio.short == "repeat" else extractor.min_samples
-    waveforms = [batch["waveform"][place, : max(int(length), least)].numpy()
-                 for place, length in zip(places, lengths, strict=True)]  # fmt: skip
+    waveforms = [
+        batch["waveform"][place, : max(int(length), least)].numpy()
+        for place, length in zip(places, lengths, strict=True)
+    ]
     features = extractor.extract(waveforms)
     # Frames that fill no whole patch are not seen: without them, more clips are of one length and run together.
     spare = (features.lengths - patch.tshape) % patch.time_stride

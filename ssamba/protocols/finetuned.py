@@ -49,7 +49,7 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
         return write_text_scores(folder / "test", model, built.module.log_mel, stream, len(stream.order), names), {}
     scores = write_class_scores(
         folder / "test", model, built.module.log_mel, stream, len(stream.order), names, built.groups
-    )  # fmt: skip
+    )
     if recipe.evaluation.baseline == "none":
         return scores, {}
     hop, hop_frames = hop_seconds_of(model), recipe.hop_frames
@@ -61,10 +61,13 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
         of_clips = groups_of(predictions.keys, built.groups, hop)
         theirs = fill_scores(beside, predictions, names, "log-mel baseline", of_clips, hop)
     told = {
-        "name": baseline.name, "setting": baseline.probe.setting, "held_back": baseline.probe.score,
-        "training_clips": baseline.training_clips, "scores": theirs,
+        "name": baseline.name,
+        "setting": baseline.probe.setting,
+        "held_back": baseline.probe.score,
+        "training_clips": baseline.training_clips,
+        "scores": theirs,
         "difference": _difference(folder / "test", folder / BASELINE, built.groups, hop),
-    }  # fmt: skip
+    }
     return scores, {"baseline": told}
 
 

@@ -38,8 +38,9 @@ class Run(NamedTuple):
     seed: int
 
 
-def finetune_members(recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume: bool, overwrite: bool,
-                     address: str | None) -> list[Rows]:  # fmt: skip
+def finetune_members(
+    recipe: FinetuneRecipe, *, folds: bool, seeds: int, resume: bool, overwrite: bool, address: str | None
+) -> list[Rows]:
     """Train and score every fold of data.fold_by (or that of data.fold) with every seed from the recipe's on.
 
     Each is a run folder below run_dir, made by a process of its own, one after another or by the workers of a Dask

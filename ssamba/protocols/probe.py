@@ -140,7 +140,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     def features(of: ShardSet, some: Sequence[int], desc: str) -> Features:
         return extract(
             model, of, some, labels, cache, layers=layers, pool=pool, batch_size=settings.batch_size, desc=desc
-        )  # fmt: skip
+        )
 
     learned = features(train.shards, rows, "features")
     scored = features(test.shards, held_out, "test features") if settings.test else learned
@@ -154,8 +154,9 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     return ProbeResult(settings, names, pool.name, outcomes, groups, fingerprints(held))
 
 
-def _labelled(sources: Sequence[str], option: str, model: SsambaModel, settings: ProbeSettings,
-              cache: ShardCache) -> LabelledShards:  # fmt: skip
+def _labelled(
+    sources: Sequence[str], option: str, model: SsambaModel, settings: ProbeSettings, cache: ShardCache
+) -> LabelledShards:
     shards = find_shards(sources)
     rate = model.feature_extractor.sampling_rate
     if shards.sampling_rate != rate:
@@ -190,8 +191,9 @@ def _parts(settings: ProbeSettings, train: LabelledShards, test: LabelledShards,
         folds = {fold: in_fold(names, fold, by) for fold in chosen}
     return [
         Part(seed, fold, choose_rows(train, learned, settings.fraction, seed), scored, names)
-        for fold, (learned, scored) in folds.items() for seed in range(settings.seeds)
-    ]  # fmt: skip
+        for fold, (learned, scored) in folds.items()
+        for seed in range(settings.seeds)
+    ]
 
 
 def _name(labelled: LabelledShards, row: int) -> str:
@@ -226,8 +228,9 @@ def _protocol(settings: ProbeSettings) -> Fit:
     return linear_probe
 
 
-def _outcome(part: Part, learned: Features, scored: Features, classes: int, fit: Fit,
-             settings: ProbeSettings) -> Outcome:  # fmt: skip
+def _outcome(
+    part: Part, learned: Features, scored: Features, classes: int, fit: Fit, settings: ProbeSettings
+) -> Outcome:
     inside, outside = learned.places(part.train), scored.places(part.test)
     groups = None if part.groups is None else [part.groups[learned.rows[place]] for place in inside.tolist()]
     training = TrainingPart.of(learned.labels[inside], classes, part.seed, groups)

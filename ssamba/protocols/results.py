@@ -21,12 +21,14 @@ def members(result: ProbeResult) -> list[Member]:
     """The folds and seeds of a probe."""
     return [
         Member(
-            outcome.part.fold, outcome.part.seed, outcome.scored,
+            outcome.part.fold,
+            outcome.part.seed,
+            outcome.scored,
             None if outcome.baseline_predictions is None else outcome.scored_baseline,
             f"{outcome.chosen.name}, {outcome.chosen.probe.setting:g}",
         )
         for outcome in result.outcomes
-    ]  # fmt: skip
+    ]
 
 
 def held_back_rows(result: ProbeResult) -> Rows:
@@ -67,19 +69,26 @@ def write_result(folder: Path, result: ProbeResult, record: dict[str, Any]) -> N
     found = summarise(members(result), result.groups)
     outcomes = [
         {
-            "seed": outcome.part.seed, "fold": outcome.part.fold, "training_clips": len(outcome.part.train),
+            "seed": outcome.part.seed,
+            "fold": outcome.part.fold,
+            "training_clips": len(outcome.part.train),
             "rows": [
                 {"name": row.name, "setting": row.probe.setting, "held_back": row.probe.score}
                 for row in (*outcome.rows, *([outcome.baseline] if outcome.baseline else []))
             ],
-            "chosen": outcome.chosen.name, "layer_weights": list(outcome.chosen.probe.layer_weights),
+            "chosen": outcome.chosen.name,
+            "layer_weights": list(outcome.chosen.probe.layer_weights),
         }
         for outcome in result.outcomes
-    ]  # fmt: skip
+    ]
     content = {
-        **record, "settings": asdict(result.settings), "pooling": result.pooling, "data": dict(result.data),
-        "scores": {kind: flat_scores(intervals) for kind, intervals in found.items()}, "parts": outcomes,
-    }  # fmt: skip
+        **record,
+        "settings": asdict(result.settings),
+        "pooling": result.pooling,
+        "data": dict(result.data),
+        "scores": {kind: flat_scores(intervals) for kind, intervals in found.items()},
+        "parts": outcomes,
+    }
     with whole_folder(folder) as beside:
         for outcome in result.outcomes:
             _fill(beside / outcome_folder(outcome, result), outcome, result, folder.resolve().name)

@@ -83,8 +83,15 @@ def run_verification(settings: VerifySettings) -> Verification:
     listed = read_trials(source)
     paths = find_trial_recordings(listed, Path(settings.recordings), source)
     model = load(settings.model, settings.device)
-    job = Job.of(model, settings.window_seconds, settings.hop_seconds, settings.layer, settings.batch_size,
-                 settings.pooling, settings.segments)  # fmt: skip
+    job = Job.of(
+        model,
+        settings.window_seconds,
+        settings.hop_seconds,
+        settings.layer,
+        settings.batch_size,
+        settings.pooling,
+        settings.segments,
+    )
     vectors, statistics = _vectors(list(dict.fromkeys(paths.values())), job)
     names = [name for name, path in paths.items() if path in vectors]
     place = {name: number for number, name in enumerate(names)}
@@ -139,7 +146,7 @@ def score_table(result: Verification) -> Rows:
     head = (f"{len(result.trials.target)} trials", *(name.replace("_", ", prior ") for name in metrics))
     return [head] + [
         (names.get(kind, kind), *(str(found[name]) for name in metrics)) for kind, found in result.intervals.items()
-    ]  # fmt: skip
+    ]
 
 
 def write_verification(folder: Path, result: Verification, record: Mapping[str, Any]) -> None:
@@ -148,10 +155,14 @@ def write_verification(folder: Path, result: Verification, record: Mapping[str, 
     trials = result.trials
     kinds = {"model": result.scores} | ({} if result.baseline is None else {"log-mel": result.baseline})
     content = {
-        **record, "settings": asdict(result.settings), "pooling": result.pooling, "trials": len(trials.target),
-        "recordings": len(trials.names), "failed": list(result.failed),
+        **record,
+        "settings": asdict(result.settings),
+        "pooling": result.pooling,
+        "trials": len(trials.target),
+        "recordings": len(trials.names),
+        "failed": list(result.failed),
         "scores": {kind: flat_scores(found) for kind, found in result.intervals.items()},
-    }  # fmt: skip
+    }
     with whole_folder(folder) as beside:
         with (beside / "trials.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)

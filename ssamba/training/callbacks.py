@@ -48,8 +48,9 @@ class StepProgress(ProgressBar):
         done = trainer.global_step
         self._bar = progress_bar(self._steps, "step", name, initial=done, disable=not self._enabled)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
-                           batch: Any, batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert self._bar is not None
         if trainer.global_step % trainer.log_every_n_steps == 0 and "train/loss" in trainer.callback_metrics:  # type: ignore[attr-defined]
             self._bar.set_postfix(loss=f"{float(trainer.callback_metrics['train/loss']):.3f}", refresh=False)
@@ -86,8 +87,10 @@ class TimeEstimate(Callback):
         if trainer.global_rank == 0:
             log.info(
                 "%d steps will take about %s, %s each as rehearsed; reading and validation not counted",
-                steps, spoken(step * steps), spoken(step),
-            )  # fmt: skip
+                steps,
+                spoken(step * steps),
+                spoken(step),
+            )
 
 
 class Throughput(Callback):
@@ -105,8 +108,14 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._restart()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
-                           batch: Batch, batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         self._samples += len(batch["keys"]) * trainer.world_size
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("samples_per_second", self._samples / (time.perf_counter() - self._since))
@@ -119,8 +128,9 @@ class SkippedSamples(Callback):
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch,
-                             batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         self.names.update(dict.fromkeys(batch["skipped"]))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -172,8 +182,15 @@ class ReconstructionPictures(Callback):
         self.folder = folder
 
     @torch.inference_mode()
-    def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
-                                batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if batch_idx or trainer.sanity_checking:
             return
         assert isinstance(pl_module, Pretraining)

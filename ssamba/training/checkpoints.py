@@ -41,9 +41,16 @@ log = logging.getLogger(__name__)
 _KEPT = 2
 # What torch and msgspec raise of a file that is not what it should be.
 _UNUSABLE = (
-    UserError, OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError,
+    UserError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
     msgspec.MsgspecError,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -238,8 +245,9 @@ def check_fits(path: Path, module: TrainingModule) -> None:
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups] or not all(
         _alike(saved.get(name), value)
-        for saved, group in zip(state["param_groups"], groups, strict=True) for name, value in group.items()
-    ):  # fmt: skip
+        for saved, group in zip(state["param_groups"], groups, strict=True)
+        for name, value in group.items()
+    ):
         wrong.append("the optimizer's groups of parameters")
     parameters = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in state["state"].items():
@@ -359,8 +367,15 @@ class Checkpoints(Checkpoint):
         judges: whether the validation after so many steps has the metric; None: all have.
     """
 
-    def __init__(self, run: Path, every_steps: int, monitor: tuple[str, str] | None, patience: int | None = None,
-                 averaged: int = 1, judges: Callable[[int], bool] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        run: Path,
+        every_steps: int,
+        monitor: tuple[str, str] | None,
+        patience: int | None = None,
+        averaged: int = 1,
+        judges: Callable[[int], bool] | None = None,
+    ) -> None:
         self.folder, self.every_steps, self.monitor = run / "checkpoints", every_steps, monitor
         self.patience, self.averaged, self.judges = patience, averaged, judges
         self.record: dict[str, Any] = {}
@@ -466,8 +481,13 @@ class Checkpoints(Checkpoint):
         assert isinstance(files, CheckpointFiles)
         trainer.save_checkpoint(path, weights_only)
         if files.error is not None:
-            log.warning("%s COULD NOT BE WRITTEN: %s. Training goes on; the newest checkpoint is that of step %d. "
-                        "Make room before the end", path, files.error, self.saved_step)  # fmt: skip
+            log.warning(
+                "%s COULD NOT BE WRITTEN: %s. Training goes on; the newest checkpoint is that of step %d. "
+                "Make room before the end",
+                path,
+                files.error,
+                self.saved_step,
+            )
         return not trainer.strategy.reduce_boolean_decision(files.error is not None, all=False)
 
     def _prune(self, step: int) -> None:
@@ -483,22 +503,35 @@ class Checkpoints(Checkpoint):
         for path in self.folder.glob(f"{TEMPORARY}*"):
             path.unlink()
 
-    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule,
-                           checkpoint: dict[str, Any]) -> None:  # fmt: skip
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["run"] = {
-            "record": self.record, "metrics": self.metrics, "best": self.best, "seconds": self.seconds,
-            "validation_due": self._validation_due, "stale": self.stale, "joules": self.joules,
+            "record": self.record,
+            "metrics": self.metrics,
+            "best": self.best,
+            "seconds": self.seconds,
+            "validation_due": self._validation_due,
+            "stale": self.stale,
+            "joules": self.joules,
             "rows": next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), 0),
             "wandb_id": next((logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)), None),
-        }  # fmt: skip
+        }
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch,
-                             batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every_steps == 0:
             self.save(trainer)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
-                           batch: Batch, batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         assert isinstance(data := trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
         data.behind(batch)
         if self._meter is not None:
@@ -537,8 +570,9 @@ class Checkpoints(Checkpoint):
             log.warning("%s; the best validation from here on takes its place", error)
             return None
 
-    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule,
-                           checkpoint: dict[str, Any]) -> None:  # fmt: skip
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         run, step = checkpoint["run"], checkpoint["global_step"]
         self.metrics, self.best, self.seconds = run["metrics"], run["best"], run["seconds"]
         self.stale, self._joules_before = run.get("stale", 0), run.get("joules")

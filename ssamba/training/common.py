@@ -170,8 +170,10 @@ class TrainingModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         del checkpoint["loops"]  # training.checkpoints.set_progress stands in for it
         checkpoint["judged"] = {
-            "recent": list(self._recent), "skipped": self._skipped, "in_a_row": self._skipped_in_a_row
-        }  # fmt: skip
+            "recent": list(self._recent),
+            "skipped": self._skipped,
+            "in_a_row": self._skipped_in_a_row,
+        }
         # Of the best model, the average is all that is kept.
         if self.average is None or "optimizer_states" not in checkpoint:
             return

@@ -111,9 +111,10 @@ def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, An
     """An optimizer's state with other names for its parameters."""
     return {
         "state": {names[old]: held for old, held in state["state"].items()},
-        "param_groups": [{**group, "params": [names[old] for old in group["params"]]}
-                         for group in state["param_groups"]],
-    }  # fmt: skip
+        "param_groups": [
+            {**group, "params": [names[old] for old in group["params"]]} for group in state["param_groups"]
+        ],
+    }
 
 
 def part_at_exit() -> None:

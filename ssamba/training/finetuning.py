@@ -22,8 +22,16 @@ from ssamba.training.distributed import gathered
 class Augmentation(nn.Module):
     """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section."""
 
-    def __init__(self, mixup: float, frequency_mask: int, time_mask: int, noise: float, time_shift: int,
-                 time_stretch: float, frequency_shift: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        mixup: float,
+        frequency_mask: int,
+        time_mask: int,
+        noise: float,
+        time_shift: int,
+        time_stretch: float,
+        frequency_shift: int,
+    ) -> None:
         super().__init__()
         self.mixup, self.noise, self.time_shift = mixup, noise, time_shift
         self.time_stretch, self.frequency_shift = time_stretch, frequency_shift
@@ -93,10 +101,22 @@ class FineTuning(TrainingModule):
 
     model: AudioClassifier
 
-    def __init__(self, model: AudioClassifier, log_mel: LogMel, settings: OptimizerSettings, *, loss: str,
-                 augmentation: Augmentation, freeze_encoder: bool, freeze_steps: int, unfreeze_every: int,
-                 drop_path: float, label_smoothing: float, class_weights: Tensor | None,
-                 seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: AudioClassifier,
+        log_mel: LogMel,
+        settings: OptimizerSettings,
+        *,
+        loss: str,
+        augmentation: Augmentation,
+        freeze_encoder: bool,
+        freeze_steps: int,
+        unfreeze_every: int,
+        drop_path: float,
+        label_smoothing: float,
+        class_weights: Tensor | None,
+        seed: int,
+    ) -> None:
         super().__init__(settings, seed, drop_path)
         self.model, self.log_mel, self.augmentation = model, log_mel, augmentation
         self.loss_name, self.freeze_encoder, self.label_smoothing = loss, freeze_encoder, label_smoothing

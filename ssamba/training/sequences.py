@@ -25,14 +25,19 @@ class HopFineTuning(FineTuning):
 
     model: TokenClassifier
 
-    def clip_losses(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0,
-                    class_weights: Tensor | None = None) -> Tensor:  # fmt: skip
+    def clip_losses(
+        self, logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
+    ) -> Tensor:
         """logits (B, N, C) and labels (B, N or another) -> float32 (B,), the mean over a clip's labelled hops."""
         labels = fit_hops(labels, logits.shape[1])
         losses = F.cross_entropy(
-            logits.float().transpose(1, 2), labels, class_weights, ignore_index=NO_LABEL, reduction="none",
+            logits.float().transpose(1, 2),
+            labels,
+            class_weights,
+            ignore_index=NO_LABEL,
+            reduction="none",
             label_smoothing=smoothing,
-        )  # fmt: skip
+        )
         return losses.sum(1) / (labels != NO_LABEL).sum(1)
 
     def objectives(self, logits: Tensor, targets: Tensor, frames: Tensor) -> dict[str, Tensor]:

@@ -139,8 +139,16 @@ def test_what_a_trial_finds(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inputs, "call", call)
     less = does.startswith("less")
-    one = inputs.Input("kind", "name", "file", {"zeros": inputs.zero}, ("read",), 1,
-                       lambda said: 1.0 if less else 2.0, summed=does == "unseen")  # fmt: skip
+    one = inputs.Input(
+        "kind",
+        "name",
+        "file",
+        {"zeros": inputs.zero},
+        ("read",),
+        1,
+        lambda said: 1.0 if less else 2.0,
+        summed=does == "unseen",
+    )
     trial = inputs.Trial(0, "zeros", 0)
     found = inputs.try_one(trial, one, tmp_path / "source", tmp_path / "trial" / "home", ("2 s\n", 2.0), 0)
     assert found["lost"] is None if why is None else why in found["lost"]
@@ -161,9 +169,11 @@ def test_a_process_of_its_own(inputs: Any, monkeypatch: pytest.MonkeyPatch, tmp_
 def test_every_change_changes(inputs: Any, name: str) -> None:
     """Most often: a bit may be flipped twice, a value be exchanged for its equal."""
     whole = {
-        "BYTES": bytes(range(256)) * 8, "JSON": b'{"a": {"b": [1, 2]}, "c": "x"}', "YAML": b"a:\n  b: [1, 2]\nc: x\n",
+        "BYTES": bytes(range(256)) * 8,
+        "JSON": b'{"a": {"b": [1, 2]}, "c": "x"}',
+        "YAML": b"a:\n  b: [1, 2]\nc: x\n",
         "LISTS": b"path,label\na.wav,cat\nb.wav,dog\n",
-    }[name]  # fmt: skip
+    }[name]
     for change in getattr(inputs, name).values():
         results = [change(whole, inputs.random.Random(number)) for number in range(20)]
         assert sum(result != whole for result in results) >= 12 and len(set(results)) > 2

@@ -91,9 +91,14 @@ def test_rates_are_chosen_on_validation_clips_and_scores_are_of_test_clips(recal
     half["4"] = right["4"]
     runs = [
         {"encoder": "bilstm", "rate": rate, "seed": seed, "said": said}
-        for rate, seed, said in ((1e-3, recall.TUNING_SEED, wrong), (3e-3, recall.TUNING_SEED, tuned),
-                                 (3e-3, 0, right), (3e-3, 1, half), (1e-3, 0, half))
-    ]  # fmt: skip
+        for rate, seed, said in (
+            (1e-3, recall.TUNING_SEED, wrong),
+            (3e-3, recall.TUNING_SEED, tuned),
+            (3e-3, 0, right),
+            (3e-3, 1, half),
+            (1e-3, 0, half),
+        )
+    ]
     assert recall.chosen_rate(task, runs, "bilstm") == 3e-3
     scores = recall.scores_of(task, runs)
     assert scores.keys() == {"bilstm"}
@@ -122,8 +127,13 @@ def test_runs_are_kept_and_the_tables_are_made_of_them(
     call(recall, monkeypatch, *words, "--seeds", 1)
     first = json.loads((out / "results.json").read_text())["runs"]
     assert [(run["encoder"], run["seed"]) for run in first] == [
-        ("bilstm", 1000), ("bilstm", 1000), ("conformer", 1000), ("conformer", 1000), ("bilstm", 0), ("conformer", 0),
-    ]  # fmt: skip
+        ("bilstm", 1000),
+        ("bilstm", 1000),
+        ("conformer", 1000),
+        ("conformer", 1000),
+        ("bilstm", 0),
+        ("conformer", 0),
+    ]
     assert {len(said) for run in first[:4] for said in run["said"].values()} == {20}
     assert all(len(said) == 30 and set(said) <= set(range(8)) for run in first[4:] for said in run["said"].values())
     text = capsys.readouterr().out
@@ -133,8 +143,9 @@ def test_runs_are_kept_and_the_tables_are_made_of_them(
     call(recall, monkeypatch, *words, "--seeds", 2)
     again = json.loads((out / "results.json").read_text())["runs"]
     assert again[:6] == first and [(run["encoder"], run["seed"]) for run in again[6:]] == [
-        ("bilstm", 1), ("conformer", 1),
-    ]  # fmt: skip
+        ("bilstm", 1),
+        ("conformer", 1),
+    ]
     with pytest.raises(SystemExit):
         call(recall, monkeypatch, *words, "--seeds", 2, "--steps", 3)
     assert "is of another task" in capsys.readouterr().err
@@ -143,18 +154,34 @@ def test_runs_are_kept_and_the_tables_are_made_of_them(
     for threads in (1, 2):
         points = [
             Measured(kind, "tiny", passes, 1, tokens, "done", 600.0, None, [tokens**power / speed], 2**20 * tokens)
-            for kind in KINDS if kind != "aum"
+            for kind in KINDS
+            if kind != "aum"
             for power, speed in [(2 if kind.startswith("ssast") else 1, threads if kind != "bilstm" else 1)]
-            for passes in PASSES for tokens in (8, 16, 32, 64)
-        ]  # fmt: skip
+            for passes in PASSES
+            for tokens in (8, 16, 32, 64)
+        ]
         folder = tmp_path / f"threads{threads}"
         folder.mkdir()
         Record({"threads": threads}, points).write(folder, made={"command": ["ssamba", f"--threads={threads}"]})
     claims, page = benchmark("claims"), tmp_path / "claims.md"
-    call(claims, monkeypatch, "--efficiency", tmp_path / "threads2", tmp_path / "threads1", "--recall", out, "--out",
-         page, "--tokens", 40)  # fmt: skip
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()
-            if line.startswith("| ")]  # fmt: skip
+    call(
+        claims,
+        monkeypatch,
+        "--efficiency",
+        tmp_path / "threads2",
+        tmp_path / "threads1",
+        "--recall",
+        out,
+        "--out",
+        page,
+        "--tokens",
+        40,
+    )
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.read_text().splitlines()
+        if line.startswith("| ")
+    ]
     assert rows[0] == ["claim", "measured", "Audio Mamba", "transformer, Conformer", "RNN", "made by"]
     by_claim = {(row[0], row[1].split(",")[0]): row[2:] for row in rows[1:]}
     time_row = by_claim["complexity", "power of the tokens that the time of a step grows with"]

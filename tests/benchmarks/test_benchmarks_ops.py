@@ -84,8 +84,15 @@ def test_scan_script(call: Call, capsys: Capture) -> None:
 def test_the_original_structure_computes_the_same_values_and_gradients(script: Callable[[str], Any]) -> None:
     encoders = script("encoders")
     torch.manual_seed(0)
-    options = {"hidden_size": 32, "num_hidden_layers": 4, "state_size": 4, "expand": 2, "conv_kernel": 4,
-               "residual": "doubling", "layer_norm_eps": 1e-5}  # fmt: skip
+    options = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "state_size": 4,
+        "expand": 2,
+        "conv_kernel": 4,
+        "residual": "doubling",
+        "layer_norm_eps": 1e-5,
+    }
     ours = MaskedPatchModel(AudioEncoder("ssamba", options, 128, 48, 16, 16, 16, 16, scan_backend="reference"))
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -129,8 +136,9 @@ def test_plain_attention_is_left_out_where_its_matrices_are_too_large(
     monkeypatch.setattr(encoders, "LARGEST_ATTENTION", one_layer)
     times = encoders.times_of(encoders.KINDS, "nano", 32, 1, 1)
     assert {name: list(found) for name, found in times.items()} == {
-        "forward": ["ssamba", "ssast fused", "ssast plain"], "step": ["ssamba", "ssast fused"]
-    }  # fmt: skip
+        "forward": ["ssamba", "ssast fused", "ssast plain"],
+        "step": ["ssamba", "ssast fused"],
+    }
     assert capsys.readouterr().out.startswith("ssast plain, step, 1 x 17 tokens is left out")
 
 
@@ -167,12 +175,19 @@ def test_growth_is_the_slope_of_the_logarithms_and_is_drawn(script: Callable[[st
     for tokens in (100, 200, 800):
         seconds = {"ssamba": [1e-3 * tokens] * 3} | ({"ssast plain": [1e-5 * tokens**2]} if tokens < 800 else {})
         taken = {"ssamba": tokens**1.5, "ssast plain": None}
-        sizes.append({"tokens": tokens, "seconds": {"forward": seconds, "step": seconds},
-                      "bytes": {"forward": taken, "step": taken}})  # fmt: skip
+        sizes.append(
+            {
+                "tokens": tokens,
+                "seconds": {"forward": seconds, "step": seconds},
+                "bytes": {"forward": taken, "step": taken},
+            }
+        )
     assert encoders.exponent(sizes, "seconds", "step") == pytest.approx(1)
     assert encoders.exponent(sizes, "bytes", "forward") == pytest.approx(1.5)
-    assert encoders.series(sizes, "seconds", "step", "ssast plain") == [(100, pytest.approx(0.1)),
-                                                                        (200, pytest.approx(0.4))]  # fmt: skip
+    assert encoders.series(sizes, "seconds", "step", "ssast plain") == [
+        (100, pytest.approx(0.1)),
+        (200, pytest.approx(0.4)),
+    ]
     encoders.draw(tmp_path / "growth.png", sizes, "growth")
     assert (tmp_path / "growth.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -20,9 +20,12 @@ def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_goes_the_whole_road_on_a_folder_of_recordings(
-    recordings: dict[str, list[Recording]], benchmark: Callable[[str], Any], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    recordings: dict[str, list[Recording]],
+    benchmark: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     data, out = tmp_path / "data", tmp_path / "demo"
     for recording in [one for split in recordings.values() for one in split]:
         label = str(recording.labels["sound"])

@@ -20,8 +20,16 @@ RULES = ClipRules(8000, "pad", shuffle_buffer=30, seed=3)
 SOUNDS = ("falling", "high", "low", "rising")
 
 
-def stream(corpus: Path, mixup: float, *, tags: bool = False, rank: int = 0, ranks: int = 1, rules: ClipRules = RULES,
-           workers: int = 0) -> Any:  # fmt: skip
+def stream(
+    corpus: Path,
+    mixup: float,
+    *,
+    tags: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+    rules: ClipRules = RULES,
+    workers: int = 0,
+) -> Any:
     settings = ClipSettings(rules, 16000, 12 // ranks, 0.01, 10**9, num_workers=workers)
     shards = find_shards([str(corpus / "train")])
     labels = Labels("tags", shards.labels["tags"], True) if tags else Labels("sound", SOUNDS)
@@ -52,7 +60,7 @@ def test_a_mixture_is_what_its_definition_says(tags: bool, corpus: Path) -> None
             one, two = (
                 held["labels"][n].double() if tags else torch.eye(4).double()[held["labels"][n]]
                 for held in (own, other)
-            )  # fmt: skip
+            )
             torch.testing.assert_close(batch["labels"][n].double(), share * one + (1 - share) * two)
             length = max(own["lengths"][n], other["lengths"][n]) if chosen else own["lengths"][n]
             assert batch["lengths"][n] == length

@@ -146,9 +146,7 @@ def test_packed_clips_are_the_epochs_joined_end_to_end(shuffle_buffer: int, clip
     signal = [(row, place) for row in rows(whole, 0, 69) for place in range(LENGTHS[row])]
     clips = len(signal) // clip_samples
     for number in reversed(range(clips)):
-        found = [
-            (segment.row, place) for segment in made.clip(number) for place in range(segment.start, segment.stop)
-        ]  # fmt: skip
+        found = [(segment.row, place) for segment in made.clip(number) for place in range(segment.start, segment.stop)]
         assert found == signal[number * clip_samples : (number + 1) * clip_samples]
 
 

@@ -47,9 +47,12 @@ def of_others(number: int) -> Sample:
     """A sample of another program: a recording of one of three formats, a text, a vector, and a second recording."""
     form = ("flac", "wav", "ogg")[number % 3]
     return {
-        "__key__": name(number), form: encoded(sound(500 + 40 * number, number), form.upper()),
-        "txt": f"words of {number}", "vector.npy": np.arange(3) + number, "clean.bin": bytes([number]) * number,
-    }  # fmt: skip
+        "__key__": name(number),
+        form: encoded(sound(500 + 40 * number, number), form.upper()),
+        "txt": f"words of {number}",
+        "vector.npy": np.arange(3) + number,
+        "clean.bin": bytes([number]) * number,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +84,21 @@ def order_of(batches: list[Batch]) -> list[Any]:
 def test_the_source_gives_what_webdataset_reads_in_our_order(foreign: Path) -> None:
     """From the middle of one epoch to the middle of the next."""
     shards = find_shards(str(foreign))
-    read = {(one["__url__"], one["__key__"]): one
-            for one in wds.tarfile_samples({"url": path} for path in shards.paths)}  # fmt: skip
+    read = {
+        (one["__url__"], one["__key__"]): one for one in wds.tarfile_samples({"url": path} for path in shards.paths)
+    }
     order = ClipOrder(shards, ClipRules(800, "pad", 12, 0))
     extensions = ("txt", "vector.npy", "clean.bin", "none")
-    source = IndexedShards(shards, order, batch_size=4, training=True, max_bad_fraction=0.0, cache=ShardCache(1),
-                           members=extensions, first=17)  # fmt: skip
+    source = IndexedShards(
+        shards,
+        order,
+        batch_size=4,
+        training=True,
+        max_bad_fraction=0.0,
+        cache=ShardCache(1),
+        members=extensions,
+        first=17,
+    )
     samples = list(itertools.islice(wds.DataPipeline(source), 25))
     rows = list(read)
     for place, sample in enumerate(samples, start=17):

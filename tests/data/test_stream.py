@@ -87,8 +87,17 @@ def shards(sounds: Sounds, tmp_path_factory: pytest.TempPathFactory) -> ShardSet
     return write_set(tmp_path_factory.mktemp("shards"), *parts)
 
 
-def stream(shards: ShardSet, *, training: bool = False, seed: int = 0, short: str = "pad", clip_samples: int = 600,
-           shuffle_buffer: int = 8, rows: Any = None, **changes: Any) -> ClipStream:  # fmt: skip
+def stream(
+    shards: ShardSet,
+    *,
+    training: bool = False,
+    seed: int = 0,
+    short: str = "pad",
+    clip_samples: int = 600,
+    shuffle_buffer: int = 8,
+    rows: Any = None,
+    **changes: Any,
+) -> ClipStream:
     order = ClipOrder(shards, ClipRules(clip_samples, short, shuffle_buffer if training else 0, seed), rows)
     settings: dict[str, Any] = {
         "batch_size": 4,
@@ -112,7 +121,7 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
         all(a[name] == b[name] for name in ("keys", "positions", "consumed"))  # type: ignore[literal-required]
         and all(torch.equal(a[name], b[name]) for name in ("waveform", "lengths", "labels"))  # type: ignore[literal-required]
         for a, b in zip(one, other, strict=True)
-    )  # fmt: skip
+    )
 
 
 # Which clips for whom
@@ -126,7 +135,7 @@ def test_ranks_share_the_order_that_one_alone_reads(shards: ShardSet, ranks: int
     parts = [
         some(stream(shards, training=True, batch_size=batch_size, short=short, rank=rank, world_size=ranks), 5)
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
     for step in range(5):
         assert [key for part in parts for key in part[step]["keys"]] == whole[step]["keys"]
         assert [place for part in parts for place in part[step]["positions"]] == whole[step]["positions"]
@@ -157,14 +166,21 @@ def test_spawned_workers_change_nothing(shards: ShardSet) -> None:
 @pytest.mark.parametrize("first", [0, 7, 23, 24, 1000])
 @pytest.mark.parametrize("short", ["pad", "pack"])
 def test_a_stream_goes_on_anywhere_with_any_ranks(shards: ShardSet, first: int, short: str) -> None:
-    whole = [key for batch in some(stream(shards, training=True, batch_size=1, short=short), first + 12)
-             for key in batch["keys"]][first:]  # fmt: skip
+    whole = [
+        key
+        for batch in some(stream(shards, training=True, batch_size=1, short=short), first + 12)
+        for key in batch["keys"]
+    ][first:]
     for ranks, batch_size in ((1, 12), (2, 3), (4, 3)):
         parts = [
-            some(stream(shards, training=True, batch_size=batch_size, short=short, first=first, rank=rank,
-                        world_size=ranks), 12 // (ranks * batch_size))
+            some(
+                stream(
+                    shards, training=True, batch_size=batch_size, short=short, first=first, rank=rank, world_size=ranks
+                ),
+                12 // (ranks * batch_size),
+            )
             for rank in range(ranks)
-        ]  # fmt: skip
+        ]
         assert [key for step in zip(*parts, strict=True) for batch in step for key in batch["keys"]] == whole
         assert parts[0][-1]["consumed"] == first + 12
 
@@ -180,9 +196,16 @@ def test_a_training_stream_goes_on_without_padding_or_dropping(shards: ShardSet,
 
 @pytest.mark.parametrize(
     ("ranks", "batch_size", "sizes"),
-    [(1, 4, [[3, 4, 4, 4, 4, 4]]), (2, 4, [[3, 4, 4], [4, 4, 4]]), (4, 2, [[1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]]),
-     (1, 23, [[23]]), (1, 100, [[23]]), (5, 1, [[1] * 4, [1] * 4, [1] * 4, [1] * 4, [1] * 4]), (23, 4, [[1]] * 23)],
-)  # fmt: skip
+    [
+        (1, 4, [[3, 4, 4, 4, 4, 4]]),
+        (2, 4, [[3, 4, 4], [4, 4, 4]]),
+        (4, 2, [[1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]]),
+        (1, 23, [[23]]),
+        (1, 100, [[23]]),
+        (5, 1, [[1] * 4, [1] * 4, [1] * 4, [1] * 4, [1] * 4]),
+        (23, 4, [[1]] * 23),
+    ],
+)
 def test_held_out_clips_are_read_once_by_equally_many_batches(
     shards: ShardSet, sounds: Sounds, ranks: int, batch_size: int, sizes: list[list[int]]
 ) -> None:
@@ -190,8 +213,13 @@ def test_held_out_clips_are_read_once_by_equally_many_batches(
     if ranks != 5:
         assert [[len(batch["keys"]) for batch in part] for part in parts] == sizes
     assert len({len(part) for part in parts}) == 1
-    in_order = sorted(zip([p for part in parts for batch in part for p in batch["positions"]],
-                          [key for part in parts for key in keys(part)], strict=True))  # fmt: skip
+    in_order = sorted(
+        zip(
+            [p for part in parts for batch in part for p in batch["positions"]],
+            [key for part in parts for key in keys(part)],
+            strict=True,
+        )
+    )
     assert in_order == list(enumerate(sounds))
 
 
@@ -376,10 +404,11 @@ def test_several_channels_are_mixed(tmp_path: Path) -> None:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     made = {f"r{number}": sound(400, number) for number in range(4)}
     return write_set(
-        tmp_path_factory.mktemp("labelled"), made,
+        tmp_path_factory.mktemp("labelled"),
+        made,
         digit={"r0": "two", "r1": "one", "r2": "two", "r3": "three"},
         tags={"r0": ["a", "c"], "r1": [], "r2": ["b"], "r3": ["c", "a", "b"]},
-    )  # fmt: skip
+    )
 
 
 def test_one_label_a_clip_is_its_place_in_the_list(labelled: ShardSet) -> None:
@@ -444,8 +473,12 @@ def test_uneven_labels_keep_their_proportions(fraction: float) -> None:
 # What is bad
 
 
-BAD = {"noise": b"no audio", "click": sound(SHORTEST - 1, 50), "fast": flac(sound(600, 51), RATE * 2),
-       "cut": flac(sound(500, 52))}  # fmt: skip
+BAD = {
+    "noise": b"no audio",
+    "click": sound(SHORTEST - 1, 50),
+    "fast": flac(sound(600, 51), RATE * 2),
+    "cut": flac(sound(500, 52)),
+}
 
 
 @pytest.fixture
@@ -487,8 +520,9 @@ def test_in_training_the_next_clip_takes_the_place(spoilt: ShardSet, sounds: Sou
 
 def test_of_a_packed_clip_the_usable_part_fills_it(tmp_path: Path) -> None:
     good = sound(500, 0)
-    (batch,) = stream(write_set(tmp_path, {"noise": b"no audio", "good": good}), short="pack", clip_samples=1100,
-                      max_bad_fraction=0.5)  # fmt: skip
+    (batch,) = stream(
+        write_set(tmp_path, {"noise": b"no audio", "good": good}), short="pack", clip_samples=1100, max_bad_fraction=0.5
+    )
     assert batch["keys"] == ["good"] and batch["lengths"].tolist() == [1100]
     np.testing.assert_array_equal(batch["waveform"][0].numpy(), np.tile(as_float(good), 3)[:1100])
     assert skipped([batch])[0].startswith("noise in ")
@@ -586,9 +620,15 @@ def test_what_the_writer_wrote(corpus: Path, recordings: dict[str, list[Any]]) -
     held = find_shards([str(corpus / "test")])
     order = ClipOrder(held, ClipRules(16000, "pad", 0, 0))
     made = ClipStream(
-        held, order, batch_size=7, sampling_rate=16000, training=False, labels=Labels("sound", held.labels["sound"]),
-        max_bad_fraction=0.0, cache=ShardCache(1),
-    )  # fmt: skip
+        held,
+        order,
+        batch_size=7,
+        sampling_rate=16000,
+        training=False,
+        labels=Labels("sound", held.labels["sound"]),
+        max_bad_fraction=0.0,
+        cache=ShardCache(1),
+    )
     by_key: dict[str, Callable[[], Any]] = {recording.key: recording for recording in recordings["test"]}
     seen = 0
     for batch in made:

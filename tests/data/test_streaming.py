@@ -52,10 +52,15 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     with wds.ShardWriter(f"{folder}/%06d.tar", maxcount=10) as writer:
         for number in range(SAMPLES):
-            writer.write({
-                "__key__": f"clip{number:03d}", FORMS[number % 3]: encoded(sound(number), FORMS[number % 3]),
-                "json": {"text": f"words {number}"}, "cls": number % 2, "txt": f"words {number}",
-            })  # fmt: skip
+            writer.write(
+                {
+                    "__key__": f"clip{number:03d}",
+                    FORMS[number % 3]: encoded(sound(number), FORMS[number % 3]),
+                    "json": {"text": f"words {number}"},
+                    "cls": number % 2,
+                    "txt": f"words {number}",
+                }
+            )
     return folder
 
 
@@ -167,9 +172,16 @@ def shares(folder: Path, progress: Progress, ranks: int, workers: int, steps: in
     parts = []
     for rank in range(ranks):
         made = ShardStream(
-            list_shards(str(folder)), ClipRules(3200, options.get("short", "pad"), 10, 0), sampling_rate=RATE,
-            batch_size=3, max_bad_fraction=0.0, progress=progress, rank=rank, world_size=ranks, batches=steps,
-        )  # fmt: skip
+            list_shards(str(folder)),
+            ClipRules(3200, options.get("short", "pad"), 10, 0),
+            sampling_rate=RATE,
+            batch_size=3,
+            max_bad_fraction=0.0,
+            progress=progress,
+            rank=rank,
+            world_size=ranks,
+            batches=steps,
+        )
         own = Progress.of(json.loads(json.dumps(progress.state()), object_pairs_hook=with_turns))
         batches = some(made, steps + 1, workers)
         assert [batch["consumed"] for batch in batches] == [3 * ranks * (step + 1) for step in range(steps)]
@@ -220,8 +232,16 @@ def test_a_run_goes_on_with_other_ranks_and_workers_and_repeats_nothing(
 def test_what_others_have_done_meanwhile_changes_no_turn(foreign: Path) -> None:
     """Ranks tell each other at a checkpoint what is behind; whose turn it is was settled when they began."""
     progress = Progress()
-    made = ShardStream(list_shards(str(foreign)), ClipRules(3200, "pad", 2, 0), sampling_rate=RATE, batch_size=4,
-                       max_bad_fraction=0.0, progress=progress, rank=0, world_size=2)  # fmt: skip
+    made = ShardStream(
+        list_shards(str(foreign)),
+        ClipRules(3200, "pad", 2, 0),
+        sampling_rate=RATE,
+        batch_size=4,
+        max_bad_fraction=0.0,
+        progress=progress,
+        rank=0,
+        world_size=2,
+    )
     batches = iter(made)
     first = next(batches)
     for turn in (1, 3, 5):
@@ -231,8 +251,9 @@ def test_what_others_have_done_meanwhile_changes_no_turn(foreign: Path) -> None:
 
 
 def test_joined_recordings_are_behind_once_their_last_clip_is(foreign: Path) -> None:
-    made = ShardStream(list_shards(str(foreign)), ClipRules(3200, "pack", 1, 0), sampling_rate=RATE, batch_size=1,
-                       max_bad_fraction=0.0)  # fmt: skip
+    made = ShardStream(
+        list_shards(str(foreign)), ClipRules(3200, "pack", 1, 0), sampling_rate=RATE, batch_size=1, max_bad_fraction=0.0
+    )
     names: list[str] = []
     taken = 0
     for batch in itertools.islice(made, 200):
@@ -336,8 +357,16 @@ def test_another_rate_and_what_has_no_index(tmp_path: Path) -> None:
 # As a run
 
 
-SMALL = ["model.encoder=ssast", "model.size=nano", "audio.max_length=64", "trainer.max_steps=4", "data.batch_size=4",
-         "trainer.accelerator=cpu", "mask.share=0.375", "trainer.log_every_steps=1"]  # fmt: skip
+SMALL = [
+    "model.encoder=ssast",
+    "model.size=nano",
+    "audio.max_length=64",
+    "trainer.max_steps=4",
+    "data.batch_size=4",
+    "trainer.accelerator=cpu",
+    "mask.share=0.375",
+    "trainer.log_every_steps=1",
+]
 
 
 def words(recipes: dict[str, Path], train: Path, run: Path, *more: str) -> list[str]:
@@ -352,8 +381,10 @@ def test_a_strangers_shards_train_in_both_orders(
     assert main(words(recipes, foreign, run, "data.order=streaming")) == 0
     record = json.loads((run / "run.json").read_text())
     assert {name: record["data"]["train"][name] for name in ("samples", "seconds", "shards")} == {
-        "samples": None, "seconds": None, "shards": 5,
-    }  # fmt: skip
+        "samples": None,
+        "seconds": None,
+        "shards": 5,
+    }
     assert "5 shards without an index" in (run / "report.md").read_text()
     assert not (foreign / "index.json").exists()
     folder = copy_of(foreign)
@@ -364,9 +395,12 @@ def test_a_strangers_shards_train_in_both_orders(
 
 
 def test_a_streamed_run_goes_on_and_says_how(
-    recipes: dict[str, Path], foreign: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    recipes: dict[str, Path],
+    foreign: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
     behind: Callable[[Progress], int],
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     command = words(recipes, foreign, run, "data.order=streaming", "optimizer.schedule=constant", "data.short=pad")
     assert main(command) == 0

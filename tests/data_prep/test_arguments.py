@@ -35,11 +35,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 PARSERS = {name: parser_of(name) for name in NAMES}
-TYPED = [(name, action) for name, parser in PARSERS.items() for action in parser._actions
-         if isinstance(action.type, Argument)]  # fmt: skip
+TYPED = [
+    (name, action)
+    for name, parser in PARSERS.items()
+    for action in parser._actions
+    if isinstance(action.type, Argument)
+]
 NUMBERS = [(name, action) for name, action in TYPED if action.type.read in (number, share, whole_number)]  # type: ignore[union-attr]
-PATHS = [(name, action) for name, action in TYPED
-         if action.type.read not in (number, share, whole_number, plain_text)]  # type: ignore[union-attr]  # fmt: skip
+PATHS = [(name, action) for name, action in TYPED if action.type.read not in (number, share, whole_number, plain_text)]  # type: ignore[union-attr]
 
 
 def line(name: str, action: argparse.Action, value: str, place: Path) -> list[str]:
@@ -47,8 +50,13 @@ def line(name: str, action: argparse.Action, value: str, place: Path) -> list[st
     them = [other for other in PARSERS[name]._actions if not other.option_strings]
     given = [value if other is action else str(place / str(other.dest)) for other in them]
     times = action.nargs if isinstance(action.nargs, int) else 1
-    option = [action.option_strings[0], *[value] * times] if times > 1 else [f"{action.option_strings[0]}={value}"] \
-        if action.option_strings else []  # fmt: skip
+    option = (
+        [action.option_strings[0], *[value] * times]
+        if times > 1
+        else [f"{action.option_strings[0]}={value}"]
+        if action.option_strings
+        else []
+    )
     others = [other for other in THAT_MUST_BE.get(name, []) if not option or not other.startswith(f"{option[0][:6]}")]
     return [*given, *others, *option]
 
@@ -147,9 +155,13 @@ def digits(tmp_path: Path) -> list[str]:
 )
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "synthesize"])
 def test_what_the_system_says_is_one_line(
-    name: str, error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: Exception,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     def find(given: argparse.Namespace) -> Any:
         raise error
 
@@ -159,8 +171,9 @@ def test_what_the_system_says_is_one_line(
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
-def test_a_stdout_without_room(digits: list[str], monkeypatch: pytest.MonkeyPatch,
-                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_stdout_without_room(
+    digits: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         monkeypatch.setattr(sys, "__stdout__", full)
@@ -168,8 +181,9 @@ def test_a_stdout_without_room(digits: list[str], monkeypatch: pytest.MonkeyPatc
         assert capsys.readouterr().err.splitlines()[-1] == f"error: stdout: {os.strerror(errno.ENOSPC)}"
 
 
-def test_a_stdout_that_nobody_reads(digits: list[str], monkeypatch: pytest.MonkeyPatch,
-                                    capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_stdout_that_nobody_reads(
+    digits: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     with open(writes, "w") as unread:

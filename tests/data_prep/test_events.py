@@ -41,10 +41,13 @@ def test_help_and_no_such_folder(name: str, fails: Callable[..., str], capsys: p
 @pytest.mark.parametrize(
     ("name", "table"),
     [
-        ("audioset", "class_labels_indices.csv"), ("epic_sounds", "EPIC_Sounds_train.csv"),
-        ("esc50", "meta/esc50.csv"), ("urbansound8k", "metadata/UrbanSound8K.csv"), ("vggsound", "vggsound.csv"),
+        ("audioset", "class_labels_indices.csv"),
+        ("epic_sounds", "EPIC_Sounds_train.csv"),
+        ("esc50", "meta/esc50.csv"),
+        ("urbansound8k", "metadata/UrbanSound8K.csv"),
+        ("vggsound", "vggsound.csv"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_without_the_list_and_with_an_odd_one(
     name: str, table: str, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
@@ -94,9 +97,11 @@ def test_esc50(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert counts(out / "train", "category") == {"dog": 8, "rooster": 4, "airplane": 4}
     assert counts(out / "test", "category") == {"dog": 2, "rooster": 1, "airplane": 1}
     assert described(out / "test")["5-100035-A-0"] == {
-        "key": "5-100035-A-0", "source": "5-100035-A-0.wav", "seconds": pytest.approx(0.05),
+        "key": "5-100035-A-0",
+        "source": "5-100035-A-0.wav",
+        "seconds": pytest.approx(0.05),
         "labels": {"category": "dog", "fold": "5"},
-    }  # fmt: skip
+    }
     make("esc50", "--test-fold=2", "--overwrite")
     assert counts(out / "test", "fold") == {"2": 4}
     assert counts(out / "train", "fold") == dict.fromkeys("1345", 4)
@@ -134,8 +139,9 @@ def test_urbansound8k(tmp_path: Path, make: Callable[..., Path]) -> None:
     train = ShardIndex.read(out / "train")
     assert train.dataset == "urbansound8k"
     assert train.labels == {
-        "class": ("air_conditioner", "dog_bark", "ten"), "fold": tuple(str(fold) for fold in range(1, 11))
-    }  # fmt: skip
+        "class": ("air_conditioner", "dog_bark", "ten"),
+        "fold": tuple(str(fold) for fold in range(1, 11)),
+    }
     assert counts(out / "train", "fold") == {str(fold): 3 for fold in range(1, 10)}
     assert counts(out / "test", "class") == {"dog_bark": 1, "air_conditioner": 1, "ten": 1}
     make("urbansound8k", "--test-fold=1", "--overwrite")
@@ -160,13 +166,20 @@ def test_urbansound8k_complains(tmp_path: Path, fails: Callable[..., str], capsy
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("-0RWZT-miFs.wav", 420.0), ("Y-0RWZT-miFs.flac", 420.0),
-        ("id_-0RWZT-miFs.m4a", 420.0), ("-0RWZT-miFs_420.ogg", 420.0),
-        ("-0RWZT-miFs_420.000.wav", 420.0), ("-0RWZT-miFs_000420.wav", 420.0), ("-0RWZT-miFs_420_430.wav", 420.0),
-        ("-0RWZT-miFs_420.000_430.000.WAV", 420.0), ("Y-0RWZT-miFs_420000_430000.wav", 420.0),
-        ("deep/er/-0RWZT-miFs_0_10000.wav", 0.0), ("-0RWZT-miFs_30.wav", 30.5), ("-0RWZT-miFs_4007.wav", 4.007),
+        ("-0RWZT-miFs.wav", 420.0),
+        ("Y-0RWZT-miFs.flac", 420.0),
+        ("id_-0RWZT-miFs.m4a", 420.0),
+        ("-0RWZT-miFs_420.ogg", 420.0),
+        ("-0RWZT-miFs_420.000.wav", 420.0),
+        ("-0RWZT-miFs_000420.wav", 420.0),
+        ("-0RWZT-miFs_420_430.wav", 420.0),
+        ("-0RWZT-miFs_420.000_430.000.WAV", 420.0),
+        ("Y-0RWZT-miFs_420000_430000.wav", 420.0),
+        ("deep/er/-0RWZT-miFs_0_10000.wav", 0.0),
+        ("-0RWZT-miFs_30.wav", 30.5),
+        ("-0RWZT-miFs_4007.wav", 4.007),
     ],
-)  # fmt: skip
+)
 def test_names_of_clips(name: str, start: float, tmp_path: Path) -> None:
     write_wav(tmp_path / "other" / "AAAAAAAAAAA.wav")
     path = tmp_path / name
@@ -200,17 +213,22 @@ def test_audioset(tmp_path: Path, make: Callable[..., Path], caplog: pytest.LogC
         assert f"{told} clips are missing" in caplog.text
     splits = {path.name: described(path) for path in out.iterdir()}
     assert {name: len(samples) for name, samples in splits.items()} == {
-        "train": 15, "validation": 4, "balanced": 9, "test": 3
-    }  # fmt: skip
+        "train": 15,
+        "validation": 4,
+        "balanced": 9,
+        "test": 3,
+    }
     assert {*splits["train"], *splits["validation"]} == {audioset_video("u", number) for number in range(19)}
     assert set(splits["balanced"]) == {audioset_video("b", number) for number in range(9)}
     index = ShardIndex.read(out / "balanced")
     assert (index.dataset, index.labels) == ("audioset", {"label": ("Speech", "Dog", "Male speech, man speaking")})
     assert splits["balanced"][audioset_video("b", 1)]["labels"] == {"label": ["Speech", "Male speech, man speaking"]}
     assert splits["test"][audioset_video("e", 2)] == {
-        "key": audioset_video("e", 2), "source": f"e/{audioset_video('e', 2)}_20000_30000.wav", "seconds": 0.05,
+        "key": audioset_video("e", 2),
+        "source": f"e/{audioset_video('e', 2)}_20000_30000.wav",
+        "seconds": 0.05,
         "labels": {"label": ["Dog"]},
-    }  # fmt: skip
+    }
 
     make("audioset", "--validation=0.2", "--overwrite")
     assert set(described(out / "validation")) == set(splits["validation"])
@@ -260,9 +278,11 @@ def test_vggsound(tmp_path: Path, make: Callable[..., Path], caplog: pytest.LogC
     test = described(out / "test")
     assert sorted(test) == ["---g-f_I2yQ_000001", "-zzzzzzzzzz_000020"]
     assert test["---g-f_I2yQ_000001"] == {
-        "key": "---g-f_I2yQ_000001", "source": "test/---g-f_I2yQ_000001.wav", "seconds": 0.05,
+        "key": "---g-f_I2yQ_000001",
+        "source": "test/---g-f_I2yQ_000001.wav",
+        "seconds": 0.05,
         "labels": {"label": "people marching"},
-    }  # fmt: skip
+    }
 
 
 def test_vggsound_complains(tmp_path: Path, fails: Callable[..., str]) -> None:
@@ -288,14 +308,14 @@ def test_epic_sounds(tmp_path: Path, make: Callable[..., Path], caplog: pytest.L
     assert "train: 1 of 4 clips are missing" in caplog.text and "validation:" not in caplog.text
     index = ShardIndex.read(out / "train")
     assert (index.dataset, index.sampling_rate) == ("epic-sounds", 8000)
-    assert index.labels == {
-        "label": ("metal-only collision", "cut / chop", "rustle", "water"), "participant": ("P01",)
-    }  # fmt: skip
+    assert index.labels == {"label": ("metal-only collision", "cut / chop", "rustle", "water"), "participant": ("P01",)}
     train = described(out / "train")
     assert train["P01_01_0"] == {
-        "key": "P01_01_0", "source": "P01_01.wav#t=2.466,5.315", "seconds": 2.849,
+        "key": "P01_01_0",
+        "source": "P01_01.wav#t=2.466,5.315",
+        "seconds": 2.849,
         "labels": {"label": "rustle", "participant": "P01"},
-    }  # fmt: skip
+    }
     assert train["P01_01_1"]["seconds"] == 1.25 and len(train) == 3
     assert counts(out / "validation", "label") == {"metal-only collision": 1}
     with tarfile.open(out / "train" / "000000.tar") as archive:

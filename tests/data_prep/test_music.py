@@ -47,15 +47,27 @@ def test_nsynth(tmp_path: Path, make: Callable[..., Path]) -> None:
     index = ShardIndex.read(out / "validation")
     assert index.dataset == "nsynth" and index.labels["pitch"] == ("9", "60", "100")
     assert index.labels["family"] == (
-        "bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal"
-    )  # fmt: skip
+        "bass",
+        "brass",
+        "flute",
+        "guitar",
+        "keyboard",
+        "mallet",
+        "organ",
+        "reed",
+        "string",
+        "synth_lead",
+        "vocal",
+    )
     assert counts(out / "train", "family") == dict.fromkeys(("bass", "guitar", "vocal"), 9)
     assert counts(out / "test", "pitch") == dict.fromkeys(("9", "60", "100"), 3)
     name = "guitar_acoustic_valid000-060-127"
     assert described(out / "validation")[name] == {
-        "key": name, "source": f"nsynth-valid/audio/{name}.wav", "seconds": 0.05,
+        "key": name,
+        "source": f"nsynth-valid/audio/{name}.wav",
+        "seconds": 0.05,
         "labels": {"family": "guitar", "pitch": "60", "instrument": "guitar_acoustic_valid000"},
-    }  # fmt: skip
+    }
     assert set(counts(out / "train", "instrument")).isdisjoint(counts(out / "test", "instrument"))
 
 

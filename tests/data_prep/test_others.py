@@ -16,8 +16,11 @@ from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.sources import Unpacked
 from ssamba.data.prepare.writer import write_shards
 
-FOLDERS = [(split, label, name) for split, names in (("train", "abcd"), ("dev", "ef"), ("eval", "gh"))
-           for label, name in zip(("cat", "dog") * 2, names, strict=False)]  # fmt: skip
+FOLDERS = [
+    (split, label, name)
+    for split, names in (("train", "abcd"), ("dev", "ef"), ("eval", "gh"))
+    for label, name in zip(("cat", "dog") * 2, names, strict=False)
+]
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -107,9 +110,18 @@ def test_what_is_unpacked_stays_apart_and_within_the_folder(tmp_path: Path) -> N
     ]
     paths = [unpacked.add(name, f"train-{index}", bytes([index])) for index, name in enumerate(names)]
     assert [str(path.relative_to(tmp_path / "in")) for path in paths] == [
-        "x.wav", "train-1/x.wav", "train-2", "train-3/y.wav", "a/b.wav", "train-5/a", "train-6", "a/c.wav",
-        "train-8/x.wav", "train-9", "?",
-    ]  # fmt: skip
+        "x.wav",
+        "train-1/x.wav",
+        "train-2",
+        "train-3/y.wav",
+        "a/b.wav",
+        "train-5/a",
+        "train-6",
+        "a/c.wav",
+        "train-8/x.wav",
+        "train-9",
+        "?",
+    ]
     assert [path.read_bytes() for path in paths] == [bytes([index]) for index in range(len(names))]
 
 
@@ -342,10 +354,15 @@ def cuts(lhotse: Any, recordings: Path) -> Callable[[str], Any]:
                 cut.id = f"{split}-{label}-{name}"
                 cut.supervisions = [
                     lhotse.SupervisionSegment(
-                        id=name, recording_id=recording.id, start=0, duration=0.05, text=f"it is {name}",
-                        speaker="her", custom={"label": label},
+                        id=name,
+                        recording_id=recording.id,
+                        start=0,
+                        duration=0.05,
+                        text=f"it is {name}",
+                        speaker="her",
+                        custom={"label": label},
                     )
-                ]  # fmt: skip
+                ]
                 made.append(cut)
         return lhotse.CutSet.from_cuts(made)
 
@@ -425,9 +442,11 @@ def test_cuts_that_cannot_be_taken_are_told_together_before_work(
     said = error_of("lhotse", capsys, tmp_path / "cuts.jsonl", tmp_path / "out", "--labels=label")
     assert "has 4 entries that cannot be used" in said
     for cut, why in (
-        (one, "is from 0.04 to 0.09 s of a recording of 0.05 s"), (two, "is a MixedCut"),
-        (wrong[2], "has a recording that is changed by Speed"), (four, "has the label 0.5"),
-    ):  # fmt: skip
+        (one, "is from 0.04 to 0.09 s of a recording of 0.05 s"),
+        (two, "is a MixedCut"),
+        (wrong[2], "has a recording that is changed by Speed"),
+        (four, "has the label 0.5"),
+    ):
         assert f"cut {cut.id!r} {why}" in said
 
 
@@ -448,8 +467,12 @@ def test_manifests_that_are_none_or_name_what_is_missing_are_told_before_work(
     assert "is a Recording" in said(tmp_path / "recordings.jsonl")
     whole.to_file(tmp_path / "good.jsonl")
     assert said(tmp_path / "good.jsonl", "--labels=mood").startswith("--labels has 'mood', which no cut of")
-    for name, content in (("a.jsonl", b"no json\n"), ("b.jsonl", b'{"id": 1}\n'), ("c.jsonl.gz", b"no gzip"),
-                          ("d.jsonl", b"")):  # fmt: skip
+    for name, content in (
+        ("a.jsonl", b"no json\n"),
+        ("b.jsonl", b'{"id": 1}\n'),
+        ("c.jsonl.gz", b"no gzip"),
+        ("d.jsonl", b""),
+    ):
         (tmp_path / name).write_bytes(content)
         assert "cannot be read by lhotse" in said(tmp_path / name)
     (tmp_path / "a.wav").write_bytes(b"")

@@ -96,8 +96,11 @@ def test_fsdd(tmp_path: Path, make: Callable[..., Path], capsys: pytest.CaptureF
     assert counts(out / "test", "speaker") == {"theo": 20, "george": 20}
     assert {key.rpartition("_")[2] for key in described(out / "test")} == {"0", "4"}
     assert described(out / "train")["7_theo_12"] == {
-        "key": "7_theo_12", "source": "7_theo_12.wav", "seconds": 0.05, "labels": {"digit": "7", "speaker": "theo"}
-    }  # fmt: skip
+        "key": "7_theo_12",
+        "source": "7_theo_12.wav",
+        "seconds": 0.05,
+        "labels": {"digit": "7", "speaker": "theo"},
+    }
 
 
 def test_fsdd_complains(tmp_path: Path, fails: Callable[..., str]) -> None:
@@ -132,9 +135,11 @@ def test_speech_commands_v2(tmp_path: Path, make: Callable[..., Path]) -> None:
     assert counts(out / "validation", "word") == counts(out / "test", "word") == dict.fromkeys(words, 1)
     assert counts(out / "validation", "speaker") == {"00000008": 35}
     assert described(out / "test")["tree-00000009_nohash_1"] == {
-        "key": "tree-00000009_nohash_1", "source": "tree/00000009_nohash_1.wav", "seconds": 0.05,
+        "key": "tree-00000009_nohash_1",
+        "source": "tree/00000009_nohash_1.wav",
+        "seconds": 0.05,
         "labels": {"speaker": "00000009", "word": "tree"},
-    }  # fmt: skip
+    }
 
 
 def test_speech_commands_v1(tmp_path: Path, make: Callable[..., Path]) -> None:
@@ -254,8 +259,9 @@ def test_folder_fractions(animals: Path, make: Callable[..., Path]) -> None:
 def test_a_fraction_is_of_the_whole_and_of_each_label(sizes: tuple[int, ...], fraction: float) -> None:
     recordings = [
         Recording(f"{label}-{number}", Path("x.wav"), {"label": str(label)})
-        for label, size in enumerate(sizes) for number in range(size)
-    ]  # fmt: skip
+        for label, size in enumerate(sizes)
+        for number in range(size)
+    ]
     taken = script("folder").take(recordings, fraction, "label", 0)
     assert len(taken) == round(len(recordings) * fraction)
     per_label = Counter(one.labels["label"] for one in taken)

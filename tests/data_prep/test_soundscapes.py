@@ -175,8 +175,18 @@ def test_levels_over_a_background_and_pauses(tmp_path: Path, make: Callable[...,
 
 def test_levels_are_drawn_from_the_range(tmp_path: Path) -> None:
     urbansound8k(tmp_path / "in")
-    given = argparse.Namespace(source=tmp_path / "in", seed=0, max_seconds=600.0, snr=[-10.0, 30.0], seconds=10,
-                               passes=4, voices=1, gap=0, validation_fold="9", test_fold="10")  # fmt: skip
+    given = argparse.Namespace(
+        source=tmp_path / "in",
+        seed=0,
+        max_seconds=600.0,
+        snr=[-10.0, 30.0],
+        seconds=10,
+        passes=4,
+        voices=1,
+        gap=0,
+        validation_fold="9",
+        test_fold="10",
+    )
     train = script("soundscapes").find(given).splits["train"]
     levels = np.array([event.snr for one in train for event in one.mix.events])
     assert len(levels) == 8 * 4 * 6

@@ -64,8 +64,16 @@ def test_each_needs_a_source_and_has_help(
 # VoxCeleb1
 
 
-@pytest.mark.parametrize("folders", [("vox1_dev_wav/wav", "vox1_test_wav/wav"), ("wav", "wav"), (".", "."),
-                                     ("dev/wav", "test/wav"), ("vox1_dev_wav", "vox1_test_wav")])  # fmt: skip
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("vox1_dev_wav/wav", "vox1_test_wav/wav"),
+        ("wav", "wav"),
+        (".", "."),
+        ("dev/wav", "test/wav"),
+        ("vox1_dev_wav", "vox1_test_wav"),
+    ],
+)
 def test_voxceleb1(tmp_path: Path, make: Callable[..., Path], folders: tuple[str, str]) -> None:
     voxceleb1(tmp_path / "in", folders)
     out = make("voxceleb1")
@@ -77,9 +85,11 @@ def test_voxceleb1(tmp_path: Path, make: Callable[..., Path], folders: tuple[str
     assert set(described(out / "test")) == {f"{speaker}-1zcIwh-deo4-00004" for speaker in speakers}
     source = "id10270/1zcIwh-deo4/00003.wav"
     assert described(out / "validation")["id10270-1zcIwh-deo4-00003"] == {
-        "key": "id10270-1zcIwh-deo4-00003", "seconds": 0.05, "labels": {"speaker": "id10270"},
+        "key": "id10270-1zcIwh-deo4-00003",
+        "seconds": 0.05,
+        "labels": {"speaker": "id10270"},
         "source": source if folders[0] == folders[1] else f"{folders[1]}/{source}",
-    }  # fmt: skip
+    }
 
 
 def test_voxceleb1_of_other_endings(tmp_path: Path, make: Callable[..., Path]) -> None:
@@ -123,9 +133,12 @@ def test_voxceleb1_verification(tmp_path: Path, make: Callable[..., Path], fails
 
 
 def test_voxceleb1_missing_files_are_counted(
-    tmp_path: Path, make: Callable[..., Path], fails: Callable[..., str], caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    make: Callable[..., Path],
+    fails: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     voxceleb1(tmp_path / "in")
     gone = tmp_path / "in" / "vox1_dev_wav" / "wav" / "id10002" / "1zcIwh-deo4" / "00002.wav"
     gone.unlink()
@@ -170,20 +183,26 @@ def test_iemocap(tmp_path: Path, make: Callable[..., Path], inside: str, caplog:
     index = ShardIndex.read(out / "test")
     assert index.dataset == "iemocap-3"
     assert index.labels == {
-        "emotion": ("ang", "hap", "neu", "sad"), "session": tuple("12345"),
+        "emotion": ("ang", "hap", "neu", "sad"),
+        "session": tuple("12345"),
         "speaker": tuple(f"Ses0{session}{gender}" for session in range(1, 6) for gender in "FM"),
-    }  # fmt: skip
+    }
     assert counts(out / "test", "emotion") == {"ang": 2, "hap": 4, "neu": 2, "sad": 2}
     assert counts(out / "test", "speaker") == {"Ses03F": 5, "Ses03M": 5}
     assert described(out / "test")["Ses03F_impro01_M002"]["labels"] == {
-        "emotion": "hap", "session": "3", "speaker": "Ses03M"
-    }  # fmt: skip
+        "emotion": "hap",
+        "session": "3",
+        "speaker": "Ses03M",
+    }
     rest = [described(out / split) for split in ("train", "validation")]
     assert [len(samples) for samples in rest] == [32, 8]
     assert len(rest[0] | rest[1]) == 40
     assert Counter(s["labels"]["emotion"] for samples in rest for s in samples.values()) == {
-        "ang": 8, "hap": 16, "neu": 8, "sad": 8
-    }  # fmt: skip
+        "ang": 8,
+        "hap": 16,
+        "neu": 8,
+        "sad": 8,
+    }
     assert {s["labels"]["session"] for samples in rest for s in samples.values()} == set("1245")
 
     make("iemocap", "--test-session=3", "--overwrite", "--seed=1")
@@ -216,8 +235,12 @@ def test_iemocap_complains(tmp_path: Path, fails: Callable[..., str], make: Call
 @pytest.mark.parametrize("inside", [".", "LibriSpeech"])
 def test_librispeech(tmp_path: Path, make: Callable[..., Path], inside: str) -> None:
     root = tmp_path / "in" / inside
-    for name, speaker, seconds in (("train-clean-100", "103", 2.5), ("train-other-500", "20", 3.0),
-                                   ("dev-clean", "84", 1.5), ("test-clean", "61", 1.5)):  # fmt: skip
+    for name, speaker, seconds in (
+        ("train-clean-100", "103", 2.5),
+        ("train-other-500", "20", 3.0),
+        ("dev-clean", "84", 1.5),
+        ("test-clean", "61", 1.5),
+    ):
         write_ramp(root / name / speaker / "1240" / f"{speaker}-1240-0000.flac", seconds)
         (root / name / speaker / "1240" / f"{speaker}-1240.trans.txt").write_text("")
     (root / "dev-clean" / "84" / "1240" / "._84-1240-0000.flac").write_bytes(b"\0\5\x16\7")
@@ -226,8 +249,11 @@ def test_librispeech(tmp_path: Path, make: Callable[..., Path], inside: str) -> 
     assert sorted(path.name for path in out.iterdir()) == ["train", "validation"]
     train = described(out / "train")
     assert {key: sample["seconds"] for key, sample in train.items()} == {
-        "103-1240-0000_0": 1.5, "103-1240-0000_1": 1.0, "20-1240-0000_0": 1.5, "20-1240-0000_1": 1.5
-    }  # fmt: skip
+        "103-1240-0000_0": 1.5,
+        "103-1240-0000_1": 1.0,
+        "20-1240-0000_0": 1.5,
+        "20-1240-0000_1": 1.5,
+    }
     assert train["103-1240-0000_1"]["source"].endswith("train-clean-100/103/1240/103-1240-0000.flac#t=1.5")
     assert counts(out / "train", "speaker") == {"103": 2, "20": 2}
     assert {key: sample["labels"] for key, sample in described(out / "validation").items()} == {
@@ -250,8 +276,11 @@ def test_librispeech_with_what_is_said(tmp_path: Path, make: Callable[..., Path]
         lines = [f"{speaker}-1240-000{number} HE'S  {part.upper().replace('-', ' ')}" for number in range(2)]
         (chapter / f"{speaker}-1240.trans.txt").write_text("\n".join(lines) + "\n")
     out = make("librispeech", "--transcripts")
-    for split, part, speaker in (("train", "TRAIN CLEAN 100", "103"), ("validation", "DEV CLEAN", "84"),
-                                 ("test", "TEST CLEAN", "61")):  # fmt: skip
+    for split, part, speaker in (
+        ("train", "TRAIN CLEAN 100", "103"),
+        ("validation", "DEV CLEAN", "84"),
+        ("test", "TEST CLEAN", "61"),
+    ):
         found = described(out / split)
         assert {key: sample["labels"] for key, sample in found.items()} == {
             f"{speaker}-1240-000{number}": {"speaker": speaker, "text": f"HE'S {part}"} for number in range(2)
@@ -285,8 +314,9 @@ def test_librispeech_leaves_short_rests_out(tmp_path: Path, make: Callable[..., 
     write_ramp(tmp_path / "in" / "dev-other" / "7" / "8" / "7-8-0001.flac", 20.9)
     out = make("librispeech")
     assert {key: sample["seconds"] for key, sample in described(out / "validation").items()} == {
-        "7-8-0001_0": 10.0, "7-8-0001_1": 10.0
-    }  # fmt: skip
+        "7-8-0001_0": 10.0,
+        "7-8-0001_1": 10.0,
+    }
 
 
 def test_librispeech_complains(tmp_path: Path, fails: Callable[..., str], make: Callable[..., Path]) -> None:
@@ -331,8 +361,9 @@ def test_json_lists(audio: Path, make: Callable[..., Path]) -> None:
     index = ShardIndex.read(out / "train")
     assert (index.dataset, index.labels) == ("in", {"label": ("Speech, loud", "Dog", "Cat")})
     assert {key: sample["labels"] for key, sample in described(out / "train").items()} == {
-        "a": {"label": ["Dog", "Speech, loud"]}, "b-c": {"label": ["Dog"]}
-    }  # fmt: skip
+        "a": {"label": ["Dog", "Speech, loud"]},
+        "b-c": {"label": ["Dog"]},
+    }
     assert described(out / "test") == {
         "d-v1": {"key": "d-v1", "source": "d.v1.wav", "seconds": 0.05, "labels": {"label": ["Speech, loud"]}}
     }
@@ -349,8 +380,9 @@ def test_csv_lists(audio: Path, make: Callable[..., Path]) -> None:
     out = make("listed", "--train=a.csv", "--validation=b.CSV")
     assert ShardIndex.read(out / "train").labels == {"label": ("cat", "dog"), "room": ("hall",)}
     assert {key: sample["labels"] for key, sample in described(out / "train").items()} == {
-        "a": {"label": "cat", "room": "hall"}, "b-c": {"label": "dog"}
-    }  # fmt: skip
+        "a": {"label": "cat", "room": "hall"},
+        "b-c": {"label": "dog"},
+    }
     assert described(out / "validation")["e"]["labels"] == {"label": "dog", "room": "hall"}
 
 
@@ -382,7 +414,7 @@ def test_lists_missing_files_are_counted(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("audio/a.wav x\n", "a.json cannot be used: JSON is malformed: invalid character (byte 0); expected {\"data"),
+        ("audio/a.wav x\n", 'a.json cannot be used: JSON is malformed: invalid character (byte 0); expected {"data'),
         ("", "a.json cannot be used: Input data was truncated"),
         ('{"data": [{"wav": "audio/a.wav", "labels": "x"},]}', "a.json cannot be used: JSON is malformed"),
         ("<html>403</html>", "a.json is a page of HTML or XML"),
@@ -401,7 +433,7 @@ def test_lists_missing_files_are_counted(
             "a.wav with {'label': ['y']}, and data[0] has it with {'label': ['x']}; expected each recording once",
         ),
     ],
-)  # fmt: skip
+)
 def test_json_list_complains(audio: Path, fails: Callable[..., str], content: str, message: str) -> None:
     (audio / "a.json").write_text(content)
     assert message in fails("listed", "--train=a.json")

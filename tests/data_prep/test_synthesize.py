@@ -90,8 +90,9 @@ def test_sentences_are_listed_with_what_is_said(
     assert all((tmp_path / file).is_file() for file, _, _ in some)
 
 
-def test_refuses_a_folder_that_exists(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_refuses_a_folder_that_exists(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", ["synthesize.py", str(tmp_path)])
     assert script.main() == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -108,8 +108,12 @@ def test_rooflines_are_sums_of_the_peaks() -> None:
 
 
 def test_goals_know_whether_they_are_met() -> None:
-    goals = [Goal("ratio", ">=", 30, 30), Goal("ratio", ">=", 30, 29), Goal("error", "<=", 5e-7, 4.2e-7),
-             Goal("error", "<=", 5e-7, 6e-7)]  # fmt: skip
+    goals = [
+        Goal("ratio", ">=", 30, 30),
+        Goal("ratio", ">=", 30, 29),
+        Goal("error", "<=", 5e-7, 4.2e-7),
+        Goal("error", "<=", 5e-7, 6e-7),
+    ]
     assert [goal.met for goal in goals] == [True, False, True, False]
     lines = goals_table(goals).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -159,11 +163,14 @@ def test_bench_scan_in_half_precision_and_of_one_backend(tmp_path: Path) -> None
         (["--rounds", "0"], "--rounds is 0"),
         (["--threads", "0"], "--threads is 0"),
         (["--out", "nowhere/scan.json"], "there is no folder nowhere"),
-        pytest.param(["--device", "cuda"], "no CUDA device",
-                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")),
+        pytest.param(
+            ["--device", "cuda"],
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_bench_scan_tells_mistakes(words: list[str], said: str, capsys: Capture) -> None:
     assert main(["bench", "scan", *TINY, *words]) == 2
     told = capsys.readouterr()

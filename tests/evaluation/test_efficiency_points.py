@@ -127,12 +127,16 @@ def test_a_process_that_is_killed_was_killed_for_its_memory(how: signal.Signals,
 @pytest.mark.parametrize(
     ("status", "limits", "stands"),
     [
-        ("done", Limits(1e6, 2**40), True), ("failed", Limits(10), False),
-        ("out of time", Limits(60), True), ("out of time", Limits(61), False), ("out of time", Limits(10, 2**40), True),
-        ("out of memory", Limits(1e6), True), ("out of memory", Limits(60, 1000), True),
+        ("done", Limits(1e6, 2**40), True),
+        ("failed", Limits(10), False),
+        ("out of time", Limits(60), True),
+        ("out of time", Limits(61), False),
+        ("out of time", Limits(10, 2**40), True),
+        ("out of memory", Limits(1e6), True),
+        ("out of memory", Limits(60, 1000), True),
         ("out of memory", Limits(60, 1001), False),
     ],
-)  # fmt: skip
+)
 def test_what_is_known_within_other_limits(status: str, limits: Limits, stands: bool) -> None:
     measured = Measured("ssast", "tiny", "forward", 1, 512, status, 60.0, 1000)  # type: ignore[arg-type]
     assert measured.stands(limits) is stands

@@ -92,15 +92,20 @@ def test_points_are_measured_from_few_tokens_to_many_and_kept(machine: Machine, 
     assert call(out, *SMALL, "--batch", "2", "1", "2") == 0
     assert machine.measured == [
         Point(encoder, "tiny", "forward", batch, tokens)
-        for tokens in (8, 16) for batch in (1, 2) for encoder in ("ssamba", "ssast")
-    ]  # fmt: skip
+        for tokens in (8, 16)
+        for batch in (1, 2)
+        for encoder in ("ssamba", "ssast")
+    ]
     assert f"written to {out / 'results.md'}" in capsys.readouterr().out
     found = results(out)
     assert [one["seconds"] for one in found["points"][:2]] == [[0.008] * 2, [64e-7] * 2]
     assert found["setup"]["threads"] == 1 and found["setup"]["device"] == "cpu" and found["made"]["versions"]["torch"]
     assert sorted(path.name for path in out.iterdir()) == [
-        "efficiency-tiny-batch1.png", "efficiency-tiny-batch2.png", "results.json", "results.md",
-    ]  # fmt: skip
+        "efficiency-tiny-batch1.png",
+        "efficiency-tiny-batch2.png",
+        "results.json",
+        "results.md",
+    ]
     # Again, and more: what is there stays as it is.
     assert call(out, *SMALL, "--tokens", "8", "32") == 0
     assert machine.measured[8:] == [Point(encoder, "tiny", "forward", 1, 32) for encoder in ("ssamba", "ssast")]
@@ -118,8 +123,14 @@ def test_what_was_interrupted_goes_on(machine: Machine, out: Path) -> None:
 def test_what_is_larger_than_what_failed_is_not_tried(machine: Machine, out: Path) -> None:
     words = ["--encoders", "ssast-plain", "--passes", "forward", "--tokens", "400", "800", "1600", "--batch", "1", "4"]
     assert call(out, *words, "--most-gigabytes", str(700 * MIB / 1e9)) == 0
-    wanted = {(1, 400): "done", (4, 400): "done", (1, 800): "done", (4, 800): "out of memory",
-              (1, 1600): "out of memory", (4, 1600): "out of memory"}  # fmt: skip
+    wanted = {
+        (1, 400): "done",
+        (4, 400): "done",
+        (1, 800): "done",
+        (4, 800): "out of memory",
+        (1, 1600): "out of memory",
+        (4, 1600): "out of memory",
+    }
     assert statuses(out) == {("ssast-plain", *key): status for key, status in wanted.items()}
     assert [point[3:] for point in machine.measured] == [(1, 400), (4, 400), (1, 800), (4, 800), (1, 1600)]
     implied = results(out)["points"][-1]
@@ -226,11 +237,14 @@ def test_a_picture_shows_medians_ends_and_what_is_published(
         (["--batch", "many"], "--batch is many; expected a whole number"),
         (["--most-seconds", "0"], "--most-seconds is 0; expected at least 1"),
         (["--most-gigabytes", "-1"], "--most-gigabytes is -1; expected at least"),
-        pytest.param(["--device", "cuda"], "no CUDA device",
-                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")),
+        pytest.param(
+            ["--device", "cuda"],
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_mistakes_are_told_before_any_work(
     words: list[str], said: str, out: Path, machine: Machine, refused: Callable[..., str]
 ) -> None:

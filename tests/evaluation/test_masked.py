@@ -34,8 +34,15 @@ class Clips:
             waveform = 0.1 * torch.randn(size, SAMPLES, generator=generator)
             waveform[-1, SAMPLES // 2 :] = 0
             first, places = places, places + size
-            yield Batch(waveform=waveform, lengths=lengths, labels=torch.empty(0), keys=["clip"] * size,
-                        positions=list(range(first, places)), consumed=places, skipped=[])  # fmt: skip
+            yield Batch(
+                waveform=waveform,
+                lengths=lengths,
+                labels=torch.empty(0),
+                keys=["clip"] * size,
+                positions=list(range(first, places)),
+                consumed=places,
+                skipped=[],
+            )
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +60,17 @@ def evaluation() -> MaskedEvaluation:
 def cut(log_mel: Tensor) -> list[list[Tensor]]:
     """(T, M) -> a row of patches for each 4 mel bins, their pixels mel bin by mel bin."""
     return [
-        [log_mel[t : t + SIDE, m : m + SIDE].T.flatten() for t in range(0, FRAMES, SIDE)]
-        for m in range(0, BINS, SIDE)
-    ]  # fmt: skip
+        [log_mel[t : t + SIDE, m : m + SIDE].T.flatten() for t in range(0, FRAMES, SIDE)] for m in range(0, BINS, SIDE)
+    ]
 
 
 def flat_patches(e: MaskedEvaluation, clips: Any) -> list[Tensor]:
     """Of each clip, (18, 16)."""
     return [
         torch.stack([patch for row in cut(spectrogram) for patch in row])
-        for batch in clips for spectrogram in e.log_mel(batch["waveform"], batch["lengths"])
-    ]  # fmt: skip
+        for batch in clips
+        for spectrogram in e.log_mel(batch["waveform"], batch["lengths"])
+    ]
 
 
 @pytest.mark.parametrize("clips", [1, 4, 6, 9])
@@ -95,8 +102,10 @@ def by_hand(e: MaskedEvaluation) -> MaskedScores:
             ]
             for i in range(MASKED)
         ]
-        shares = [[math.exp(score - max(row)) / sum(math.exp(one - max(row)) for one in row) for score in row]
-                  for row in scores]  # fmt: skip
+        shares = [
+            [math.exp(score - max(row)) / sum(math.exp(one - max(row)) for one in row) for score in row]
+            for row in scores
+        ]
         for j in range(MASKED):
             column = [shares[i][j] for i in range(MASKED)]
             hits += column.index(max(column)) == j
@@ -107,9 +116,15 @@ def by_hand(e: MaskedEvaluation) -> MaskedScores:
             by_row += 1 / sum(other // 6 == i // 6 for other in hidden)
     count = 6 * MASKED
     return MaskedScores(
-        hits / count, 1 / MASKED, by_row / count, contrastive / count, wrong / count, baseline / count,
-        wrong / baseline, 6,
-    )  # fmt: skip
+        hits / count,
+        1 / MASKED,
+        by_row / count,
+        contrastive / count,
+        wrong / count,
+        baseline / count,
+        wrong / baseline,
+        6,
+    )
 
 
 def test_scores_by_brute_force(evaluation: MaskedEvaluation) -> None:

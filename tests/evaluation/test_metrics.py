@@ -21,8 +21,11 @@ def test_accuracy_and_balanced_accuracy_by_hand() -> None:
     scores = clip_metrics(logits_for([0, 0, 3, 0, 0, 2], 4), labels)
     assert scores == {"accuracy": pytest.approx(4 / 6), "balanced_accuracy": pytest.approx((3 / 4 + 0 + 1) / 3)}
     assert confusion_matrix(logits_for([0, 0, 3, 0, 0, 2], 4), labels).tolist() == [
-        [3, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0],
-    ]  # fmt: skip
+        [3, 0, 0, 1],
+        [1, 0, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))

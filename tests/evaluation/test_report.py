@@ -37,9 +37,11 @@ class Page(HTMLParser):
 def test_every_block_is_in_both(tmp_path: Path, any_picture: bytes) -> None:
     (tmp_path / "a b.png").write_bytes(any_picture)
     blocks = [
-        Text("It is < 3."), Table([("head", "b|c"), ("cell", "_d_")]), Picture(tmp_path / "a b.png", "what it is"),
+        Text("It is < 3."),
+        Table([("head", "b|c"), ("cell", "_d_")]),
+        Picture(tmp_path / "a b.png", "what it is"),
         Listing("key: value\n  more: <x>"),
-    ]  # fmt: skip
+    ]
     write_report(tmp_path, "A & B", [Section("Part", blocks)])
     page = Page(tmp_path / "report.html")
     assert {"A & B", "Part", "It is < 3.", "head", "b|c", "_d_", "what it is"} <= set(page.texts)
@@ -49,17 +51,32 @@ def test_every_block_is_in_both(tmp_path: Path, any_picture: bytes) -> None:
     assert kind == "data:image/png;base64" and base64.b64decode(content) == any_picture
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert lines[:3] == ["# A &amp; B", "", "## Part"]
-    assert {"It is &lt; 3.", r"| head | b\|c  |", r"| cell | \_d\_ |", "![what it is](a%20b.png)",
-            "    key: value", "      more: <x>"} <= set(lines)  # fmt: skip
+    assert {
+        "It is &lt; 3.",
+        r"| head | b\|c  |",
+        r"| cell | \_d\_ |",
+        "![what it is](a%20b.png)",
+        "    key: value",
+        "      more: <x>",
+    } <= set(lines)
 
 
 def record(test: dict[str, float], last: dict[str, float]) -> dict[str, object]:
     return {
-        "command": ["ssamba", HOSTILE], "started": "2026-01-01", "seed": 3, "parameters": 1234567, "steps": 4000,
-        "training_seconds": 61.25, "peak_memory_bytes": {"process": 2_500_000_000}, "versions": {"torch": "2.11"},
-        "hardware": {"processor": "a processor", "threads": 2, "gpus": []}, "last_metrics": last, "test": test,
-        "data": {"train": {"samples": 2700, "seconds": 3600.0, "fingerprint": "ab" * 32}}, "skipped_samples": [],
-    }  # fmt: skip
+        "command": ["ssamba", HOSTILE],
+        "started": "2026-01-01",
+        "seed": 3,
+        "parameters": 1234567,
+        "steps": 4000,
+        "training_seconds": 61.25,
+        "peak_memory_bytes": {"process": 2_500_000_000},
+        "versions": {"torch": "2.11"},
+        "hardware": {"processor": "a processor", "threads": 2, "gpus": []},
+        "last_metrics": last,
+        "test": test,
+        "data": {"train": {"samples": 2700, "seconds": 3600.0, "fingerprint": "ab" * 32}},
+        "skipped_samples": [],
+    }
 
 
 @pytest.fixture
@@ -75,9 +92,12 @@ def test_a_run_says_what_it_scored_and_where_it_is_wrong(run: Path) -> None:
     predictions = Predictions([HOSTILE, "b"], torch.tensor([[3.0, 0], [2.0, 0]]), torch.tensor([1, 0]))
     scores = fill_scores(run / "test", predictions, ["cat", HOSTILE], "title")
     baseline = {
-        "name": "statistics", "setting": 0.01, "training_clips": 40, "scores": {**scores, "accuracy": 0.25},
+        "name": "statistics",
+        "setting": 0.01,
+        "training_clips": 40,
+        "scores": {**scores, "accuracy": 0.25},
         "difference": {"accuracy": 0.25, "accuracy_low": -0.125, "accuracy_high": 0.5},
-    }  # fmt: skip
+    }
     write_run_report(run, {**record(scores, {}), "baseline": baseline})
     page, markdown = Page(run / "report.html"), (run / "report.md").read_text()
     assert not {"script", "a", "b", "iframe", "link"} & set(page.tags)

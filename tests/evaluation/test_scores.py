@@ -24,9 +24,10 @@ ONE = Predictions(
     torch.tensor([0, 1, 1, 1]),
 )
 SEVERAL = Predictions(
-    ["a", "b", "c"], torch.tensor([[3.0, -4, 1], [-1.0, -2, -5], [0.5, 0.1, -3]]),
+    ["a", "b", "c"],
+    torch.tensor([[3.0, -4, 1], [-1.0, -2, -5], [0.5, 0.1, -3]]),
     torch.tensor([[1.0, 0, 1], [1, 0, 0], [0, 1, 0]]),
-)  # fmt: skip
+)
 
 
 def test_the_surest_mistakes_come_first() -> None:
@@ -102,11 +103,17 @@ def test_scores_that_are_damaged_are_told(tmp_path: Path) -> None:
         return file.getvalue()
 
     bad = [
-        whole[:100], b"", b"text", changed(labels=np.array([0, 1, 2, 3])), changed(labels=np.array([0, 1])),
-        changed(keys=np.frombuffer(b"[1]", np.uint8)), changed(keys=np.array([{}], object)),
-        changed(probabilities=held["probabilities"] * 2), changed(probabilities=held["probabilities"].astype("f8")),
+        whole[:100],
+        b"",
+        b"text",
+        changed(labels=np.array([0, 1, 2, 3])),
+        changed(labels=np.array([0, 1])),
+        changed(keys=np.frombuffer(b"[1]", np.uint8)),
+        changed(keys=np.array([{}], object)),
+        changed(probabilities=held["probabilities"] * 2),
+        changed(probabilities=held["probabilities"].astype("f8")),
         changed(probabilities=held["probabilities"] * np.float32("nan")),
-    ]  # fmt: skip
+    ]
     for content in bad:
         path.write_bytes(content)
         with pytest.raises(UserError, match="expected the scores of a run"):

@@ -14,8 +14,15 @@ from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 
 LABELS = ("cat", "dog", "rain", "wind")
-OPTIONS = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
-           "residual": "doubling", "layer_norm_eps": 1e-5}  # fmt: skip
+OPTIONS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 4,
+    "expand": 2,
+    "conv_kernel": 4,
+    "residual": "doubling",
+    "layer_norm_eps": 1e-5,
+}
 
 MakeModel = MakeSound = Callable[..., Path]
 
@@ -25,9 +32,16 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """The folder of a model: its labels (None: pretrained), frames, mel bins, stride, rule for short ones, loss, pool,
     and whether that pools padding, as imported ones do."""
 
-    def make(labels: tuple[str, ...] | None = LABELS, max_length: int = 1024, bins: int = 128, stride: int = 16,
-             short: str = "pad", loss: str = "cross_entropy", pooling: str = "mean",
-             padding: bool = False) -> Path:  # fmt: skip
+    def make(
+        labels: tuple[str, ...] | None = LABELS,
+        max_length: int = 1024,
+        bins: int = 128,
+        stride: int = 16,
+        short: str = "pad",
+        loss: str = "cross_entropy",
+        pooling: str = "mean",
+        padding: bool = False,
+    ) -> Path:
         folder = tmp_path_factory.mktemp("models") / "model"
         with torch.random.fork_rng():
             torch.manual_seed(0)

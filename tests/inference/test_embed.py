@@ -36,8 +36,9 @@ def vectors_of(table: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layer", [0, 1, -1])
-def test_a_vector_for_each_recording(layer: int, encoder: Path, make_sound: MakeSound, tmp_path: Path,
-                                     capsys: Capture) -> None:  # fmt: skip
+def test_a_vector_for_each_recording(
+    layer: int, encoder: Path, make_sound: MakeSound, tmp_path: Path, capsys: Capture
+) -> None:
     paths = [make_sound("a.wav", 1, 8000), make_sound("b.flac", 5, 44100, 2), make_sound("c.ogg", 10, 22050)]
     out = tmp_path / "x.npz"
     embed(encoder, *paths, "--out", out, "--layer", layer, "--batch-size", 2)
@@ -61,8 +62,14 @@ def plain_vectors(model: SsambaModel, pool: Pool, paths: list[Path], padding: bo
     return plain_pool(pool, encoded, None if padding else [-(-count // 16) for count in features.own.tolist()])
 
 
-SIZES = {"mean": 32, "class": 32, "rows": 8 * 32, "statistics": 2 * 8 * 32, "segments": 4 * 8 * 32,
-         "attentive": 2 * 8 * 32}  # fmt: skip
+SIZES = {
+    "mean": 32,
+    "class": 32,
+    "rows": 8 * 32,
+    "statistics": 2 * 8 * 32,
+    "segments": 4 * 8 * 32,
+    "attentive": 2 * 8 * 32,
+}
 
 
 @pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
@@ -93,12 +100,16 @@ def test_as_many_segments_as_are_asked_for(make_model: MakeModel, make_sound: Ma
         np.testing.assert_allclose(arrays(tmp_path / "x.npz")["embeddings"], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_imported_classifiers_own_pool_takes_padding(make_model: MakeModel, make_sound: MakeSound,
-                                                        tmp_path: Path) -> None:  # fmt: skip
+def test_an_imported_classifiers_own_pool_takes_padding(
+    make_model: MakeModel, make_sound: MakeSound, tmp_path: Path
+) -> None:
     folder, paths = make_model(max_length=512, padding=True), [make_sound("a.wav", 0.5), make_sound("b.wav", 2.7)]
     model = SsambaModel.from_pretrained(folder)
-    for words, name, padding in (([], "mean", True), (["--pooling", "mean"], "mean", True),
-                                 (["--pooling", "rows"], "rows", False)):  # fmt: skip
+    for words, name, padding in (
+        ([], "mean", True),
+        (["--pooling", "mean"], "mean", True),
+        (["--pooling", "rows"], "rows", False),
+    ):
         embed(folder, *paths, *words, "--out", tmp_path / "x.npz", "--overwrite")
         wanted = plain_vectors(model, model.pool(name), paths, padding)
         np.testing.assert_allclose(arrays(tmp_path / "x.npz")["embeddings"], wanted, rtol=1e-4, atol=1e-5)
@@ -126,8 +137,12 @@ def test_a_vector_for_each_window_where_windows_are_asked_for(
     assert found["recording"].tolist() == [0, 0, 0, 1] and found["window"].tolist() == [0, 1, 2, 0]
     assert found["start"].tolist() == [0, 2, 3, 0] and found["end"].tolist() == [2, 4, 5, 1]
     model = SsambaModel.from_pretrained(classifier)
-    wanted = [window.pooled.numpy() for path in paths for window in predict_file(model, path, 2, layer=-1)
-              if window.pooled is not None]  # fmt: skip
+    wanted = [
+        window.pooled.numpy()
+        for path in paths
+        for window in predict_file(model, path, 2, layer=-1)
+        if window.pooled is not None
+    ]
     np.testing.assert_allclose(found["embeddings"], wanted, rtol=1e-4, atol=1e-5)
     assert table.column_names == ["name", "window", "start", "end", "embedding"]
     assert table["name"].to_pylist() == [str(paths[place]) for place in found["recording"]]
@@ -192,8 +207,9 @@ def test_nothing_is_written_where_nothing_can_be_embedded(encoder: Path, tmp_pat
     assert capsys.readouterr().out == "nothing written\n" and [one.name for one in tmp_path.iterdir()] == ["a.wav"]
 
 
-def test_an_existing_file_stays_without_overwrite(encoder: Path, make_sound: MakeSound, tmp_path: Path,
-                                                  capsys: Capture) -> None:  # fmt: skip
+def test_an_existing_file_stays_without_overwrite(
+    encoder: Path, make_sound: MakeSound, tmp_path: Path, capsys: Capture
+) -> None:
     path, out = make_sound("a.wav", 1), tmp_path / "x.npz"
     out.write_text("mine")
     embed(encoder, path, "--out", out, status=2)
@@ -225,8 +241,15 @@ def test_an_existing_file_stays_without_overwrite(encoder: Path, make_sound: Mak
         ),
     ],
 )
-def test_mistakes(words: list[object], said: str, encoder: Path, make_sound: MakeSound, tmp_path: Path,
-                  capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_mistakes(
+    words: list[object],
+    said: str,
+    encoder: Path,
+    make_sound: MakeSound,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     embed(encoder, make_sound("a.wav", 1), *words, status=2)
     out, err = capsys.readouterr()
@@ -234,8 +257,9 @@ def test_mistakes(words: list[object], said: str, encoder: Path, make_sound: Mak
     assert [one.name for one in tmp_path.iterdir()] == ["a.wav"]
 
 
-def test_parquet_without_pyarrow(encoder: Path, make_sound: MakeSound, tmp_path: Path, capsys: Capture,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_parquet_without_pyarrow(
+    encoder: Path, make_sound: MakeSound, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     embed(encoder, make_sound("a.wav", 1), "--out", tmp_path / "x.parquet", status=2)
     assert "pip install 'ssamba[parquet]'" in capsys.readouterr().err

@@ -43,8 +43,13 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 def test_any_format_and_rate_in_one_batch_is_what_the_model_says_of_each(
     classifier: Path, make_sound: MakeSound, call: Call
 ) -> None:
-    paths = [make_sound("a.wav", 1, 8000), make_sound("b.flac", 5, 44100, 2), make_sound("c.ogg", 10, 22050),
-             make_sound("d.mp3", 0.3, 48000, 2), make_sound("e.aiff", 2, 96000, 6)]  # fmt: skip
+    paths = [
+        make_sound("a.wav", 1, 8000),
+        make_sound("b.flac", 5, 44100, 2),
+        make_sound("c.ogg", 10, 22050),
+        make_sound("d.mp3", 0.3, 48000, 2),
+        make_sound("e.aiff", 2, 96000, 6),
+    ]
     status, out, err = call("predict", classifier, *paths, "--format", "jsonl", "--top", 9, "--batch-size", 3)
     assert status == 0 and "predict: 100%" in err
     model = SsambaModel.from_pretrained(classifier)
@@ -101,9 +106,16 @@ def window(path: str, step: float, *chances: float) -> Window:
 
 
 def test_means_of_one_recording_do_not_reach_the_next() -> None:
-    found = [window("a", 2, 1.0, 0.0), window("a", 1, 0.0, 1.0), Ended("a", 3, None), Ended("b", 0, "it is bad"),
-             window("c", 2, 0.5, 0.5), Ended("c", 2, "it is bad, too"),
-             window("d", 2, 0.25, 0.75), Ended("d", 2, None)]  # fmt: skip
+    found = [
+        window("a", 2, 1.0, 0.0),
+        window("a", 1, 0.0, 1.0),
+        Ended("a", 3, None),
+        Ended("b", 0, "it is bad"),
+        window("c", 2, 0.5, 0.5),
+        Ended("c", 2, "it is bad, too"),
+        window("d", 2, 0.25, 0.75),
+        Ended("d", 2, None),
+    ]
     a, b, c, d = predictions(found)
     assert (a.path, a.seconds, a.windows, a.error) == ("a", 3, 2, None)
     torch.testing.assert_close(a.probabilities, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
@@ -160,9 +172,14 @@ def mixed(make_sound: MakeSound, tmp_path: Path) -> Path:
     return folder
 
 
-REASONS = {"a.wav": "cannot be decoded", "b.mp3": "cannot be decoded", "d.flac": "cannot be decoded",
-           "huge.wav": "where full scale is 1", "nan.wav": "not finite, the first at 20.000 s",
-           "short.wav": "it has 0.050 s; the model needs 0.175 s"}  # fmt: skip
+REASONS = {
+    "a.wav": "cannot be decoded",
+    "b.mp3": "cannot be decoded",
+    "d.flac": "cannot be decoded",
+    "huge.wav": "where full scale is 1",
+    "nan.wav": "not finite, the first at 20.000 s",
+    "short.wav": "it has 0.050 s; the model needs 0.175 s",
+}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -229,8 +246,11 @@ def test_timelines(classifier: Path, mixed: Path, call: Call, tmp_path: Path) ->
     status, out, _ = call(*words)
     assert status == 1
     assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
-        "c.wav.csv", "c.wav.png", "i.flac.csv", "i.flac.png"
-    }  # fmt: skip
+        "c.wav.csv",
+        "c.wav.png",
+        "i.flac.csv",
+        "i.flac.png",
+    }
     rows = rows_of(folder / "i.flac.csv")
     assert [(row["start"], row["end"]) for row in rows] == [(f"{s}.000", f"{s + 4}.000") for s in range(0, 9, 2)]
     labels = ["cat", "dog", "rain", "wind"]
@@ -252,8 +272,9 @@ def test_timelines(classifier: Path, mixed: Path, call: Call, tmp_path: Path) ->
     assert call(*words, "--overwrite")[0] == 1 and (folder / "c.wav.csv").read_bytes() == before
 
 
-def test_what_is_interrupted_leaves_nothing(classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_what_is_interrupted_leaves_nothing(
+    classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_sound("long.wav", 12)
     infer, calls = windows._infer, []
 
@@ -284,5 +305,7 @@ def test_recordings_of_one_name_have_timelines_of_their_own(
         make_sound(name, 1)
     assert call("predict", classifier, tmp_path / "data", "--timeline", tmp_path / "out")[0] == 0
     assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.csv")} == {
-        "one/a.wav.csv", "two/a.wav.csv", "two/a.flac.csv"
-    }  # fmt: skip
+        "one/a.wav.csv",
+        "two/a.wav.csv",
+        "two/a.flac.csv",
+    }

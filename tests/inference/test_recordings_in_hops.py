@@ -20,8 +20,15 @@ from ssamba.models.encoder import AudioEncoder
 
 LABELS = ("background", "cat", "dog")
 LETTERS = ("<blank>", " ", "a", "b")
-OPTIONS = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
-           "residual": "plain", "layer_norm_eps": 1e-5}  # fmt: skip
+OPTIONS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 4,
+    "expand": 2,
+    "conv_kernel": 4,
+    "residual": "plain",
+    "layer_norm_eps": 1e-5,
+}
 HOP = 0.2
 
 
@@ -73,11 +80,20 @@ def test_hops_come_from_the_window_in_whose_middle_they_lie() -> None:
 
 
 def test_recordings_are_not_mixed() -> None:
-    found = list(stitched([
-        window(0.0, 2.0, [0] * 10), window(1.0, 3.0, [0] * 10), Ended("r.wav", 3.0, None),
-        window(0.0, 0.4, [1, 2], "s.wav"), Ended("s.wav", 0.4, None), Ended("t.wav", 0.0, "torn"),
-        window(0.0, 0.2, [3], "u.wav"), Ended("u.wav", 0.2, None),
-    ]))  # fmt: skip
+    found = list(
+        stitched(
+            [
+                window(0.0, 2.0, [0] * 10),
+                window(1.0, 3.0, [0] * 10),
+                Ended("r.wav", 3.0, None),
+                window(0.0, 0.4, [1, 2], "s.wav"),
+                Ended("s.wav", 0.4, None),
+                Ended("t.wav", 0.0, "torn"),
+                window(0.0, 0.2, [3], "u.wav"),
+                Ended("u.wav", 0.2, None),
+            ]
+        )
+    )
     assert [one.path for one in found] == ["r.wav"] * 16 + ["s.wav"] * 3 + ["t.wav"] + ["u.wav"] * 2
     assert [one.start for one in found if isinstance(one, Window) and one.path == "s.wav"] == [0.0, HOP]
 
@@ -99,8 +115,9 @@ def test_a_file_is_told_hop_by_hop(
     assert all(one.hops is not None and one.pooled is not None for one in layered)
 
 
-def test_a_timeline_has_a_line_a_hop(make_hops: Callable[..., Path], make_sound: Callable[..., Path], tmp_path: Path,
-                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_timeline_has_a_line_a_hop(
+    make_hops: Callable[..., Path], make_sound: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = make_sound("long/a.wav", 9.3)
     words = ["predict", str(make_hops()), str(path), "--timeline", str(tmp_path / "t"), "--format", "jsonl"]
     assert main(words) == 0
@@ -108,8 +125,12 @@ def test_a_timeline_has_a_line_a_hop(make_hops: Callable[..., Path], make_sound:
     with (tmp_path / "t" / "a.wav.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert told["windows"] == len(rows) >= 46 and float(rows[-1]["end"]) == pytest.approx(9.3)
-    means = {name: np.average([float(row[name]) for row in rows], weights=[float(row["end"]) - float(row["start"])
-             for row in rows]) for name in LABELS}  # fmt: skip
+    means = {
+        name: np.average(
+            [float(row[name]) for row in rows], weights=[float(row["end"]) - float(row["start"]) for row in rows]
+        )
+        for name in LABELS
+    }
     for one in told["labels"]:
         assert one["probability"] == pytest.approx(means[one["label"]], abs=1e-4)
     assert (tmp_path / "t" / "a.wav.png").is_file()
@@ -130,8 +151,9 @@ def test_words_are_spelled_over_hops() -> None:
     assert spelling.end() == []
 
 
-def test_what_is_said_is_written_down(make_hops: Callable[..., Path], make_sound: Callable[..., Path], tmp_path: Path,
-                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_what_is_said_is_written_down(
+    make_hops: Callable[..., Path], make_sound: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, path = make_hops(LETTERS, "ctc"), make_sound("a.wav", 3.0)
     words = ["predict", str(folder), str(path), str(make_sound("b.wav", 0.3)), "--timeline", str(tmp_path / "t")]
     assert main([*words, "--format", "jsonl"]) == 0
@@ -153,8 +175,9 @@ def test_what_is_said_is_written_down(make_hops: Callable[..., Path], make_sound
     assert told[0]["text"] in capsys.readouterr().out
 
 
-def test_programs_and_other_formats_are_of_whole_clips(make_hops: Callable[..., Path], tmp_path: Path,
-                                                       refused: Callable[..., str]) -> None:  # fmt: skip
+def test_programs_and_other_formats_are_of_whole_clips(
+    make_hops: Callable[..., Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     folder = make_hops()
     assert "answers hop by hop" in refused("export", folder, tmp_path / "m.pt2", "--format", "torch")
     assert "answers hop by hop" in refused("export", folder, tmp_path / "m.pth", "--format", "ssamba")

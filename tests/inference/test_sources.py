@@ -20,8 +20,17 @@ from ssamba.recordings import Waveform
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    for name in ("b.wav", "a.FLAC", "notes.txt", ".hidden.wav", "deep/er/c.ogg", "deep/d.aif", ".git/e.wav",
-                 "take[1].wav", "deep/raw.raw"):  # fmt: skip
+    for name in (
+        "b.wav",
+        "a.FLAC",
+        "notes.txt",
+        ".hidden.wav",
+        "deep/er/c.ogg",
+        "deep/d.aif",
+        ".git/e.wav",
+        "take[1].wav",
+        "deep/raw.raw",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
@@ -40,8 +49,9 @@ def files(tmp_path: Path) -> Path:
         (["take[1].wav"], ["take[1].wav"]),
     ],
 )
-def test_files_folders_and_patterns(places: list[str], wanted: list[str], files: Path,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_files_folders_and_patterns(
+    places: list[str], wanted: list[str], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(files)
     found = find_recordings(places)
     assert [path.removeprefix("./") for path in found] == wanted

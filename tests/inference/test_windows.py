@@ -93,8 +93,9 @@ def test_columns_of_patches_know_their_seconds(make_model: MakeModel, make_sound
 
 @pytest.mark.parametrize("seconds", [1, 5, 10, 60])
 @pytest.mark.parametrize(("bins", "stride"), [(64, 16), (64, 10), (128, 10)])
-def test_any_length_bins_and_stride(seconds: int, bins: int, stride: int, make_model: MakeModel,
-                                    make_sound: MakeSound) -> None:  # fmt: skip
+def test_any_length_bins_and_stride(
+    seconds: int, bins: int, stride: int, make_model: MakeModel, make_sound: MakeSound
+) -> None:
     model = SsambaModel.from_pretrained(make_model(bins=bins, stride=stride))
     found = list(predict_file(model, make_sound("sound.wav", seconds, 8000), layer=-1))
     rows, columns = (bins - 16) // stride + 1, (1024 - 16) // stride + 1
@@ -140,12 +141,16 @@ def test_without_a_classifier_there_are_vectors_alone(encoder: Path, make_sound:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"layer": 2}, "layer is 2; this model has 2"), ({"window_seconds": 0.1}, "window is 0.100 s"),
-     ({"hop_seconds": 0}, "hop is 0 s"), ({"batch_size": 0}, "batch size is 0"),
-     ({"pooling": "max"}, "'max'; expected one of mean, class, rows"),
-     ({"pooling": "attentive"}, "attention is learned, and this model has none"),
-     ({"pooling": "segments", "segments": 0}, "segments is 0; expected at least 1")],
-)  # fmt: skip
+    [
+        ({"layer": 2}, "layer is 2; this model has 2"),
+        ({"window_seconds": 0.1}, "window is 0.100 s"),
+        ({"hop_seconds": 0}, "hop is 0 s"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"pooling": "max"}, "'max'; expected one of mean, class, rows"),
+        ({"pooling": "attentive"}, "attention is learned, and this model has none"),
+        ({"pooling": "segments", "segments": 0}, "segments is 0; expected at least 1"),
+    ],
+)
 def test_what_cannot_be_is_told_at_once(options: dict[str, Any], said: str, classifier: Path) -> None:
     with pytest.raises(UserError, match=said):
         predict_file(SsambaModel.from_pretrained(classifier), "nowhere.wav", **options)

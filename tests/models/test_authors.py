@@ -33,8 +33,15 @@ def told(patch: str, family: str, kind: str) -> dict[str, Any]:
     return {"num_attention_heads": heads, "frequency_stride": frequency, "time_stride": time}
 
 
-def make(family: str = "ssamba", *, bins: int = 32, frames: int = 64, patch: tuple[int, int] = (16, 16),
-         stride: tuple[int, int] | None = None, **options: Any) -> AudioEncoder:  # fmt: skip
+def make(
+    family: str = "ssamba",
+    *,
+    bins: int = 32,
+    frames: int = 64,
+    patch: tuple[int, int] = (16, 16),
+    stride: tuple[int, int] | None = None,
+    **options: Any,
+) -> AudioEncoder:
     small = {**SIZES[family]["nano"], "hidden_size": 24, "num_hidden_layers": 2, **options}
     return AudioEncoder(family, small, bins, frames, *patch, *(stride or patch))
 
@@ -196,11 +203,15 @@ def test_the_attention_heads_of_the_published_sizes_are_known(width: int, heads:
 
 # Patches, strides and clip lengths with which the originals publish fine-tuned models.
 PUBLISHED = [
-    *((family, (16, 16), strides, frames) for family in ("ssamba", "ssast") for strides in ((10, 10), (16, 16))
-      for frames in (128, 512, 1024)),
+    *(
+        (family, (16, 16), strides, frames)
+        for family in ("ssamba", "ssast")
+        for strides in ((10, 10), (16, 16))
+        for frames in (128, 512, 1024)
+    ),
     *(("ssast", (128, 2), (128, step), frames) for step in (1, 2) for frames in (128, 512, 1024)),
     *(("aum", (16, 16), (16, 16), frames) for frames in (128, 512, 1024)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("family", "patch", "strides", "frames"), PUBLISHED)

@@ -38,8 +38,16 @@ AUDIO = AudioSettings(16000, -4.25, 4.5, "repeat")
 each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
 
 
-def make(encoder: str, *, seed: int = 0, bins: int = 32, frames: int = 48, patch: tuple[int, int] = (8, 8),
-         stride: tuple[int, int] | None = None, **options: Any) -> AudioEncoder:  # fmt: skip
+def make(
+    encoder: str,
+    *,
+    seed: int = 0,
+    bins: int = 32,
+    frames: int = 48,
+    patch: tuple[int, int] = (8, 8),
+    stride: tuple[int, int] | None = None,
+    **options: Any,
+) -> AudioEncoder:
     torch.manual_seed(seed)
     return AudioEncoder(encoder, {**SMALL[encoder], **options}, bins, frames, *patch, *(stride or patch))
 
@@ -123,22 +131,49 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
     model = AudioClassifier(make("ssamba", residual="plain"), 2, "mean")
     save_model(tmp_path, model, AUDIO, ClassifierSettings(("no", "yes"), "word", "cross_entropy", "mean"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config == read_config(tmp_path) == {
-        "model_type": "ssamba", "architectures": ["AudioClassifier"],
-        "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "expand": 2, "conv_kernel": 4,
-        "residual": "plain", "layer_norm_eps": 1e-5,
-        "num_mel_bins": 32, "max_length": 48, "fshape": 8, "tshape": 8, "frequency_stride": 8, "time_stride": 8,
-        "label": "word", "problem_type": "single_label_classification", "pooling": "mean", "head_norm": True,
-        "segments": 4, "pool_padding": False,
-        "id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1},
-    }  # fmt: skip
+    assert (
+        config
+        == read_config(tmp_path)
+        == {
+            "model_type": "ssamba",
+            "architectures": ["AudioClassifier"],
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "state_size": 4,
+            "expand": 2,
+            "conv_kernel": 4,
+            "residual": "plain",
+            "layer_norm_eps": 1e-5,
+            "num_mel_bins": 32,
+            "max_length": 48,
+            "fshape": 8,
+            "tshape": 8,
+            "frequency_stride": 8,
+            "time_stride": 8,
+            "label": "word",
+            "problem_type": "single_label_classification",
+            "pooling": "mean",
+            "head_norm": True,
+            "segments": 4,
+            "pool_padding": False,
+            "id2label": {"0": "no", "1": "yes"},
+            "label2id": {"no": 0, "yes": 1},
+        }
+    )
     assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == {
-        "feature_extractor_type": "FeatureExtractor", "num_mel_bins": 32, "max_length": 48,
-        "sampling_rate": 16000, "mean": -4.25, "std": 4.5, "short": "repeat",
-    }  # fmt: skip
+        "feature_extractor_type": "FeatureExtractor",
+        "num_mel_bins": 32,
+        "max_length": 48,
+        "sampling_rate": 16000,
+        "mean": -4.25,
+        "std": 4.5,
+        "short": "repeat",
+    }
     tensors = load_file(tmp_path / "model.safetensors")
     assert tensors.keys() == model.state_dict().keys()
     assert tensors["encoder.positions"].shape == (4, 6, 32)
@@ -342,9 +377,15 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 NUMBERS = (1.5, -1, 0, 10**6, 10**12, 10**400, -(10**400), 1e300, math.nan, math.inf)
 WRONG: tuple[Any, ...] = ("x", None, [], {}, True, *NUMBERS)
 RIGHT: dict[str, tuple[Any, ...]] = {
-    "label": ("x",), "head_norm": (True,), "mean": (1.5, -1, 0), "std": (1.5,),
-    "architectures": (None, []), "label2id": (None, {}), "segments": (None,), "pool_padding": (None, True),
-}  # fmt: skip
+    "label": ("x",),
+    "head_norm": (True,),
+    "mean": (1.5, -1, 0),
+    "std": (1.5,),
+    "architectures": (None, []),
+    "label2id": (None, {}),
+    "segments": (None,),
+    "pool_padding": (None, True),
+}
 """Of `WRONG`, those that can stand in a field."""
 
 
@@ -401,11 +442,14 @@ def test_a_config_costs_nothing_before_the_weights_agree(encoder: str, tmp_path:
 @pytest.mark.parametrize(
     ("dtype", "said"),
     [
-        (torch.bfloat16, None), (torch.float16, None), (torch.float64, "mask_token has type F64; expected one of F32"),
-        (torch.int64, "mask_token has type I64"), (torch.bool, "has type BOOL"), 
+        (torch.bfloat16, None),
+        (torch.float16, None),
+        (torch.float64, "mask_token has type F64; expected one of F32"),
+        (torch.int64, "mask_token has type I64"),
+        (torch.bool, "has type BOOL"),
         (torch.float8_e5m2, "has type F8_E5M2"),
     ],
-)  # fmt: skip
+)
 def test_types_of_weights(dtype: torch.dtype, said: str | None, tmp_path: Path) -> None:
     pretrained(tmp_path, "ssamba")
     weights = load_file(tmp_path / "model.safetensors")
@@ -439,8 +483,14 @@ def test_headers_that_are_none(tmp_path: Path) -> None:
     told = json.loads(whole[8 : 8 + size])
     told["encoder.mask_token"]["shape"] = [10**12]
     other = json.dumps(told).encode()
-    for content in (b"", b"\xff" * 8 + whole[8:], (1 << 40).to_bytes(8, "little") + whole[8:], whole + b"more",
-                    len(other).to_bytes(8, "little") + other + whole[8 + size :], b"[" * 10_000):  # fmt: skip
+    for content in (
+        b"",
+        b"\xff" * 8 + whole[8:],
+        (1 << 40).to_bytes(8, "little") + whole[8:],
+        whole + b"more",
+        len(other).to_bytes(8, "little") + other + whole[8 + size :],
+        b"[" * 10_000,
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path} is damaged"):
             load_model(tmp_path)

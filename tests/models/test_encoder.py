@@ -25,8 +25,9 @@ SMALL: dict[str, dict[str, Any]] = {
 each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
 
 
-def make_encoder(encoder: str, num_mel_bins: int = 32, max_length: int = 48, side: int = 8, stride: int = 8,
-                 **options: Any) -> AudioEncoder:  # fmt: skip
+def make_encoder(
+    encoder: str, num_mel_bins: int = 32, max_length: int = 48, side: int = 8, stride: int = 8, **options: Any
+) -> AudioEncoder:
     torch.manual_seed(0)
     model = AudioEncoder(encoder, {**SMALL[encoder], **options}, num_mel_bins, max_length, side, side, stride, stride)
     return move(model)
@@ -58,9 +59,13 @@ def test_a_patch_is_read_mel_bin_by_mel_bin_and_patches_row_by_row() -> None:
     log_mel = (100 * torch.arange(4) + torch.arange(9).unsqueeze(1)).float().unsqueeze(0)
     patches = PatchShape(2, 3, 2, 3).cut(log_mel)[0]
     assert patches.tolist() == [
-        [0, 1, 2, 100, 101, 102], [3, 4, 5, 103, 104, 105], [6, 7, 8, 106, 107, 108],
-        [200, 201, 202, 300, 301, 302], [203, 204, 205, 303, 304, 305], [206, 207, 208, 306, 307, 308],
-    ]  # fmt: skip
+        [0, 1, 2, 100, 101, 102],
+        [3, 4, 5, 103, 104, 105],
+        [6, 7, 8, 106, 107, 108],
+        [200, 201, 202, 300, 301, 302],
+        [203, 204, 205, 303, 304, 305],
+        [206, 207, 208, 306, 307, 308],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -253,10 +258,12 @@ def counted(encoder: str, options: dict[str, Any], patches: int, pixels: int) ->
 
 
 MILLIONS = {
-    "ssamba": [0.51, 6.92, 25.35, 96.70], "ssast": [0.52, 5.49, 21.59, 85.65],
-    "aum": [0.47, 6.34, 23.73, 91.70, 322.39], "conformer": [0.51, 7.02, 24.20, 95.88],
+    "ssamba": [0.51, 6.92, 25.35, 96.70],
+    "ssast": [0.52, 5.49, 21.59, 85.65],
+    "aum": [0.47, 6.34, 23.73, 91.70, 322.39],
+    "conformer": [0.51, 7.02, 24.20, 95.88],
     "bilstm": [0.52, 6.86, 24.73, 98.22],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -290,10 +297,14 @@ def test_ssast_in_its_authors_format_has_the_millions_that_they_publish(size: st
 @pytest.mark.parametrize(
     ("size", "layout", "classes", "frames", "published"),
     [
-        ("base", "fo_bi", 527, 1024, 92.1), ("base", "fo_bi", 35, 128, 91.4), ("small", "bi_bi", 527, 1024, 25.5),
-        ("small", "bi_bi", 1251, 1024, 25.8), ("small", "bi_bi", 35, 128, 25.2), ("small", "bi_bi", 44, 1024, 25.4),
+        ("base", "fo_bi", 527, 1024, 92.1),
+        ("base", "fo_bi", 35, 128, 91.4),
+        ("small", "bi_bi", 527, 1024, 25.5),
+        ("small", "bi_bi", 1251, 1024, 25.8),
+        ("small", "bi_bi", 35, 128, 25.2),
+        ("small", "bi_bi", 44, 1024, 25.4),
     ],
-)  # fmt: skip
+)
 def test_aums_classifiers_have_the_millions_that_its_authors_publish(
     size: str, layout: str, classes: int, frames: int, published: float
 ) -> None:

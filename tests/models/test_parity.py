@@ -86,9 +86,11 @@ def pretraining(patch: str, family: str, backend: str) -> dict[str, Any]:
         "encoder_output": torch.cat([encoded.class_tokens, encoded.tokens], 1),
         "contrastive_prediction": prediction.contrastive.gather(1, rank),
         "reconstruction": prediction.reconstruction.gather(1, rank),
-        "nce": contrast.loss.item(), "mse": mse.item(), "accuracy": contrast.accuracy.item(),
+        "nce": contrast.loss.item(),
+        "mse": mse.item(),
+        "accuracy": contrast.accuracy.item(),
         "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
-    }  # fmt: skip
+    }
 
 
 def their_norms(state: dict[str, Tensor], gradients: dict[str, Tensor], **arguments: Any) -> dict[str, float]:
@@ -211,13 +213,23 @@ def test_aums_gradient_norms_equal_the_originals(layout: str, backend: str) -> N
 def test_aums_sizes_and_layout_are_read_off_its_tensors(layout: str) -> None:
     source = from_authors(checkpoint_of(f"aum_{layout}"))
     assert source.arguments == {
-        "encoder": "aum", "num_mel_bins": 128, "max_length": 128, "fshape": 16, "tshape": 16,
-        "frequency_stride": 16, "time_stride": 16,
+        "encoder": "aum",
+        "num_mel_bins": 128,
+        "max_length": 128,
+        "fshape": 16,
+        "tshape": 16,
+        "frequency_stride": 16,
+        "time_stride": 16,
         "options": {
-            "hidden_size": 32, "num_hidden_layers": 3, "state_size": 16, "expand": 2, "conv_kernel": 4,
-            "scan_layout": layout, "rms_norm_eps": 1e-5,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "state_size": 16,
+            "expand": 2,
+            "conv_kernel": 4,
+            "scan_layout": layout,
+            "rms_norm_eps": 1e-5,
         },
-    }  # fmt: skip
+    }
     assert sorted(source.heads) == ["head.1.bias", "head.1.weight"] and not source.head_norm
     assert torch.equal(source.encoder["mask_token"], torch.zeros(32))
 

@@ -54,8 +54,10 @@ def test_of_one_row_a_pool_is_what_its_description_says(name: str) -> None:
     pool, encoded = Pool(name, 1, WIDTH), tokens()
     np.testing.assert_allclose(
         pool(encoded, torch.tensor([21, 2, 1, 9])).detach(),
-        plain_pool(pool, encoded, [21, 2, 1, 9]), rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        plain_pool(pool, encoded, [21, 2, 1, 9]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_clip_shorter_than_its_segments_gives_several_the_same_column() -> None:

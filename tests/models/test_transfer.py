@@ -335,8 +335,24 @@ def test_the_defaults_of_a_classifier_and_its_options(tuned: Path, tmp_path: Pat
     names = [f"word {number}, spoken" for number in range(35)]
     rows = [f'{number},/m/{number:03},"{name}"' for number, name in enumerate(names)]
     (tmp_path / "labels.csv").write_text("\r\n".join(["index,mid,display_name", *rows]) + "\r\n")
-    given = ["--labels", tmp_path / "labels.csv", "--label", "word", "--loss", "bce", "--pooling", "class",
-             "--sampling-rate", "8000", "--mean", "-6.8", "--std", "5.5", "--max-length", "353"]  # fmt: skip
+    given = [
+        "--labels",
+        tmp_path / "labels.csv",
+        "--label",
+        "word",
+        "--loss",
+        "bce",
+        "--pooling",
+        "class",
+        "--sampling-rate",
+        "8000",
+        "--mean",
+        "-6.8",
+        "--std",
+        "5.5",
+        "--max-length",
+        "353",
+    ]
     call("import", tuned, tmp_path / "other", *given)
     saved = load_model(tmp_path / "other")
     assert saved.classifier and (saved.audio.sampling_rate, saved.audio.mean, saved.audio.std) == (8000, -6.8, 5.5)
@@ -358,9 +374,12 @@ def test_what_is_assumed_of_a_classifier_is_said_and_what_is_given_is_not(tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [("ja\nnein\n", ("ja", "nein")), ("\ufeffon\r\n off \r\n\r\n", ("on", "off")),
-     ("index,mid,display_name\n0,/m/1,\"A, B\"\n1,/m/2,C\n", ("A, B", "C"))],
-)  # fmt: skip
+    [
+        ("ja\nnein\n", ("ja", "nein")),
+        ("\ufeffon\r\n off \r\n\r\n", ("on", "off")),
+        ('index,mid,display_name\n0,/m/1,"A, B"\n1,/m/2,C\n', ("A, B", "C")),
+    ],
+)
 def test_label_names(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "names").write_text(text, encoding="utf-8")
     assert read_label_names(tmp_path / "names") == names
@@ -368,10 +387,16 @@ def test_label_names(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(b"", "no class names"), (b"a\nb\na\n", "one twice"), (b"\xff\xfe\x00", "cannot be read"),
-     (b"index,mid,display_name\n", "no class names"), (b"index,mid,display_name\n0,/m/0,a\n2,/m/2,b\n", "number its"),
-     (b"index,mid,display_name\n0,/m/0,a\n1,/m/1\n", "an empty one"), (b"index,mid,display_name\nx,y,z", "number its")],
-)  # fmt: skip
+    [
+        (b"", "no class names"),
+        (b"a\nb\na\n", "one twice"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"index,mid,display_name\n", "no class names"),
+        (b"index,mid,display_name\n0,/m/0,a\n2,/m/2,b\n", "number its"),
+        (b"index,mid,display_name\n0,/m/0,a\n1,/m/1\n", "an empty one"),
+        (b"index,mid,display_name\nx,y,z", "number its"),
+    ],
+)
 def test_label_names_that_are_none(text: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "names").write_bytes(text)
     with pytest.raises(UserError, match=said):
@@ -414,9 +439,11 @@ def test_a_checkpoint_without_the_unused_tensors_is_exported_with_zeros(small: P
 def wrapped(state: dict[str, Tensor], how: str) -> Any:
     if how == "lightning":
         return {
-            "epoch": 3, "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
-            "optimizer_states": [{"lr": 0.1}], "pytorch-lightning_version": "2.6.0",
-        }  # fmt: skip
+            "epoch": 3,
+            "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+            "optimizer_states": [{"lr": 0.1}],
+            "pytorch-lightning_version": "2.6.0",
+        }
     return {how: state, "epoch": 3, "args": "--lr 0.1"}
 
 
@@ -566,8 +593,10 @@ def test_many_tensors_of_one_storage_are_told_and_a_few_are_fine(small: Path, tm
     # Views of one tensor that holds them all, as some trainers save.
     flat = torch.cat([tensor.flatten().float() for tensor in state.values()])
     parts = flat.split([tensor.numel() for tensor in state.values()])
-    views = {name: part.view(state[name].shape) if state[name].ndim else state[name]
-             for name, part in zip(state, parts, strict=True)}  # fmt: skip
+    views = {
+        name: part.view(state[name].shape) if state[name].ndim else state[name]
+        for name, part in zip(state, parts, strict=True)
+    }
     torch.save(views, small)
     assert_same_bits(read_checkpoint(small), state)
 

@@ -12,9 +12,10 @@ from ssamba.ops import BACKENDS, bidirectional_conv_silu, causal_conv_silu
 each_direction = pytest.mark.parametrize("direction", ["forward", "reverse"])
 each_backend = pytest.mark.parametrize("backend", ["reference", "torch-chunked", "cpu"])
 each_order = pytest.mark.parametrize(
-    "how", [{"direction": "forward"}, {"direction": "reverse"}, {"exchanged": False}, {"exchanged": True}],
+    "how",
+    [{"direction": "forward"}, {"direction": "reverse"}, {"exchanged": False}, {"exchanged": True}],
     ids=["forward", "reverse", "bidirectional", "exchanged"],
-)  # fmt: skip
+)
 # (B, L, E, W): one token, fewer tokens than the kernel, one tap, whole and part vectors, more channels than one task.
 SHAPES = [(2, 1, 16, 4), (1, 3, 1, 4), (3, 10, 20, 1), (2, 37, 33, 4), (1, 21, 270, 7), (2, 5, 128, 2)]
 

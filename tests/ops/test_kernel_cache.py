@@ -128,11 +128,18 @@ def without_its_meaning(file: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
-    "empty": lambda file: file.write_bytes(b""), "one byte": lambda file: file.write_bytes(b"x"), "cut": cut,
-    "garbage": lambda file: file.write_bytes(os.urandom(5000)), "checksum": flip(0), "sources": flip(40),
-    "content": flip(5000), "last byte": flip(-1), "longer": lambda file: file.write_bytes(file.read_bytes() + b"x"),
-    "pipe": make_pipe, "no kernel": without_its_meaning,
-}  # fmt: skip
+    "empty": lambda file: file.write_bytes(b""),
+    "one byte": lambda file: file.write_bytes(b"x"),
+    "cut": cut,
+    "garbage": lambda file: file.write_bytes(os.urandom(5000)),
+    "checksum": flip(0),
+    "sources": flip(40),
+    "content": flip(5000),
+    "last byte": flip(-1),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"x"),
+    "pipe": make_pipe,
+    "no kernel": without_its_meaning,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())

@@ -38,16 +38,24 @@ def both(scans: dict[str, Tensor], convolutions: tuple[Tensor, ...], **how: Any)
 
 @pytest.mark.parametrize(
     ("how", "bidirectional"),
-    [({"direction": "forward"}, False), ({"direction": "reverse"}, False), ({"exchanged": False}, True),
-     ({"exchanged": True}, True)],
+    [
+        ({"direction": "forward"}, False),
+        ({"direction": "reverse"}, False),
+        ({"exchanged": False}, True),
+        ({"exchanged": True}, True),
+    ],
     ids=["forward", "reverse", "bidirectional", "exchanged"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("shape", [(2, 50, 70, 5), (3, 33, 200, 16), (1, 20, 40, 3)])
 @pytest.mark.parametrize("team", [pytest.param(True, marks=on_openmp), False], ids=["OpenMP", "Python threads"])
 def test_results_are_bitwise_the_same_for_any_number_of_threads_and_again(
-    team: bool, shape: tuple[int, int, int, int], how: dict[str, Any], bidirectional: bool, threads: None,
+    team: bool,
+    shape: tuple[int, int, int, int],
+    how: dict[str, Any],
+    bidirectional: bool,
+    threads: None,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     if not team:
         monkeypatch.setattr(kernels, "_team", None)
     scans = make_inputs(*shape, bidirectional=bidirectional)
@@ -107,9 +115,11 @@ def send(connection: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) 
 def resources() -> dict[str, int]:
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return {
-        "bytes": resident, "python threads": threading.active_count(),
-        "threads": len(os.listdir("/proc/self/task")), "files": len(os.listdir("/proc/self/fd")),
-    }  # fmt: skip
+        "bytes": resident,
+        "python threads": threading.active_count(),
+        "threads": len(os.listdir("/proc/self/task")),
+        "files": len(os.listdir("/proc/self/fd")),
+    }
 
 
 def growth(batch: int) -> dict[str, int]:

@@ -197,9 +197,12 @@ def end_state(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, delta_bias: Tensor
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @examples(20)
 @given(
-    first=st.integers(1, 40), second=st.integers(1, 40), width=st.integers(1, 40), states=st.integers(1, 20),
+    first=st.integers(1, 40),
+    second=st.integers(1, 40),
+    width=st.integers(1, 40),
+    states=st.integers(1, 20),
     seed=st.integers(0, 9),
-)  # fmt: skip
+)
 def test_the_second_half_of_a_sequence_is_that_half_alone_and_what_the_state_carries_over(
     backend: str, direction: str, first: int, second: int, width: int, states: int, seed: int
 ) -> None:
@@ -234,9 +237,12 @@ def run_first(part: dict[str, Tensor], direction: str, backend: str) -> Tensor:
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @examples(20)
 @given(
-    first=st.integers(1, 40), second=st.integers(1, 40), width=st.integers(1, 40), taps=st.integers(1, 7),
+    first=st.integers(1, 40),
+    second=st.integers(1, 40),
+    width=st.integers(1, 40),
+    taps=st.integers(1, 7),
     seed=st.integers(0, 9),
-)  # fmt: skip
+)
 def test_the_second_half_of_a_convolution_sees_of_the_first_its_last_tokens_alone(
     backend: str, direction: str, first: int, second: int, width: int, taps: int, seed: int
 ) -> None:

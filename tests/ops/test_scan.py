@@ -21,9 +21,10 @@ each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 each_backend = pytest.mark.parametrize("backend", ["reference", *OURS])
 each_of_ours = pytest.mark.parametrize("backend", OURS)
 each_order = pytest.mark.parametrize(
-    "how", [{"direction": "forward"}, {"direction": "reverse"}, {"exchanged": False}, {"exchanged": True}],
+    "how",
+    [{"direction": "forward"}, {"direction": "reverse"}, {"exchanged": False}, {"exchanged": True}],
     ids=["forward", "reverse", "bidirectional", "exchanged"],
-)  # fmt: skip
+)
 PARAMETERS, OPTIONAL = ("A", "D", "delta_bias"), ("D", "z", "delta_bias")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 each_combination = pytest.mark.parametrize(
@@ -34,8 +35,14 @@ each_combination = pytest.mark.parametrize(
 # (B, L, E, N): one token, one channel, one state, whole and part vectors of 16 channels, one chunk of 16 tokens and
 # parts of one, more channels than one task takes, odd and large state sizes.
 SHAPES = [
-    (2, 1, 16, 8), (1, 33, 1, 1), (2, 16, 16, 16), (3, 37, 20, 3), (2, 50, 70, 5), (1, 19, 130, 64), (2, 17, 33, 63),
-]  # fmt: skip
+    (2, 1, 16, 8),
+    (1, 33, 1, 1),
+    (2, 16, 16, 16),
+    (3, 37, 20, 3),
+    (2, 50, 70, 5),
+    (1, 19, 130, 64),
+    (2, 17, 33, 63),
+]
 
 
 def make_inputs(
@@ -48,11 +55,15 @@ def make_inputs(
         return torch.randn(shape, generator=generator)
 
     return {
-        "u": normal(*lead, batch, length, width), "delta": normal(*lead, batch, length, width),
-        "A": -torch.exp(normal(*lead, width, states)), "B": normal(*lead, batch, length, states),
-        "C": normal(*lead, batch, length, states), "D": normal(*lead, width), "z": normal(batch, length, width),
+        "u": normal(*lead, batch, length, width),
+        "delta": normal(*lead, batch, length, width),
+        "A": -torch.exp(normal(*lead, width, states)),
+        "B": normal(*lead, batch, length, states),
+        "C": normal(*lead, batch, length, states),
+        "D": normal(*lead, width),
+        "z": normal(batch, length, width),
         "delta_bias": normal(*lead, width) - 1,
-    }  # fmt: skip
+    }
 
 
 def scan(inputs: dict[str, Tensor], **how: Any) -> Tensor:
@@ -172,9 +183,13 @@ def test_a_state_lasts_through_thousands_of_tokens_with_no_step(backend: str) ->
 
 
 def check_combination(
-    missing: tuple[str, ...], dtype: torch.dtype, how: dict[str, Any], backend: str, shape: tuple[int, int, int, int],
+    missing: tuple[str, ...],
+    dtype: torch.dtype,
+    how: dict[str, Any],
+    backend: str,
+    shape: tuple[int, int, int, int],
     places: float = 0.5,
-) -> None:  # fmt: skip
+) -> None:
     """Under autocast parameters stay float32; all else comes, and is answered, in `dtype`. Inputs are exact in float64
     and arithmetic is float32, so what is narrower is off by rounding alone: by `places` of its last place."""
     inputs = make_inputs(*shape, bidirectional="exchanged" in how)
@@ -227,10 +242,15 @@ def test_strided_inputs_give_what_contiguous_ones_give(direction: str, width: in
     u, z = torch.cat([plain["u"], plain["z"]], -1).chunk(2, -1)
     _, b, c = torch.cat([torch.ones(batch, length, 3), plain["B"], plain["C"]], -1).split([3, states, states], -1)
     strided = {
-        "u": u, "z": z, "B": b, "C": c, "delta": plain["delta"].transpose(1, 2).contiguous().transpose(1, 2),
-        "A": plain["A"].t().contiguous().t(), "D": torch.stack([plain["D"], plain["D"]], 1)[:, 0],
+        "u": u,
+        "z": z,
+        "B": b,
+        "C": c,
+        "delta": plain["delta"].transpose(1, 2).contiguous().transpose(1, 2),
+        "A": plain["A"].t().contiguous().t(),
+        "D": torch.stack([plain["D"], plain["D"]], 1)[:, 0],
         "delta_bias": plain["delta_bias"],
-    }  # fmt: skip
+    }
     assert not any(strided[name].is_contiguous() for name in ("u", "z", "B", "C", "delta", "A", "D"))
     dout = torch.randn(batch, width, length, generator=torch.Generator().manual_seed(2)).transpose(1, 2)
     ours = run(strided, dout, direction=direction, backend=backend)
@@ -359,9 +379,16 @@ def test_without_gradients_the_output_is_the_same_and_no_states_are_kept(
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("delta", (2, 7, 5)), ("A", (5, 4)), ("B", (2, 7, 4)), ("C", (2, 6, 3)), ("D", (4,)), ("z", (1, 7, 6)),
-     ("delta_bias", (6, 1))],
-)  # fmt: skip
+    [
+        ("delta", (2, 7, 5)),
+        ("A", (5, 4)),
+        ("B", (2, 7, 4)),
+        ("C", (2, 6, 3)),
+        ("D", (4,)),
+        ("z", (1, 7, 6)),
+        ("delta_bias", (6, 1)),
+    ],
+)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @each_backend
 def test_a_shape_that_does_not_fit_is_an_error_that_names_it(

@@ -49,13 +49,17 @@ def check_shape(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shape", "how"),
     [
-        ((1, 1, 5, 2), {"exchanged": False}), ((1, CHUNK - 1, 5, 2), {"direction": "reverse"}),
-        ((1, CHUNK, 5, 1), {"exchanged": True}), ((2, CHUNK + 1, 5, 3), {"direction": "forward"}),
-        ((1, 2 * CHUNK + 5, 3, 2), {"exchanged": False}), ((1, 2 * CHUNK + 5, 3, 2), {"direction": "reverse"}),
-        ((1, 3, 33, 5), {"exchanged": False}), ((1, 3, 130, 1), {"direction": "reverse"}),
+        ((1, 1, 5, 2), {"exchanged": False}),
+        ((1, CHUNK - 1, 5, 2), {"direction": "reverse"}),
+        ((1, CHUNK, 5, 1), {"exchanged": True}),
+        ((2, CHUNK + 1, 5, 3), {"direction": "forward"}),
+        ((1, 2 * CHUNK + 5, 3, 2), {"exchanged": False}),
+        ((1, 2 * CHUNK + 5, 3, 2), {"direction": "reverse"}),
+        ((1, 3, 33, 5), {"exchanged": False}),
+        ((1, 3, 130, 1), {"direction": "reverse"}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_values_and_gradients_are_those_of_the_definition(
     interpreted: Run, shape: tuple[int, int, int, int], how: dict[str, Any]
 ) -> None:
@@ -88,8 +92,9 @@ def check_views() -> None:
     inputs["A"] = inputs["A"].transpose(1, 2).contiguous().transpose(1, 2)
     inputs["D"] = inputs["D"].t().contiguous().t()
     dout = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(2)).transpose(1, 2)
-    assert_equal_to_scale(run(inputs, dout, backend="triton", exchanged=True), in_float64(inputs, dout, exchanged=True),
-                          2e-6)  # fmt: skip
+    assert_equal_to_scale(
+        run(inputs, dout, backend="triton", exchanged=True), in_float64(inputs, dout, exchanged=True), 2e-6
+    )
     inputs["u"] = inputs["delta"].transpose(2, 3).contiguous().transpose(2, 3)
     dout = torch.tensor(1.0).expand(2, 5, 4)
     assert_equal_to_scale(run(inputs, dout, backend="triton"), in_float64(inputs, dout), 2e-6)

@@ -17,13 +17,16 @@ def check_shape(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shape", "how"),
     [
-        ((1, 1, 5, 4), {"exchanged": False}), ((2, 3, 5, 4), {"direction": "reverse"}),
-        ((1, 9, 5, 1), {"direction": "forward"}), ((1, 8, 130, 2), {"exchanged": True}),
-        ((2, 67, 3, 2), {"direction": "reverse"}), ((1, 67, 3, 2), {"exchanged": False}),
+        ((1, 1, 5, 4), {"exchanged": False}),
+        ((2, 3, 5, 4), {"direction": "reverse"}),
+        ((1, 9, 5, 1), {"direction": "forward"}),
+        ((1, 8, 130, 2), {"exchanged": True}),
+        ((2, 67, 3, 2), {"direction": "reverse"}),
+        ((1, 67, 3, 2), {"exchanged": False}),
         ((1, 20, 7, 4), {"direction": "forward"}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_values_and_gradients_are_those_of_the_definition(
     interpreted: Run, shape: tuple[int, int, int, int], how: dict[str, Any]
 ) -> None:

@@ -37,8 +37,14 @@ def within(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def words(recipes: dict[str, Path], corpus: Path, tmp_path: Path) -> list[str]:
-    more = ["model.encoder=ssast", "data.test=[]", "data.fold_by=speaker", "evaluation.baseline=log-mel",
-            "audio.mean=-4", "audio.std=4"]  # fmt: skip
+    more = [
+        "model.encoder=ssast",
+        "data.test=[]",
+        "data.fold_by=speaker",
+        "evaluation.baseline=log-mel",
+        "audio.mean=-4",
+        "audio.std=4",
+    ]
     return ["finetune", str(recipes["finetune"]), f"run_dir={tmp_path / 'runs'}", *more]
 
 
@@ -82,9 +88,14 @@ def test_each_fold_is_a_run_and_finished_ones_stay(
 
 
 def test_seeds_and_what_is_left_of_them(
-    words: list[str], corpus: Path, within: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    refused: Callable[..., str], capsys: Capture,
-) -> None:  # fmt: skip
+    words: list[str],
+    corpus: Path,
+    within: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+    capsys: Capture,
+) -> None:
     words = [*words, "data.fold_by=null", f"data.test={corpus / 'test'}", "seed=3", "evaluation.baseline=none"]
     train = many.train_run
     monkeypatch.setattr(many, "train_run", lambda run: 2 if run.seed == 4 else train(run))

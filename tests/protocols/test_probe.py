@@ -51,8 +51,9 @@ def test_vectors_are_those_of_the_model(corpus: Path, pretrained: Runs, recordin
     shards = find_shards(str(corpus / "test"))
     labels = Labels("sound", shards.labels["sound"])
     pool = model.pool("statistics")
-    found = extract(model, shards, [20, 3, 4], labels, ShardCache(10**9), layers=[0, 1], pool=pool, batch_size=2,
-                    desc="test")  # fmt: skip
+    found = extract(
+        model, shards, [20, 3, 4], labels, ShardCache(10**9), layers=[0, 1], pool=pool, batch_size=2, desc="test"
+    )
     assert found.rows == [3, 4, 20] and found.labels.dtype == torch.int64
     by_key = {one.key: one for one in recordings["test"]}
     for place, key in enumerate(found.keys):
@@ -79,8 +80,17 @@ def test_a_recording_shorter_than_a_patch_is_scored_too(corpus: Path, pretrained
     shards = find_shards(str(tmp_path / "s" / "test"))
     model = SsambaModel.from_pretrained(pretrained("ssast"))
     assert model.audio.short == "keep"  # as packing in pretraining leaves it
-    found = extract(model, shards, [0, 1], Labels("sound", ("long", "short")), ShardCache(10**9), layers=[-1 % 3],
-                    pool=model.pool(), batch_size=2, desc="test")  # fmt: skip
+    found = extract(
+        model,
+        shards,
+        [0, 1],
+        Labels("sound", ("long", "short")),
+        ShardCache(10**9),
+        layers=[-1 % 3],
+        pool=model.pool(),
+        batch_size=2,
+        desc="test",
+    )
     assert sorted(found.keys) == ["long", "short"]
     assert all(vector.isfinite().all() for vector in (*found.layers.values(), *found.baseline.values()))
 
@@ -189,9 +199,14 @@ def test_several_labels_a_clip(words: list[str], corpus: Path, tmp_path: Path) -
 
 
 def test_mistakes(
-    words: list[str], corpus: Path, pretrained: Runs, finetuned: Runs, refused: Callable[..., str], tmp_path: Path,
+    words: list[str],
+    corpus: Path,
+    pretrained: Runs,
+    finetuned: Runs,
+    refused: Callable[..., str],
+    tmp_path: Path,
     recordings: dict[str, list[Recording]],
-) -> None:  # fmt: skip
+) -> None:
     test = ["--test", str(corpus / "test")]
     assert "give --test SHARDS to be scored, or --fold-by KEY" in refused(*words)
     assert "one of them" in refused(*words, *test, "--fold-by", "speaker")

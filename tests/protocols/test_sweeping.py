@@ -117,8 +117,13 @@ def test_recipes_for_job_arrays(write: Write, made: list[Work], tmp_path: Path, 
 
 
 def test_a_budget_in_hours_is_timed_once(write: Write, made: list[Work], tmp_path: Path) -> None:
-    more = {"pretrain": {"recipe": yaml.safe_load(write().read_text())["pretrain"]["recipe"],
-                         "budget": {"hours": 1e-3}, "set": {"audio.mean": -4, "audio.std": 4}}}  # fmt: skip
+    more = {
+        "pretrain": {
+            "recipe": yaml.safe_load(write().read_text())["pretrain"]["recipe"],
+            "budget": {"hours": 1e-3},
+            "set": {"audio.mean": -4, "audio.std": 4},
+        }
+    }
     path = write(**more)
     assert main(["sweep", str(path), "--prepare"]) == 0
     assert len(made) == 2 and all("/timing/" in work.recipe for work in made)

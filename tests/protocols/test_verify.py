@@ -32,8 +32,9 @@ def trials(recordings: dict[str, list[Recording]], tmp_path: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(recording.path, place)
         speakers[f"{recording.labels['speaker']}/{recording.path.name}"] = recording.labels["speaker"]
-    lines = [f"{int(speakers[one] == speakers[other])} {one} {other}"
-             for one, other in itertools.combinations(speakers, 2)]  # fmt: skip
+    lines = [
+        f"{int(speakers[one] == speakers[other])} {one} {other}" for one, other in itertools.combinations(speakers, 2)
+    ]
     path = tmp_path / "trials.txt"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -55,9 +56,10 @@ def test_trials_are_scored_by_cosines_of_vectors(
     names = sorted({row[side] for row in rows for side in ("first", "second")})
     place = {name: number for number, name in enumerate(names)}
     listed = Trials(
-        names, *(torch.tensor([place[row[side]] for row in rows]) for side in ("first", "second")),
+        names,
+        *(torch.tensor([place[row[side]] for row in rows]) for side in ("first", "second")),
         torch.tensor([row["target"] == "1" for row in rows]),
-    )  # fmt: skip
+    )
     model = SsambaModel.from_pretrained(run)
     layer, pool = (1, model.pool("rows")) if words else (-1, model.pool("statistics"))
     log_mel = LogMel(16000, 128, model.feature_extractor.log_mel.mean, model.feature_extractor.log_mel.std)

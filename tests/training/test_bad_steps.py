@@ -108,8 +108,9 @@ def test_a_spike_is_skipped(spoil: Spoil, recipes: Recipes, tmp_path: Path, capl
     assert pretrain(recipes, run, *SPIKES, "optimizer.bad_steps=skip") == 0
     assert [float(row["skipped_steps"]) for row in rows(run)] == [0] * 12 + [1, 1, 2, 2]
     assert [record.getMessage().split(": the loss is ")[0] for record in caplog.records] == [
-        "step 12 is skipped", "step 14 is skipped"
-    ]  # fmt: skip
+        "step 12 is skipped",
+        "step 14 is skipped",
+    ]
     losses = [float(row["train/loss"]) for row in rows(run)]
     usual = sorted(losses[:12])[5:7]
     assert f"the loss is {losses[12]:g}, the median of the last steps {sum(usual) / 2:g}" in caplog.text

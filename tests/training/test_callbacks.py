@@ -20,9 +20,12 @@ from ssamba.training import callbacks
     ],
 )
 def test_a_run_says_how_long_it_will_take_and_is_the_same_as_without(
-    words: list[str], recipes: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    words: list[str],
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     kind, *rest = words
     weights, said = [], []
     for name, few in (("silent", 5), ("told", 4)):

@@ -28,21 +28,38 @@ def content(step: int) -> dict[str, Any]:
     """What a run of one weight keeps after a step."""
     split = {"samples": 3, "seconds": 2.5, "fingerprint": "0f"}
     record = {
-        "command": ["ssamba"], "started": "2026-01-02", "seed": 0, "git_commit": None, "python": "3", "parameters": 9,
-        "versions": {}, "hardware": {"processor": "", "threads": 1, "gpus": []}, "data": {"train": split},
+        "command": ["ssamba"],
+        "started": "2026-01-02",
+        "seed": 0,
+        "git_commit": None,
+        "python": "3",
+        "parameters": 9,
+        "versions": {},
+        "hardware": {"processor": "", "threads": 1, "gpus": []},
+        "data": {"train": split},
         "resumed": [],
-    }  # fmt: skip
+    }
     run = {
-        "record": record, "metrics": {"train/loss": 0.5}, "best": None, "seconds": 1.5 * step, "rows": 0,
-        "validation_due": False, "wandb_id": None,
-    }  # fmt: skip
+        "record": record,
+        "metrics": {"train/loss": 0.5},
+        "best": None,
+        "seconds": 1.5 * step,
+        "rows": 0,
+        "validation_due": False,
+        "wandb_id": None,
+    }
     moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(1000), "exp_avg_sq": torch.zeros(1000)}
     group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "params": [0]}
     return {
-        "global_step": step, "run": run, "state_dict": {"w": torch.arange(1000.0)}, "lr_schedulers": [{}],
-        "optimizer_states": [{"state": {0: moments}, "param_groups": [group]}], "callbacks": {},
-        "judged": {"recent": [], "skipped": 0, "in_a_row": 0}, "ClipDataModule": {"epoch": 0, "clips": 8, "order": {}},
-    }  # fmt: skip
+        "global_step": step,
+        "run": run,
+        "state_dict": {"w": torch.arange(1000.0)},
+        "lr_schedulers": [{}],
+        "optimizer_states": [{"state": {0: moments}, "param_groups": [group]}],
+        "callbacks": {},
+        "judged": {"recent": [], "skipped": 0, "in_a_row": 0},
+        "ClipDataModule": {"epoch": 0, "clips": 8, "order": {}},
+    }
 
 
 def write(run: Path, *steps: int) -> None:
@@ -217,25 +234,32 @@ def full_at(monkeypatch: pytest.MonkeyPatch, no_room: NoRoom) -> Callable[..., N
 
 
 def test_a_full_disk_ends_no_run(
-    full_at: Callable[..., None], recipes: dict[str, Path], pretrained: Runs, tmp_path: Path,
+    full_at: Callable[..., None],
+    recipes: dict[str, Path],
+    pretrained: Runs,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     full_at(2, 3)
     words = [f"run_dir={run}", "model.encoder=ssast", "trainer.checkpoint_every_steps=1"]
     assert main(["pretrain", str(recipes["pretrain"]), *words]) == 0
     told = [record.getMessage() for record in caplog.records if "COULD NOT BE WRITTEN" in record.getMessage()]
     assert len(told) == 2 and all("File too large" in text and "that of step 1." in text for text in told)
-    assert names(run) == [f"{name}.{end}" for name in ("best", "step-0000001", "step-0000004")
-                          for end in ("ckpt", "json")]  # fmt: skip
+    assert names(run) == [
+        f"{name}.{end}" for name in ("best", "step-0000001", "step-0000004") for end in ("ckpt", "json")
+    ]
     weights = Path("model", "model.safetensors")
     assert (run / weights).read_bytes() == (pretrained("ssast") / weights).read_bytes()
 
 
 def test_at_the_end_a_full_disk_is_told(
-    full_at: Callable[..., None], recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    full_at: Callable[..., None],
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", "model.encoder=ssast", "--resume", "auto"]
     full_at(4)
@@ -346,20 +370,46 @@ for _ in range(100):
 ODD = {
     "a list": lambda content: [content],
     "a tensor": lambda content: torch.zeros(3),
-    **{f"{key} is {value!r:.20}": change(key, value)
-       for key in content(2) for value in (REMOVED, None, 3.5, DEEP, NAN)},
-    **{f"{key} is {type(value).__name__} {str(value)[:9]}": change(key, value) for key, value in (
-        ("global_step", -5), ("global_step", 3), ("global_step", True), ("global_step", "2"), ("global_step", 2**70),
-        ("run/seconds", -1.0), ("run/seconds", "1"), ("run/rows", -1), ("run/best", {"step": 1}), ("run/metrics", []),
-        ("run/validation_due", 1), ("run/record", {}), ("run/record/data", {}), ("run/record/seed", -1),
-        ("run/record/resumed", [1]), ("run/record/hardware/gpus", "a"), ("run/wandb_id", 1),
-        ("judged/recent", ["a"]), ("judged/skipped", -1), ("callbacks/SkippedSamples", {}),
-        ("ClipDataModule/clips", -1), ("ClipDataModule/order", 0), ("state_dict/w", NAN), ("state_dict/w", [1.0]),
-        ("state_dict/w", NAN.to(torch.complex64)), ("optimizer_states/0/state/0/exp_avg", NAN),
-        ("optimizer_states/0/state/0/step", 5), ("optimizer_states/0/param_groups/0/lr", "a"),
-        ("optimizer_states/0/param_groups/0/params", [-1]), ("optimizer_states", []), ("lr_schedulers", [1]),
-    )},
-}  # fmt: skip
+    **{
+        f"{key} is {value!r:.20}": change(key, value) for key in content(2) for value in (REMOVED, None, 3.5, DEEP, NAN)
+    },
+    **{
+        f"{key} is {type(value).__name__} {str(value)[:9]}": change(key, value)
+        for key, value in (
+            ("global_step", -5),
+            ("global_step", 3),
+            ("global_step", True),
+            ("global_step", "2"),
+            ("global_step", 2**70),
+            ("run/seconds", -1.0),
+            ("run/seconds", "1"),
+            ("run/rows", -1),
+            ("run/best", {"step": 1}),
+            ("run/metrics", []),
+            ("run/validation_due", 1),
+            ("run/record", {}),
+            ("run/record/data", {}),
+            ("run/record/seed", -1),
+            ("run/record/resumed", [1]),
+            ("run/record/hardware/gpus", "a"),
+            ("run/wandb_id", 1),
+            ("judged/recent", ["a"]),
+            ("judged/skipped", -1),
+            ("callbacks/SkippedSamples", {}),
+            ("ClipDataModule/clips", -1),
+            ("ClipDataModule/order", 0),
+            ("state_dict/w", NAN),
+            ("state_dict/w", [1.0]),
+            ("state_dict/w", NAN.to(torch.complex64)),
+            ("optimizer_states/0/state/0/exp_avg", NAN),
+            ("optimizer_states/0/state/0/step", 5),
+            ("optimizer_states/0/param_groups/0/lr", "a"),
+            ("optimizer_states/0/param_groups/0/params", [-1]),
+            ("optimizer_states", []),
+            ("lr_schedulers", [1]),
+        )
+    },
+}
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -119,8 +119,12 @@ def test_weights_of_classes_are_counted_of_the_recordings_that_are_used(recipes:
 
 
 def test_what_the_recipe_says_decides_what_is_learned(recipes: Recipes, rare: Path, tmp_path: Path) -> None:
-    runs = {"none": [], "smooth": ["task.label_smoothing=0.2"], "weights": ["task.class_weights=balanced"],
-            "balance": ["data.balance=true"]}  # fmt: skip
+    runs = {
+        "none": [],
+        "smooth": ["task.label_smoothing=0.2"],
+        "weights": ["task.class_weights=balanced"],
+        "balance": ["data.balance=true"],
+    }
     heads = {}
     for name, words in runs.items():
         assert main(["finetune", str(recipes["finetune"]), *words_for(rare, tmp_path / name, *words)]) == 0
@@ -166,10 +170,12 @@ def test_ranks_share_the_draw(recipes: Recipes, rare: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["task.label_smoothing=0.1", "task.loss=bce"], "task.label_smoothing is for cross_entropy; task.loss is bce"),
-     (["task.label_smoothing=1"], "task.label_smoothing is 1.0; expected 0 to below 1"),
-     (["task.class_weights=some"], "task.class_weights is 'some'; expected one of none, balanced")],
-)  # fmt: skip
+    [
+        (["task.label_smoothing=0.1", "task.loss=bce"], "task.label_smoothing is for cross_entropy; task.loss is bce"),
+        (["task.label_smoothing=1"], "task.label_smoothing is 1.0; expected 0 to below 1"),
+        (["task.class_weights=some"], "task.class_weights is 'some'; expected one of none, balanced"),
+    ],
+)
 def test_what_the_loss_cannot_be(
     words: list[str], said: str, recipes: Recipes, refused: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -16,18 +16,38 @@ from ssamba.errors import UserError
 Runs = Callable[[str], Path]
 
 DAMAGE = {
-    "missing": None, "empty": b"", "truncated": 0.5, "a list": b"[1, 2]", "a number": b"7", "null": b"null",
-    "no object of ours": b'{"a": 1}', "deep": b'{"a":' * 100_000, "binary": bytes(range(256)) * 8,
-    "halves of characters": b'{"steps": "\\ud800"}', "another encoding": "{\"steps\": 4}".encode("utf-16"),
-}  # fmt: skip
-FILES = ("run.json", "recipe.yaml", "metrics.csv", "checkpoints/step-0000004.json", "checkpoints/step-0000002.json",
-         "checkpoints/best.json", "checkpoints/best.ckpt", "checkpoints/step-0000004.ckpt")  # fmt: skip
+    "missing": None,
+    "empty": b"",
+    "truncated": 0.5,
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "null": b"null",
+    "no object of ours": b'{"a": 1}',
+    "deep": b'{"a":' * 100_000,
+    "binary": bytes(range(256)) * 8,
+    "halves of characters": b'{"steps": "\\ud800"}',
+    "another encoding": '{"steps": 4}'.encode("utf-16"),
+}
+FILES = (
+    "run.json",
+    "recipe.yaml",
+    "metrics.csv",
+    "checkpoints/step-0000004.json",
+    "checkpoints/step-0000002.json",
+    "checkpoints/best.json",
+    "checkpoints/best.ckpt",
+    "checkpoints/step-0000004.ckpt",
+)
 # What each command has to have of them, apart from what is in model/.
 NEEDS = {
-    "predict": set(), "embed": set(), "export": set(),
-    "evaluate": {"recipe.yaml"}, "stats": {"recipe.yaml"}, "comparison": {"recipe.yaml", "run.json"},
+    "predict": set(),
+    "embed": set(),
+    "export": set(),
+    "evaluate": {"recipe.yaml"},
+    "stats": {"recipe.yaml"},
+    "comparison": {"recipe.yaml", "run.json"},
     "resume": {"recipe.yaml"},
-}  # fmt: skip
+}
 
 
 def damage(path: Path, how: str) -> None:
@@ -63,10 +83,13 @@ def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(command: str, run: Path, tone: Path, out: Path) -> int:
     """Its status."""
     words = {
-        "predict": ["predict", run, tone], "embed": ["embed", run, tone, "--out", out / "x.npz"],
-        "export": ["export", run, out / "x.pth", "--format", "ssast"], "evaluate": ["evaluate", run, "--overwrite"],
-        "stats": ["stats", run, "--limit", "1"], "resume": ["finetune", run, "--resume", run],
-    }  # fmt: skip
+        "predict": ["predict", run, tone],
+        "embed": ["embed", run, tone, "--out", out / "x.npz"],
+        "export": ["export", run, out / "x.pth", "--format", "ssast"],
+        "evaluate": ["evaluate", run, "--overwrite"],
+        "stats": ["stats", run, "--limit", "1"],
+        "resume": ["finetune", run, "--resume", run],
+    }
     if command != "comparison":
         return main([str(word) for word in words[command]])
     try:
@@ -87,9 +110,14 @@ def call(command: str, run: Path, tone: Path, out: Path) -> int:
     ],
 )
 def test_a_damaged_file_stops_what_needs_it_alone(
-    name: str, how: str, whole_run: Path, copy_of: Callable[[Path], Path], tone: Path, tmp_path: Path,
+    name: str,
+    how: str,
+    whole_run: Path,
+    copy_of: Callable[[Path], Path],
+    tone: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     run = copy_of(whole_run)
     damage(run / name, how)
     commands = [command for command in NEEDS if name in NEEDS[command]]

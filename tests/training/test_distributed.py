@@ -50,8 +50,14 @@ def launch(launcher: Sequence[str], folder: Path, commands: Sequence[Sequence[st
     """Exit status, and all that was said; what takes too long is ended and fails."""
     (folder / "script.py").write_text(SCRIPT)
     words = [*launcher, str(folder / "script.py"), json.dumps(commands)]
-    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        words,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         said, _ = process.communicate(timeout=SECONDS)
     finally:
@@ -268,9 +274,12 @@ def test_each_device_takes_its_part_of_a_batch(recipes: dict[str, Path]) -> None
 
 @pytest.mark.parametrize(
     ("batch", "words", "nearest"),
-    [(12, ["trainer.devices=8"], "8 or 16"), (4, ["trainer.devices=3", "trainer.num_nodes=2"], "6"),
-     (64, ["trainer.accumulate=3"], "63 or 66")],
-)  # fmt: skip
+    [
+        (12, ["trainer.devices=8"], "8 or 16"),
+        (4, ["trainer.devices=3", "trainer.num_nodes=2"], "6"),
+        (64, ["trainer.accumulate=3"], "63 or 66"),
+    ],
+)
 def test_a_batch_that_cannot_be_shared_is_told(
     batch: int, words: list[str], nearest: str, recipes: dict[str, Path], refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -372,16 +381,26 @@ def test_ranks_with_unequal_shards_without_an_index_end_together(
     for path in shards[2:]:
         shutil.copy(path, folder)
     run = tmp_path / "run"
-    words = words_for(recipes, "pretrain", run, f"data.train={folder}", "data.order=streaming", "data.short=pad",
-                      "model.encoder=ssast", "evaluation.probe=null", "data.validation=null",
-                      "data.shuffle_buffer=2")  # fmt: skip
+    words = words_for(
+        recipes,
+        "pretrain",
+        run,
+        f"data.train={folder}",
+        "data.order=streaming",
+        "data.short=pad",
+        "model.encoder=ssast",
+        "evaluation.probe=null",
+        "data.validation=null",
+        "data.shuffle_buffer=2",
+    )
     status, said = launch(torchrun(2), tmp_path, [[*words, "trainer.devices=2"]])
     assert status == 0, said
     state = checkpoint(run)["ClipDataModule"]
     assert main([*words, f"trainer.max_steps={STEPS + 3}", "--resume", str(run)]) == 0
     sizes: dict[int, int] = {}
-    for batch in pipeline(str(folder), seconds=0.1, batch_size=1, shuffle_buffer=1, order="streaming",
-                          sampling_rate=16000):  # fmt: skip
+    for batch in pipeline(
+        str(folder), seconds=0.1, batch_size=1, shuffle_buffer=1, order="streaming", sampling_rate=16000
+    ):
         sizes |= {turn: samples for turn, samples in batch["ended"]}
         if len(sizes) == 9:
             break

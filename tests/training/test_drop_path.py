@@ -17,8 +17,14 @@ from ssamba.models.encoder import SIZES, STACKS
 from ssamba.models.stack import Stack
 
 LAYERS = 4
-STACK_OPTIONS = [("ssamba", {"residual": "plain"}), ("ssamba", {"residual": "doubling"}), ("ssast", {}), ("aum", {}),
-                 ("conformer", {}), ("bilstm", {})]  # fmt: skip
+STACK_OPTIONS = [
+    ("ssamba", {"residual": "plain"}),
+    ("ssamba", {"residual": "doubling"}),
+    ("ssast", {}),
+    ("aum", {}),
+    ("conformer", {}),
+    ("bilstm", {}),
+]
 each_stack = pytest.mark.parametrize(("encoder", "options"), STACK_OPTIONS, ids=lambda value: str(value))
 
 

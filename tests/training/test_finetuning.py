@@ -51,8 +51,15 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def augmentation(**parts: Any) -> Augmentation:
-    none = {"mixup": 0.0, "frequency_mask": 0, "time_mask": 0, "noise": 0.0, "time_shift": 0, "time_stretch": 0.0,
-            "frequency_shift": 0}  # fmt: skip
+    none = {
+        "mixup": 0.0,
+        "frequency_mask": 0,
+        "time_mask": 0,
+        "noise": 0.0,
+        "time_shift": 0,
+        "time_stretch": 0.0,
+        "frequency_shift": 0,
+    }
     return Augmentation(**{**none, **parts})
 
 
@@ -112,9 +119,16 @@ def test_optimizer_groups(recipes: dict[str, Path]) -> None:
 def test_sounds_are_learned(label: str, recipes: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
     loss = "cross_entropy" if label == "sound" else "bce"
     logged = finetune(
-        recipes, tmp_path / "run", "model.encoder=ssast", f"task.label={label}", f"task.loss={loss}",
-        "trainer.max_steps=40", "trainer.validate_every_steps=20", "data.batch_size=12", "optimizer.learning_rate=2e-3",
-    )  # fmt: skip
+        recipes,
+        tmp_path / "run",
+        "model.encoder=ssast",
+        f"task.label={label}",
+        f"task.loss={loss}",
+        "trainer.max_steps=40",
+        "trainer.validate_every_steps=20",
+        "data.batch_size=12",
+        "optimizer.learning_rate=2e-3",
+    )
     curve = [row["train/loss"] for row in logged if "train/loss" in row]
     assert sum(curve[-5:]) < 0.6 * sum(curve[:5])
     scores = json.loads((tmp_path / "run" / "run.json").read_text())["test"]
@@ -147,8 +161,9 @@ def test_a_variant_that_is_left_open_is_the_pretrained_models(
         tuned = load_recipe(recipes["finetune"], [*words, f"model.pretrained={tmp_path / value}"])
         assert isinstance(tuned, FinetuneRecipe)
         assert getattr(build_finetuner(tuned).recipe.model, name) == value
-    other = load_recipe(recipes["finetune"], [*words, f"model.{name}={values[0]}",
-                                              f"model.pretrained={tmp_path / values[1]}"])  # fmt: skip
+    other = load_recipe(
+        recipes["finetune"], [*words, f"model.{name}={values[0]}", f"model.pretrained={tmp_path / values[1]}"]
+    )
     assert isinstance(other, FinetuneRecipe)
     with pytest.raises(UserError, match=f"has {name} {values[1]}; the recipe asks for {name} {values[0]}"):
         build_finetuner(other)
@@ -198,8 +213,9 @@ def test_the_padding_of_a_batch_enters_neither_training_nor_scores(pooling: str,
     check(seen, held_out["lengths"])
 
 
-def test_attention_is_trained_saved_and_used(recipes: dict[str, Path], tmp_path: Path, capsys: Capture,
-                                             recordings: dict[str, list[Recording]]) -> None:  # fmt: skip
+def test_attention_is_trained_saved_and_used(
+    recipes: dict[str, Path], tmp_path: Path, capsys: Capture, recordings: dict[str, list[Recording]]
+) -> None:
     run = tmp_path / "run"
     words = ["model.encoder=ssast", "task.pooling=attentive", "data.short=pad", "optimizer.head_learning_rate=0.01"]
     start = {name: tensor.clone() for name, tensor in build(recipes, *words).module.model.pool.named_parameters()}
@@ -349,10 +365,7 @@ def test_frequency_shift_moves_each_clip_by_bins_of_its_own_and_repeats_the_edge
     log_mel = spectrograms(batch=200)
     found = []
     for before, after in zip(log_mel, augmentation(frequency_shift=3)(log_mel, whole(log_mel)), strict=True):
-        shift = next(
-            n for n in range(-3, 4)
-            if torch.equal(after, before[:, (torch.arange(16) - n).clamp(0, 15)])
-        )  # fmt: skip
+        shift = next(n for n in range(-3, 4) if torch.equal(after, before[:, (torch.arange(16) - n).clamp(0, 15)]))
         found.append(shift)
     assert set(found) == set(range(-3, 4))
 
@@ -387,8 +400,7 @@ def test_specaugment_hides_one_run_of_whole_frames_or_bins_behind_the_mean(part:
 
 def test_augmentation_is_of_training_clips_alone(recipes: dict[str, Path], tmp_path: Path) -> None:
     """At a rate of zero each validation sees the same model: only augmented validation clips could change its loss."""
-    strong = ["augmentation.mixup=1", "augmentation.noise=2", "augmentation.time_shift=20",
-              "augmentation.time_mask=40"]  # fmt: skip
+    strong = ["augmentation.mixup=1", "augmentation.noise=2", "augmentation.time_shift=20", "augmentation.time_mask=40"]
     logged = finetune(
         recipes, tmp_path / "run", "model.encoder=ssast", "optimizer.learning_rate=0", *strong, "data.test=[]"
     )
@@ -427,8 +439,15 @@ def test_a_steps_augmentation_depends_on_its_place_alone(recipes: dict[str, Path
 
 @each_encoder
 def test_two_small_batches_are_one_large_batch(encoder: str, recipes: dict[str, Path], tmp_path: Path) -> None:
-    common = [f"model.encoder={encoder}", "trainer.max_steps=3", "data.validation=[]", "data.test=[]", "audio.mean=-4",
-              "audio.std=4", "data.batch_size=8"]  # fmt: skip
+    common = [
+        f"model.encoder={encoder}",
+        "trainer.max_steps=3",
+        "data.validation=[]",
+        "data.test=[]",
+        "audio.mean=-4",
+        "audio.std=4",
+        "data.batch_size=8",
+    ]
     large = finetune(recipes, tmp_path / "large", *common)
     small = finetune(recipes, tmp_path / "small", *common, "trainer.accumulate=2")
     norms = [[row["gradient_norm"] for row in logged if "gradient_norm" in row] for logged in (large, small)]

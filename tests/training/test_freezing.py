@@ -45,8 +45,15 @@ def parts(names: set[str]) -> set[str]:
     found = set()
     for name in names:
         _, part, *rest = name.split(".")
-        found.add("head" if name.startswith("head.") else rest[1] if rest[:1] == ["layers"] else rest[0]
-                  if part == "stack" else "tokens")  # fmt: skip
+        found.add(
+            "head"
+            if name.startswith("head.")
+            else rest[1]
+            if rest[:1] == ["layers"]
+            else rest[0]
+            if part == "stack"
+            else "tokens"
+        )
     return found
 
 
@@ -87,8 +94,15 @@ def test_frozen_steps_are_those_of_a_head_alone(recipes: Recipes, tmp_path: Path
 
 
 def test_a_run_goes_on_where_it_froze(recipes: Recipes, tmp_path: Path) -> None:
-    words = words_for(recipes, tmp_path / "run", "model.encoder=ssast", "task.freeze_steps=3", "task.unfreeze_every=1",
-                      "augmentation.mixup=0.5", "augmentation.mixup_from=set")  # fmt: skip
+    words = words_for(
+        recipes,
+        tmp_path / "run",
+        "model.encoder=ssast",
+        "task.freeze_steps=3",
+        "task.unfreeze_every=1",
+        "augmentation.mixup=0.5",
+        "augmentation.mixup_from=set",
+    )
     assert main([*words, "trainer.max_steps=2", "optimizer.schedule=constant"]) == 0
     assert main([*words, "trainer.max_steps=5", "optimizer.schedule=constant", "--resume=auto"]) == 0
     resumed = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()

@@ -73,8 +73,12 @@ def test_each_layer_has_its_own_rate(encoder: str, options: dict[str, str], laye
 
 def test_the_first_step_is_as_long_as_each_rate(recipes: Recipes, tmp_path: Path) -> None:
     """AdamW's first step changes every weight with a gradient by its rate."""
-    words = ["model.encoder=ssast", "optimizer.weight_decay=0", "optimizer.learning_rate=0.01",
-             "optimizer.head_learning_rate=0.02"]  # fmt: skip
+    words = [
+        "model.encoder=ssast",
+        "optimizer.weight_decay=0",
+        "optimizer.learning_rate=0.01",
+        "optimizer.head_learning_rate=0.02",
+    ]
     finetune(recipes, tmp_path / "start", *words[:2], "optimizer.learning_rate=0", "trainer.max_steps=1")
     finetune(recipes, tmp_path / "run", *words, "optimizer.layer_decay=0.5", "trainer.max_steps=1")
     first, trained = weights(tmp_path / "start"), weights(tmp_path / "run")
@@ -114,12 +118,14 @@ def test_the_betas_are_the_recipes(recipes: Recipes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("optimizer.layer_decay=0", "optimizer.layer_decay is 0.0; expected more than 0 and at most 1"),
-     ("optimizer.layer_decay=1.5", "optimizer.layer_decay is 1.5; expected"),
-     ("optimizer.beta1=-0.1", "optimizer.beta1 is -0.1; expected 0 to below 1"),
-     ("optimizer.beta2=1", "optimizer.beta2 is 1.0; expected"),
-     ("model.drop_path=1", "model.drop_path is 1.0; expected 0 to below 1")],
-)  # fmt: skip
+    [
+        ("optimizer.layer_decay=0", "optimizer.layer_decay is 0.0; expected more than 0 and at most 1"),
+        ("optimizer.layer_decay=1.5", "optimizer.layer_decay is 1.5; expected"),
+        ("optimizer.beta1=-0.1", "optimizer.beta1 is -0.1; expected 0 to below 1"),
+        ("optimizer.beta2=1", "optimizer.beta2 is 1.0; expected"),
+        ("model.drop_path=1", "model.drop_path is 1.0; expected 0 to below 1"),
+    ],
+)
 def test_rates_that_are_none(
     word: str, said: str, recipes: Recipes, refused: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -34,9 +34,12 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("words", [["--overwrite"], ["--resume", "auto"], ["--resume"], ["evaluate"]])
 def test_a_second_process_is_told(
-    words: list[str], recipes: dict[str, Path], finetuned: Runs, copy_of: Callable[[Path], Path],
+    words: list[str],
+    recipes: dict[str, Path],
+    finetuned: Runs,
+    copy_of: Callable[[Path], Path],
     refused: Callable[..., str],
-) -> None:  # fmt: skip
+) -> None:
     folder = copy_of(finetuned("ssast"))
     command = [
         "finetune",
@@ -86,9 +89,10 @@ def test_only_what_is_replaced_goes(run: Path) -> None:
 
 def test_a_killed_process_leaves_no_lock(run: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE,
+        [sys.executable, "-c", HOLD, str(run)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    )  # fmt: skip
+    )
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
     with pytest.raises(UserError, match="another process"), RunLock(run):
         pass

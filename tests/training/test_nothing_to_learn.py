@@ -84,9 +84,13 @@ LABELS = {
     "one class under bce": (["a"] * 3, ["task.loss=bce"], "training recordings: all 3 have a; expected"),
     "the same two": ([["a", "b"]] * 3, ["task.loss=bce"], "all 3 have a, b;"),
     "none at all": (["a", None, "b"], [], "1 recordings of data.train have no sound that is in the label list: 001"),
-    "several": (["a", ["a", "b"], "b"], [], "1 recordings of data.train have several sound, or none: 001 (a, b); "
-                "expected one of the 2 of the label list, or task.loss=bce"),
-}  # fmt: skip
+    "several": (
+        ["a", ["a", "b"], "b"],
+        [],
+        "1 recordings of data.train have several sound, or none: 001 (a, b); "
+        "expected one of the 2 of the label list, or task.loss=bce",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LABELS)

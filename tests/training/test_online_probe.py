@@ -24,8 +24,15 @@ SCORES = [0.5, 0.7, 0.6, 0.9, 0.7, 0.8]  # of the probe at each step
 
 
 def run_of(recipes: Recipes, corpus: Path, run: Path, *words: str) -> int:
-    common = ["model.encoder=ssast", "trainer.max_steps=6", "trainer.validate_every_steps=1", "audio.mean=-4",
-              "audio.std=4", f"evaluation.probe={corpus / 'test'}", "evaluation.label=sound"]  # fmt: skip
+    common = [
+        "model.encoder=ssast",
+        "trainer.max_steps=6",
+        "trainer.validate_every_steps=1",
+        "audio.mean=-4",
+        "audio.std=4",
+        f"evaluation.probe={corpus / 'test'}",
+        "evaluation.label=sound",
+    ]
     return main(["pretrain", str(recipes["pretrain"]), f"run_dir={run}", *common, *words])
 
 

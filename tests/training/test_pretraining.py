@@ -59,9 +59,13 @@ def test_joint_is_contrastive_plus_ten_times_reconstruction(encoder: str, pretra
 @pytest.mark.parametrize("weight", [0.5, 2.5])
 def test_the_weight_of_reconstruction_is_the_recipes(recipes: dict[str, Path], weight: float, tmp_path: Path) -> None:
     (row,) = pretrain(
-        recipes, tmp_path / "run", "model.encoder=ssast", f"objective.parts.reconstruction={weight}",
-        "trainer.max_steps=1", "data.validation=[]",
-    )  # fmt: skip
+        recipes,
+        tmp_path / "run",
+        "model.encoder=ssast",
+        f"objective.parts.reconstruction={weight}",
+        "trainer.max_steps=1",
+        "data.validation=[]",
+    )
     assert row["train/loss"] == pytest.approx(row["train/contrastive"] + weight * row["train/reconstruction"])
 
 
@@ -102,9 +106,14 @@ def test_the_step_is_the_losses_of_the_masked_patches(encoder: str, recipes: dic
 
 def test_a_few_clips_are_learned(recipes: dict[str, Path], tmp_path: Path) -> None:
     logged = pretrain(
-        recipes, tmp_path / "run", "model.encoder=ssast", "trainer.max_steps=40", "data.batch_size=16",
-        "optimizer.learning_rate=2e-3", "data.validation=[]",
-    )  # fmt: skip
+        recipes,
+        tmp_path / "run",
+        "model.encoder=ssast",
+        "trainer.max_steps=40",
+        "data.batch_size=16",
+        "optimizer.learning_rate=2e-3",
+        "data.validation=[]",
+    )
     for name, share in (("loss", 0.75), ("contrastive", 0.85), ("reconstruction", 0.75)):
         curve = [row[f"train/{name}"] for row in logged]
         assert sum(curve[-5:]) < share * sum(curve[:5]), name
@@ -114,9 +123,14 @@ def test_a_few_clips_are_learned(recipes: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "ssast"])
 def test_the_other_encoders_learn_as_well(encoder: str, recipes: dict[str, Path], tmp_path: Path) -> None:
     logged = pretrain(
-        recipes, tmp_path / "run", f"model.encoder={encoder}", "trainer.max_steps=20", "data.batch_size=8",
-        "optimizer.learning_rate=2e-3", "data.validation=[]",
-    )  # fmt: skip
+        recipes,
+        tmp_path / "run",
+        f"model.encoder={encoder}",
+        "trainer.max_steps=20",
+        "data.batch_size=8",
+        "optimizer.learning_rate=2e-3",
+        "data.validation=[]",
+    )
     curve = [row["train/loss"] for row in logged]
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
 
@@ -169,9 +183,12 @@ def test_weights_are_drawn_by_the_seed_alone(recipes: dict[str, Path]) -> None:
     "words", [["optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6"], ["audio.mean=0", "audio.std=1e-40"]]
 )
 def test_a_loss_that_is_not_finite_stops_the_run(
-    words: list[str], recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     # No recipe may say so small a deviation: it stands for an input that is not finite.
     monkeypatch.setitem(AUDIO_RANGES, "std", (0, 1))
     run = tmp_path / "run"
@@ -234,9 +251,15 @@ def rates(logged: list[dict[str, float]]) -> list[float]:
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_learning_rates_as_logged(schedule: str, recipes: dict[str, Path], tmp_path: Path) -> None:
     logged = pretrain(
-        recipes, tmp_path / "run", "model.encoder=ssast", "data.validation=[]", "trainer.max_steps=8",
-        f"optimizer.schedule={schedule}", "optimizer.warmup_steps=3", "optimizer.final_fraction=0.1",
-    )  # fmt: skip
+        recipes,
+        tmp_path / "run",
+        "model.encoder=ssast",
+        "data.validation=[]",
+        "trainer.max_steps=8",
+        f"optimizer.schedule={schedule}",
+        "optimizer.warmup_steps=3",
+        "optimizer.final_fraction=0.1",
+    )
     after = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * n / 5)) for n in range(5)] if schedule == "cosine" else [1] * 5
     assert rates(logged) == pytest.approx([1e-3 * factor for factor in (1 / 3, 2 / 3, 1, *after)], rel=1e-5)
 
@@ -252,9 +275,16 @@ def test_the_plateau_halves_the_rate_after_validations_that_are_no_better(
 
     monkeypatch.setattr(Pretraining, "objectives", stalled)
     logged = pretrain(
-        recipes, tmp_path / "run", "model.encoder=ssast", "optimizer.schedule=plateau", "optimizer.plateau_patience=1",
-        "optimizer.warmup_steps=4", "trainer.max_steps=11", "data.batch_size=2", "trainer.accumulate=2",
-    )  # fmt: skip
+        recipes,
+        tmp_path / "run",
+        "model.encoder=ssast",
+        "optimizer.schedule=plateau",
+        "optimizer.plateau_patience=1",
+        "optimizer.warmup_steps=4",
+        "trainer.max_steps=11",
+        "data.batch_size=2",
+        "trainer.accumulate=2",
+    )
     # Validations after 2, 4, 6, 8, 10 steps: the first is the best so far, the third and the fifth are one too many.
     factors = [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
     assert rates(logged) == pytest.approx([1e-3 * factor for factor in factors], rel=1e-5)

@@ -75,9 +75,15 @@ def signalled(number: int, *, step: int, within_validation: bool = False) -> Ite
 
 PLATEAU = ["optimizer.schedule=plateau", "optimizer.plateau_patience=0", "optimizer.learning_rate=0.1"]
 CHANCE = [
-    "augmentation.mixup=0.5", "augmentation.noise=0.1", "augmentation.time_mask=8", "data.label_fraction=0.5",
-    "model.drop_path=0.5", "data.balance=true", "optimizer.layer_decay=0.5", "optimizer.ema_decay=0.9",
-]  # fmt: skip
+    "augmentation.mixup=0.5",
+    "augmentation.noise=0.1",
+    "augmentation.time_mask=8",
+    "data.label_fraction=0.5",
+    "model.drop_path=0.5",
+    "data.balance=true",
+    "optimizer.layer_decay=0.5",
+    "optimizer.ema_decay=0.9",
+]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +98,14 @@ CHANCE = [
     ],
 )
 def test_a_run_that_was_stopped_is_as_if_it_was_not(
-    kind: str, words: list[str], step: int, within_validation: bool, recipes: Recipes, tmp_path: Path,
+    kind: str,
+    words: list[str],
+    step: int,
+    within_validation: bool,
+    recipes: Recipes,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     # Validations of several batches.
     command = [kind, str(recipes[kind]), "model.encoder=ssast", "trainer.max_steps=6", "data.batch_size=6", *words]
@@ -224,9 +235,12 @@ def started(*words: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process and a group of its own; whatever is left of them is killed."""
     code = f"{SHALLOW}from ssamba.cli import main\nsys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         yield process
     finally:
@@ -314,8 +328,15 @@ def test_a_second_signal_kills_at_once(recipes: Recipes, tmp_path: Path) -> None
         "Checkpoints.save = lambda self, trainer, *_: trainer.global_step and time.sleep(600)\n"
         "from ssamba.cli import main\nsys.exit(main())\n"
     )
-    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=5000",
-             "trainer.validate_every_steps=1000", "data.num_workers=1"]  # fmt: skip
+    words = [
+        "pretrain",
+        str(recipes["pretrain"]),
+        f"run_dir={run}",
+        "model.encoder=ssast",
+        "trainer.max_steps=5000",
+        "trainer.validate_every_steps=1000",
+        "data.num_workers=1",
+    ]
     with subprocess.Popen([sys.executable, str(tmp_path / "stall.py"), *words], stderr=subprocess.PIPE) as process:
         try:
             wait_for(process, logged(run, 1))
@@ -347,8 +368,16 @@ def test_workers_leave_the_answer_to_their_parent(recipes: Recipes) -> None:
 
 def test_a_worker_that_is_killed(recipes: Recipes, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=5000",
-             "trainer.validate_every_steps=1000", "trainer.checkpoint_every_steps=2", "data.num_workers=2"]  # fmt: skip
+    words = [
+        "pretrain",
+        str(recipes["pretrain"]),
+        f"run_dir={run}",
+        "model.encoder=ssast",
+        "trainer.max_steps=5000",
+        "trainer.validate_every_steps=1000",
+        "trainer.checkpoint_every_steps=2",
+        "data.num_workers=2",
+    ]
     with started(*words) as process:
         wait_for(process, lambda: newest_checkpoint(run) is not None)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -439,22 +468,33 @@ def test_what_would_be_another_run_is_refused_in_one_message(
     held = load_recipe(run)
     command = ["pretrain", recipes["pretrain"], "--resume", run]
     said = refused(
-        *command, "model.encoder=ssamba", "model.size=tiny", "seed=3", "data.batch_size=8",
-        "objective.parts.reconstruction=0", "audio.mean=1", "audio.std=2", "optimizer.learning_rate=0.5",
+        *command,
+        "model.encoder=ssamba",
+        "model.size=tiny",
+        "seed=3",
+        "data.batch_size=8",
+        "objective.parts.reconstruction=0",
+        "audio.mean=1",
+        "audio.std=2",
+        "optimizer.learning_rate=0.5",
         "trainer.max_steps=3",
-        f"data.train={corpus / 'validation'}", "trainer.precision=bf16-mixed", "data.num_workers=3",
-    )  # fmt: skip
+        f"data.train={corpus / 'validation'}",
+        "trainer.precision=bf16-mixed",
+        "data.num_workers=3",
+    )
     head, *lines = said.strip().splitlines()
     assert head == f"the run in {run} cannot go on by this recipe:"
     expected = [
         f"audio.mean is 1.0; in the run it is {held.audio.mean}",
         f"audio.std is 2.0; in the run it is {held.audio.std}",
         "data.batch_size is 8; in the run it is 4",
-        "model.encoder is 'ssamba'; in the run it is 'ssast'", "model.size is 'tiny'; in the run it is 'nano'",
+        "model.encoder is 'ssamba'; in the run it is 'ssast'",
+        "model.size is 'tiny'; in the run it is 'nano'",
         "objective.parts.reconstruction is 0.0; in the run it is 10.0",
-        "optimizer.learning_rate is 0.5; in the run it is 0.001", "seed is 3; in the run it is 0",
+        "optimizer.learning_rate is 0.5; in the run it is 0.001",
+        "seed is 3; in the run it is 0",
         "trainer.max_steps is 3; the run has 4 behind it",
-    ]  # fmt: skip
+    ]
     assert [line.strip() for line in lines if "fingerprint" not in line] == expected
     (data,) = [line for line in lines if "fingerprint" in line]
     assert data.strip().startswith("data.train has fingerprint ")

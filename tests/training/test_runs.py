@@ -55,8 +55,14 @@ def test_the_same_seed_fine_tunes_the_same_weights_bitwise(
     encoder: str, pretrained: Runs, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
     # With everything that is left to chance: labels, augmentation, order, heads.
-    chance = ["data.label_fraction=0.5", "augmentation.mixup=0.5", "augmentation.noise=0.1",
-              "augmentation.time_shift=8", "augmentation.frequency_mask=16", "augmentation.time_mask=8"]  # fmt: skip
+    chance = [
+        "data.label_fraction=0.5",
+        "augmentation.mixup=0.5",
+        "augmentation.noise=0.1",
+        "augmentation.time_shift=8",
+        "augmentation.frequency_mask=16",
+        "augmentation.time_mask=8",
+    ]
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         torch.rand(3)
         words = [f"run_dir={tmp_path / name}", f"model.encoder={encoder}", f"seed={seed}", *chance]
@@ -69,8 +75,10 @@ def assert_same_run(first: Path, again: Path, other: Path) -> None:
     weights = Path("model", "model.safetensors")
     assert (first / weights).read_bytes() == (again / weights).read_bytes()
     assert (first / weights).read_bytes() != (other / weights).read_bytes()
-    logged = [[{k: v for k, v in row.items() if k not in ("samples_per_second", "seconds")} for row in rows(run)]
-              for run in (first, again, other)]  # fmt: skip
+    logged = [
+        [{k: v for k, v in row.items() if k not in ("samples_per_second", "seconds")} for row in rows(run)]
+        for run in (first, again, other)
+    ]
     assert logged[0] == logged[1] != logged[2]
     ours, theirs = (load_recipe(run) for run in (first, again))
     ours.run_dir = theirs.run_dir
@@ -92,14 +100,29 @@ def test_workers_change_no_clip_that_is_read(pretrained: Runs, recipes: dict[str
 def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: Path) -> None:
     run = pretrained(encoder)
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
-        "recipe.yaml", "metrics.csv", "run.json", "report.html", "report.md", *CHECKPOINTS,
-        "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
+        "recipe.yaml",
+        "metrics.csv",
+        "run.json",
+        "report.html",
+        "report.md",
+        *CHECKPOINTS,
+        "model/config.json",
+        "model/model.safetensors",
+        "model/preprocessor_config.json",
+        "pictures/curves.png",
         "pictures/reconstruction-0000002.png",
         "pictures/reconstruction-0000004.png",
-    }  # fmt: skip
+    }
     logged = rows(run)
-    train = ["train/loss", "train/contrastive", "train/accuracy", "train/reconstruction", "gradient_norm",
-             "learning_rate", "samples_per_second"]  # fmt: skip
+    train = [
+        "train/loss",
+        "train/contrastive",
+        "train/accuracy",
+        "train/reconstruction",
+        "gradient_norm",
+        "learning_rate",
+        "samples_per_second",
+    ]
     validation = ["val/loss", "val/contrastive", "val/accuracy", "val/reconstruction"]
     assert set(logged[0]) == {"epoch", "seconds", "step", *train, *validation}
     for names, steps in ((train, ["0", "1", "2", "3"]), (validation, ["1", "3"])):
@@ -115,11 +138,23 @@ def test_what_a_pretraining_run_leaves(encoder: str, pretrained: Runs, corpus: P
 def test_what_a_fine_tuning_run_leaves(encoder: str, finetuned: Runs, corpus: Path) -> None:
     run = finetuned(encoder)
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
-        "recipe.yaml", "metrics.csv", "run.json", "report.html", "report.md", *CHECKPOINTS,
-        "model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "pictures/curves.png",
-        "test/scores.json", "test/scores.npz", "test/classes.csv", "test/predictions.csv", "test/mistakes.csv",
+        "recipe.yaml",
+        "metrics.csv",
+        "run.json",
+        "report.html",
+        "report.md",
+        *CHECKPOINTS,
+        "model/config.json",
+        "model/model.safetensors",
+        "model/preprocessor_config.json",
+        "pictures/curves.png",
+        "test/scores.json",
+        "test/scores.npz",
+        "test/classes.csv",
+        "test/predictions.csv",
+        "test/mistakes.csv",
         "test/confusion.png",
-    }  # fmt: skip
+    }
     train = ["train/loss", "train/accuracy", "gradient_norm", "learning_rate", "samples_per_second"]
     validation = ["val/loss", "val/accuracy", "val/balanced_accuracy"]
     assert set(rows(run)[0]) == {"epoch", "seconds", "step", *train, *validation}
@@ -132,10 +167,27 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
     """run.json says what is so, and every picture is one."""
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     assert set(record) == {
-        "command", "started", "seed", "git_commit", "python", "versions", "hardware", "parameters", "data", "steps",
-        "training_seconds", "peak_memory_bytes", "last_metrics", "test", "skipped_samples", "resumed", "stopped_early",
-        "exported", "origin", "energy_joules",
-    }  # fmt: skip
+        "command",
+        "started",
+        "seed",
+        "git_commit",
+        "python",
+        "versions",
+        "hardware",
+        "parameters",
+        "data",
+        "steps",
+        "training_seconds",
+        "peak_memory_bytes",
+        "last_metrics",
+        "test",
+        "skipped_samples",
+        "resumed",
+        "stopped_early",
+        "exported",
+        "origin",
+        "energy_joules",
+    }
     assert record["peak_memory_bytes"]["process"] > 10**8  # torch alone
     assert (record["steps"], record["seed"], record["skipped_samples"], record["resumed"]) == (4, 0, [], [])
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] and "ssamba" in record["versions"]
@@ -145,8 +197,10 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
     for split in splits:
         held = find_shards([str(corpus / split)])
         assert record["data"][split] == {
-            "samples": held.samples, "seconds": round(held.seconds, 3), "fingerprint": held.fingerprint
-        }  # fmt: skip
+            "samples": held.samples,
+            "seconds": round(held.seconds, 3),
+            "fingerprint": held.fingerprint,
+        }
     assert set(record["data"]) == set(splits)
     for path in run.rglob("*.png"):
         assert matplotlib.image.imread(path).std() > 0.01
@@ -212,9 +266,12 @@ def test_the_last_checkpoint_is_of_the_last_step(recipes: dict[str, Path], tmp_p
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_an_existing_run_is_left_alone(
-    kind: str, recipes: dict[str, Path], pretrained: Runs, copy_of: Callable[[Path], Path],
+    kind: str,
+    recipes: dict[str, Path],
+    pretrained: Runs,
+    copy_of: Callable[[Path], Path],
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     run = copy_of(pretrained("ssast"))
     before = digests(run)
     assert main([kind, str(recipes[kind]), f"run_dir={run}"]) == 2

@@ -94,8 +94,9 @@ class Offenders:
         shown = self.found[:_NAMED]
         if len(self.found) > _NAMED:
             shown.append(f"and {len(self.found) - _NAMED} more")
-        raise UserError(f"{self.place} has {len(self.found)} entries that cannot be used; expected {self.expected}:",
-                        *shown)  # fmt: skip
+        raise UserError(
+            f"{self.place} has {len(self.found)} entries that cannot be used; expected {self.expected}:", *shown
+        )
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -117,8 +118,9 @@ def read_text(path: Path, expected: str) -> str:
     return text
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None, delimiter: str | None = None,
-              comments: bool = False) -> tuple[list[str], list[Row]]:  # fmt: skip
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, delimiter: str | None = None, comments: bool = False
+) -> tuple[list[str], list[Row]]:
     """The columns of a table and its lines.
 
     Args:
@@ -289,9 +291,11 @@ def _json_objects(path: Path) -> Iterator[tuple[str, Any]]:
     data = content.get("data") if isinstance(content, dict) else content
     if isinstance(data, list):
         yield from ((f"data[{index}]", entry) for index, entry in enumerate(data))
-    elif isinstance(content, dict) and content and all(
-        isinstance(entry, dict) and column(list(entry), None, PATHS, "", path) for entry in content.values()
-    ):  # fmt: skip
+    elif (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(entry, dict) and column(list(entry), None, PATHS, "", path) for entry in content.values())
+    ):
         yield from ((repr(name), entry) for name, entry in content.items())
     else:
         kind = f"an object with the keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
@@ -343,8 +347,9 @@ def _each_once(path: Path, entries: Sequence[Entry], label: str | None, several:
         rest = [{key: value for key, value in one.labels.items() if key != label} for one in (first, entry)]
         if several and label and rest[0] == rest[1] and first.split == entry.split:
             names = [*first.labels.get(label, []), *entry.labels.get(label, [])]
-            kept[entry.path] = Entry(first.where, first.path, {**first.labels, label: list(dict.fromkeys(names))},
-                                     first.split)  # fmt: skip
+            kept[entry.path] = Entry(
+                first.where, first.path, {**first.labels, label: list(dict.fromkeys(names))}, first.split
+            )
             continue
         where, before = (one.where.removeprefix(f"{path} ") for one in (entry, first))
         said = [_shown([one.labels, *([one.split] if one.split else [])])[1:-1] for one in (entry, first)]

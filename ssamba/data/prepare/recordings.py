@@ -126,8 +126,9 @@ def check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
         raise UserError(f"{len(same)} recordings have a key that another one has; {expected} of each", *named(same))
 
 
-def label_lists(splits: Mapping[str, Sequence[Recording]],
-                given: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:  # fmt: skip
+def label_lists(
+    splits: Mapping[str, Sequence[Recording]], given: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
     """Label key -> names in the order of their indices: as given, else those that occur, sorted.
 
     Raises:
@@ -165,9 +166,10 @@ def lacking_labels(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mappin
     lists = {key: names for key, names in lists.items() if names}  # of what is said, nothing is listed
     by_split = {key: {split: names.get(key, set()) for split, names in used.items()} for key in lists}
     dividing = {
-        key for key, splits in by_split.items()
+        key
+        for key, splits in by_split.items()
         if any(one.isdisjoint(other) for one, other in itertools.combinations(splits.values(), 2))
-    }  # fmt: skip
+    }
     said = []
     for key, names in lists.items():
         held = set().union(*by_split[key].values())

@@ -33,11 +33,14 @@ SEEDS = (0, 2**32 - 1)
 _MOST_WORKERS = 1024
 
 
-def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespace], DataSet],
-               arguments: Sequence[str] | None = None,
-               archives: Callable[[argparse.Namespace], Sequence[Archive]] | None = None,
-               after: Callable[[argparse.Namespace], None] | None = None,
-               read_source: Callable[[str], Path | str] | None = None) -> int:  # fmt: skip
+def run_script(
+    parser: argparse.ArgumentParser,
+    find: Callable[[argparse.Namespace], DataSet],
+    arguments: Sequence[str] | None = None,
+    archives: Callable[[argparse.Namespace], Sequence[Archive]] | None = None,
+    after: Callable[[argparse.Namespace], None] | None = None,
+    read_source: Callable[[str], Path | str] | None = None,
+) -> int:
     """A script of data_prep: the arguments that all of them have, the writing, and what is told at the end.
 
     Args:
@@ -60,8 +63,14 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
         log_to_stderr("%(message)s", logging.WARNING)
         logging.getLogger("ssamba").setLevel(logging.INFO)
         workers = usable_cores() if given.workers is None else given.workers
-        check_settings(given.sampling_rate, given.samples_per_shard, workers, MIN_SECONDS, given.max_seconds,
-                       given.max_bad_fraction)  # fmt: skip
+        check_settings(
+            given.sampling_rate,
+            given.samples_per_shard,
+            workers,
+            MIN_SECONDS,
+            given.max_seconds,
+            given.max_bad_fraction,
+        )
         place = place_of(given.out)
         place.check(given.overwrite)  # now, and not only after hours
         if archives and given.fetch:
@@ -72,11 +81,20 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
             found = find(given)
             with cluster(given.cluster) if given.cluster else contextlib.nullcontext() as executor:
                 indexes = write_shards(
-                    found.splits, given.out, found.name, found.labels, sampling_rate=given.sampling_rate,
-                    samples_per_shard=given.samples_per_shard, seed=given.seed, workers=workers, executor=executor,
-                    max_seconds=given.max_seconds, max_bad_fraction=given.max_bad_fraction,
-                    passed_over=found.passed_over, overwrite=given.overwrite,
-                )  # fmt: skip
+                    found.splits,
+                    given.out,
+                    found.name,
+                    found.labels,
+                    sampling_rate=given.sampling_rate,
+                    samples_per_shard=given.samples_per_shard,
+                    seed=given.seed,
+                    workers=workers,
+                    executor=executor,
+                    max_seconds=given.max_seconds,
+                    max_bad_fraction=given.max_bad_fraction,
+                    passed_over=found.passed_over,
+                    overwrite=given.overwrite,
+                )
         except KeyboardInterrupt:
             print(printable(f"interrupted. {place.how_to_go_on()}"), file=sys.stderr)
             return 130
@@ -84,9 +102,11 @@ def run_script(parser: argparse.ArgumentParser, find: Callable[[argparse.Namespa
             after(given)
         for split, index in indexes.items():
             out = printable(masked(os.path.join(given.out, split)))
-            print(f"{out}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
-                  f"{len(index.shards)} shards, {len(index.skipped)} skipped"
-                  + (f", {index.above_full_scale} above full scale" if index.above_full_scale else ""))  # fmt: skip
+            print(
+                f"{out}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
+                f"{len(index.shards)} shards, {len(index.skipped)} skipped"
+                + (f", {index.above_full_scale} above full scale" if index.above_full_scale else "")
+            )
         if found.passed_over:
             print(printable(f"passed over: {found.passed_over}"))
         return 0

@@ -21,8 +21,9 @@ def _in_place(shard: Shard) -> Path:
     return shard.path
 
 
-def verify_shards(shard_set: ShardSet, progress: bool = True, local: Callable[[Shard], Path] = _in_place,
-                  workers: int = 1) -> list[str]:  # fmt: skip
+def verify_shards(
+    shard_set: ShardSet, progress: bool = True, local: Callable[[Shard], Path] = _in_place, workers: int = 1
+) -> list[str]:
     """Read every shard again and compare it with its index; an empty list is a clean set.
 
     Checks the sha256, and that each sample is where the table says, with audio of the set's rate and of that length,

@@ -67,12 +67,23 @@ def place_of(out: Path | str) -> Folder | Url:
     return Url(new_url(str(out))) if is_remote(str(out)) else Folder(Path(os.path.realpath(out)))
 
 
-def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dataset: str,
-                 labels: Mapping[str, Sequence[str]] | None = None, *, sampling_rate: int = 16000,
-                 samples_per_shard: int = SAMPLES_PER_SHARD, seed: int = 0, workers: int = 1,
-                 executor: Executor | None = None, max_seconds: float = MAX_SECONDS, min_seconds: float = MIN_SECONDS,
-                 max_bad_fraction: float = MAX_BAD_FRACTION, passed_over: Mapping[str, int] | None = None,
-                 overwrite: bool = False) -> dict[str, ShardIndex]:  # fmt: skip
+def write_shards(
+    splits: Mapping[str, Sequence[Recording]],
+    out: Path | str,
+    dataset: str,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    *,
+    sampling_rate: int = 16000,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    seed: int = 0,
+    workers: int = 1,
+    executor: Executor | None = None,
+    max_seconds: float = MAX_SECONDS,
+    min_seconds: float = MIN_SECONDS,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    passed_over: Mapping[str, int] | None = None,
+    overwrite: bool = False,
+) -> dict[str, ShardIndex]:
     """Write `out/<split>/000000.tar, ...` and their indexes: `out` is there when all of it is.
 
     Until then the work lies in `out.partial`. After an interrupt, a failure or a kill the same call goes on from the
@@ -113,11 +124,15 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dat
     splits = {split: [_absolute(one) for one in recordings] for split, recordings in splits.items()}
     root = os.path.commonpath([one.path.parent for recordings in splits.values() for one in recordings])
     plan: dict[str, str | int | float] = {
-        "format": FORMAT, "sampling_rate": sampling_rate, "samples_per_shard": samples_per_shard, "seed": seed,
-        "min_seconds": min_seconds, "max_seconds": max_seconds,
+        "format": FORMAT,
+        "sampling_rate": sampling_rate,
+        "samples_per_shard": samples_per_shard,
+        "seed": seed,
+        "min_seconds": min_seconds,
+        "max_seconds": max_seconds,
         "libraries": decoder_versions(),
         **{f"split {split}": _summary(recordings, root) for split, recordings in splits.items()},
-    }  # fmt: skip
+    }
     jobs = [
         _Job(place, split, index, part, root, sampling_rate, min_seconds, max_seconds)
         for split, recordings in splits.items()
@@ -138,9 +153,16 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dat
             infos = tuple(replace(one.info, name=shard_name(index)) for index, one in enumerate(kept[split]))
             skipped = tuple(one for shard in made for one in shard.skipped)
             indexes[split] = ShardIndex(
-                dataset, split, sampling_rate, lists, skipped, infos, digest, dict(passed_over or {}),
+                dataset,
+                split,
+                sampling_rate,
+                lists,
+                skipped,
+                infos,
+                digest,
+                dict(passed_over or {}),
                 sum(shard.above_full_scale for shard in made),
-            )  # fmt: skip
+            )
             indexes[split].write(folder / split)
         place.publish(folder, kept)
     used: dict[str, dict[str, set[str]]] = {split: {} for split in splits}
@@ -153,13 +175,21 @@ def write_shards(splits: Mapping[str, Sequence[Recording]], out: Path | str, dat
     return indexes
 
 
-def check_settings(sampling_rate: int, samples_per_shard: int, workers: int, min_seconds: float, max_seconds: float,
-                   max_bad_fraction: float) -> None:  # fmt: skip
+def check_settings(
+    sampling_rate: int,
+    samples_per_shard: int,
+    workers: int,
+    min_seconds: float,
+    max_seconds: float,
+    max_bad_fraction: float,
+) -> None:
     """UserError for one that cannot be."""
     ranges: dict[str, tuple[float, float, float]] = {
-        "sampling rate": (sampling_rate, *RATES), "samples per shard": (samples_per_shard, 1, math.inf),
-        "workers": (workers, 1, math.inf), "max bad fraction": (max_bad_fraction, 0, 1),
-    }  # fmt: skip
+        "sampling rate": (sampling_rate, *RATES),
+        "samples per shard": (samples_per_shard, 1, math.inf),
+        "workers": (workers, 1, math.inf),
+        "max bad fraction": (max_bad_fraction, 0, 1),
+    }
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             most = f" to {high}" if high < math.inf else ""
@@ -210,8 +240,9 @@ def _parts(recordings: Sequence[Recording], at_most: int, seed: int) -> Iterator
         yield shuffled[part * len(shuffled) // count : (part + 1) * len(shuffled) // count]
 
 
-def _write_all(jobs: Sequence[_Job], dataset: str, executor: Executor | None,
-               max_bad_fraction: float) -> dict[tuple[str, int], Finished]:  # fmt: skip
+def _write_all(
+    jobs: Sequence[_Job], dataset: str, executor: Executor | None, max_bad_fraction: float
+) -> dict[tuple[str, int], Finished]:
     """(split, index) -> the finished shard."""
     total = sum(len(job.recordings) for job in jobs)
     allowed = int(max_bad_fraction * total)

@@ -98,9 +98,15 @@ def _pipe_pieces(command: str) -> Generator[Piece]:
     """What a command of the shell writes; it is ended where nothing comes from it any more."""
     with (
         tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
-                         start_new_session=True) as process,
-    ):  # fmt: skip
+        subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            start_new_session=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             poll = select.poll()

@@ -161,8 +161,10 @@ class Store:
         return self._listed(self._call(self._files.glob, self._path, detail=True).values())
 
     def _listed(self, found: Any) -> list[Listed]:
-        listed = [Listed(self._files.unstrip_protocol(one["name"]), int(one["size"] or 0), one["type"] == "directory")
-                  for one in found]  # fmt: skip
+        listed = [
+            Listed(self._files.unstrip_protocol(one["name"]), int(one["size"] or 0), one["type"] == "directory")
+            for one in found
+        ]
         return sorted(listed)
 
     def put(self, path: Path) -> None:

@@ -145,8 +145,16 @@ def remove(url: str) -> None:
     _attempted(url, "removed", lambda: Store(url).remove())
 
 
-def fetch(url: str, path: Path, expected: Expected, *, wait: bool = True, keep: bool = False,
-          bar: "tqdm[Any] | None" = None, cancelled: threading.Event | None = None) -> bool:  # fmt: skip
+def fetch(
+    url: str,
+    path: Path,
+    expected: Expected,
+    *,
+    wait: bool = True,
+    keep: bool = False,
+    bar: "tqdm[Any] | None" = None,
+    cancelled: threading.Event | None = None,
+) -> bool:
     """Fetch a file, unless it is there; once, however many processes and threads of a machine ask for it.
 
     It is written to `path`.part, which whoever fetches has locked, and renamed once its size and sha256 are right. A
@@ -188,8 +196,9 @@ def fetch(url: str, path: Path, expected: Expected, *, wait: bool = True, keep: 
     return True
 
 
-def fetch_into_cache(url: str, path: Path, expected: Expected, *, wait: bool = True,
-                     cancelled: threading.Event | None = None) -> bool:  # fmt: skip
+def fetch_into_cache(
+    url: str, path: Path, expected: Expected, *, wait: bool = True, cancelled: threading.Event | None = None
+) -> bool:
     """As `fetch`, into the folder of data.cache.
 
     Raises:
@@ -236,8 +245,13 @@ def _is_named(file: io.BufferedRandom, path: Path) -> bool:
         return False
 
 
-def _attempted(url: str, done: str, attempt: Callable[[], Result], reached: Callable[[], int] = lambda: 0,
-               cancelled: threading.Event | None = None) -> Result:  # fmt: skip
+def _attempted(
+    url: str,
+    done: str,
+    attempt: Callable[[], Result],
+    reached: Callable[[], int] = lambda: 0,
+    cancelled: threading.Event | None = None,
+) -> Result:
     """What an attempt gives, in as many as are allowed.
 
     Args:
@@ -266,8 +280,14 @@ def _attempted(url: str, done: str, attempt: Callable[[], Result], reached: Call
     raise AssertionError("the last attempt returns or raises")
 
 
-def _receive(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | None" = None,
-             cancelled: threading.Event | None = None, folder: Path | None = None) -> None:  # fmt: skip
+def _receive(
+    url: str,
+    into: _Content,
+    expected: Expected,
+    bar: "tqdm[Any] | None" = None,
+    cancelled: threading.Event | None = None,
+    folder: Path | None = None,
+) -> None:
     """Fill a file with what a url gives; `folder`, in which it is, must have the room."""
 
     def reached() -> int:
@@ -279,8 +299,14 @@ def _receive(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | Non
     _attempted(url, "fetched", attempt, reached, cancelled)
 
 
-def _attempt(url: str, into: _Content, expected: Expected, bar: "tqdm[Any] | None", cancelled: threading.Event,
-             folder: Path | None) -> None:  # fmt: skip
+def _attempt(
+    url: str,
+    into: _Content,
+    expected: Expected,
+    bar: "tqdm[Any] | None",
+    cancelled: threading.Event,
+    folder: Path | None,
+) -> None:
     """Go on where the file ends, if that can be; begin anew otherwise."""
     if cancelled.is_set():
         raise Cancelled

@@ -293,8 +293,9 @@ def test_no_space_is_told_before(
     assert (tmp_path / "data.tar.gz.part").stat().st_size == 100_000
 
 
-def test_no_space_on_the_way(server: Server, archive: Archive, tmp_path: Path,
-                             no_room: Callable[[int], AbstractContextManager[None]]) -> None:  # fmt: skip
+def test_no_space_on_the_way(
+    server: Server, archive: Archive, tmp_path: Path, no_room: Callable[[int], AbstractContextManager[None]]
+) -> None:
     with (
         no_room(100_000),
         pytest.raises(UserError, match=r"data.tar.gz cannot be written \(.*File too large.*stays for the next call"),
@@ -350,9 +351,7 @@ def zipped(members: Members, *odd: zipfile.ZipInfo) -> bytes:
 
 
 def below(folder: Path) -> dict[str, bytes | None]:
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
-    }  # fmt: skip
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize(("name", "make"), [("x.zip", zipped), ("x.tar.gz", tar_gz)])
@@ -361,9 +360,14 @@ def test_unpacked(name: str, make: Callable[[Members], bytes], tmp_path: Path) -
     path.write_bytes(make(SOUND))
     unpack(path, tmp_path / "new" / "whole")
     assert below(tmp_path / "new") == {
-        "whole": None, "whole/a": None, "whole/a/b": None, "whole/a/b/one.txt": b"1" * 5000, "whole/a/two.txt": b"",
-        "whole/other": None, "whole/other/three.txt": b"3",
-    }  # fmt: skip
+        "whole": None,
+        "whole/a": None,
+        "whole/a/b": None,
+        "whole/a/b/one.txt": b"1" * 5000,
+        "whole/a/two.txt": b"",
+        "whole/other": None,
+        "whole/other/three.txt": b"3",
+    }
     unpack(path, tmp_path / "part", "a")
     assert below(tmp_path / "part") == {"b": None, "b/one.txt": b"1" * 5000, "two.txt": b""}
     unpack(path, tmp_path / "deeper", "a/b")
@@ -491,13 +495,18 @@ def test_a_tar_whose_header_is_huge(tmp_path: Path) -> None:
         unpack(path, tmp_path / "data")
 
 
-@pytest.mark.parametrize(("kind", "name", "make"), [(zipfile.ZipFile, "x.zip", zipped),
-                                                    (tarfile.TarFile, "x.tar.gz", tar_gz)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "name", "make"), [(zipfile.ZipFile, "x.zip", zipped), (tarfile.TarFile, "x.tar.gz", tar_gz)]
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 def test_an_interruption_leaves_no_folder(
-    error: BaseException, kind: Any, name: str, make: Callable[[Members], bytes], tmp_path: Path,
+    error: BaseException,
+    kind: Any,
+    name: str,
+    make: Callable[[Members], bytes],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     path = tmp_path / name
     path.write_bytes(make(SOUND))
     extract, done = kind.extract, []
@@ -529,8 +538,12 @@ def test_fetched_where_it_is_not_there(server: Server, tmp_path: Path) -> None:
         server.files[f"/v1/{part}.tar.gz"] = tar_gz({f"Speech/{part}/a.txt": part.encode(), "Speech/README": b""})
     archives = [Archive(f"{server.url}/v1/{part}.tar.gz", f"Speech/{part}") for part in ("one", "two")]
     fetch.fetch(archives[:1], tmp_path / "here")
-    assert below(tmp_path) == {"here": None, "here/Speech": None, "here/Speech/one": None,
-                               "here/Speech/one/a.txt": b"one"}  # fmt: skip
+    assert below(tmp_path) == {
+        "here": None,
+        "here/Speech": None,
+        "here/Speech/one": None,
+        "here/Speech/one/a.txt": b"one",
+    }
     fetch.fetch(archives, tmp_path / "here" / "Speech")
     assert len(server.asked) == 2
     assert (tmp_path / "here" / "Speech" / "two" / "a.txt").read_bytes() == b"two"

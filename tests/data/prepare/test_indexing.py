@@ -87,11 +87,18 @@ def test_any_format(tmp_path: Path, form: str, channels: int) -> None:
 def test_names_labels_and_other_members(tmp_path: Path, form: int, workers: int) -> None:
     long = "/".join(["a" * 60] * (2 if form == tarfile.USTAR_FORMAT else 5)) + "/long"
     first = {
-        "./": b"", "./plain.flac": sound(seed=1),
-        f"{long}.wav": sound(form="WAV", seed=2), f"{long}.json": b'{"labels": {"animal": ["dog", "cat"]}}',
-        "text.FLAC": sound(seed=3), "text.txt": b"a caption", "text.JSON": b'{"labels": [1, 2], "key": 3}',
-        "._plain.flac": b"of a Mac", "README": b"", "speech.16k.flac": sound(seed=4), "speech.meta.json": b"{",
-    }  # fmt: skip
+        "./": b"",
+        "./plain.flac": sound(seed=1),
+        f"{long}.wav": sound(form="WAV", seed=2),
+        f"{long}.json": b'{"labels": {"animal": ["dog", "cat"]}}',
+        "text.FLAC": sound(seed=3),
+        "text.txt": b"a caption",
+        "text.JSON": b'{"labels": [1, 2], "key": 3}',
+        "._plain.flac": b"of a Mac",
+        "README": b"",
+        "speech.16k.flac": sound(seed=4),
+        "speech.meta.json": b"{",
+    }
     del first["./"]
     write_tar(tmp_path / "b.tar", first, form)
     write_tar(tmp_path / "a.tar", {"y.flac": sound(seed=5), "y.json": described("y", "owl")}, form)
@@ -100,9 +107,12 @@ def test_names_labels_and_other_members(tmp_path: Path, form: int, workers: int)
     assert index.shards[1].sha256 == hashlib.sha256((tmp_path / "b.tar").read_bytes()).hexdigest()
     assert index.labels == {"animal": ("cat", "dog", "owl")} and index.skipped == ()
     assert {key: content for key, (content, _) in samples.items()} == {
-        "y": sound(seed=5), "b/0": sound(seed=1), "b/1": sound(form="WAV", seed=2), "b/2": sound(seed=3),
+        "y": sound(seed=5),
+        "b/0": sound(seed=1),
+        "b/1": sound(form="WAV", seed=2),
+        "b/2": sound(seed=3),
         "b/3": sound(seed=4),
-    }  # fmt: skip
+    }
     assert samples["b/1"][1]["labels"] == {"animal": ["dog", "cat"]} and samples["b/2"][1]["labels"] == {}
     assert verify_shards(find_shards(str(tmp_path)), progress=False) == []
 
@@ -175,8 +185,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused
 
 def test_several_sampling_rates(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"a.flac": sound(), "b.flac": sound(), "c.flac": sound(rate=8000)})
-    message = (r"x.tar/a has 16000 Hz and x.tar/c has 8000 Hz; expected one sampling rate: unpack the shards and make "
-               "them again with data_prep/folder.py")  # fmt: skip
+    message = (
+        r"x.tar/a has 16000 Hz and x.tar/c has 8000 Hz; expected one sampling rate: unpack the shards and make "
+        "them again with data_prep/folder.py"
+    )
     with pytest.raises(UserError, match=message):
         index_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
@@ -187,35 +199,65 @@ def test_several_sampling_rates(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     members = [
-        ("good.flac", sound()), ("good.json", described("good")),
-        ("noise.flac", b"no audio" * 100), ("empty.wav", b""), ("none.wav", sound(0, form="WAV")),
-        ("twice.flac", sound()), ("twice.flac", sound()),
-        ("both.wav", sound(form="WAV")), ("both.flac", sound()),
-        ("../out.flac", sound()), ("/etc/out.flac", sound()), ("a/../../out.flac", sound()),
-        ("torn.flac", sound()), ("torn.json", b'{"key": "torn"'), ("deep.flac", sound()), ("deep.json", b"[" * 10**5),
-        ("binary.flac", sound()), ("binary.json", bytes(range(256))),
-        ("three.flac", sound()), ("three.json", described("three", 3)),
-        ("nameless.flac", sound()), ("nameless.json", described("nameless", [""])),
-        ("half.flac", sound()), ("half.json", b'{"labels": {"animal": "\\ud800"}}'),
-        ("alone.json", described("alone")), ("text.txt", b"no audio"),
-    ]  # fmt: skip
+        ("good.flac", sound()),
+        ("good.json", described("good")),
+        ("noise.flac", b"no audio" * 100),
+        ("empty.wav", b""),
+        ("none.wav", sound(0, form="WAV")),
+        ("twice.flac", sound()),
+        ("twice.flac", sound()),
+        ("both.wav", sound(form="WAV")),
+        ("both.flac", sound()),
+        ("../out.flac", sound()),
+        ("/etc/out.flac", sound()),
+        ("a/../../out.flac", sound()),
+        ("torn.flac", sound()),
+        ("torn.json", b'{"key": "torn"'),
+        ("deep.flac", sound()),
+        ("deep.json", b"[" * 10**5),
+        ("binary.flac", sound()),
+        ("binary.json", bytes(range(256))),
+        ("three.flac", sound()),
+        ("three.json", described("three", 3)),
+        ("nameless.flac", sound()),
+        ("nameless.json", described("nameless", [""])),
+        ("half.flac", sound()),
+        ("half.json", b'{"labels": {"animal": "\\ud800"}}'),
+        ("alone.json", described("alone")),
+        ("text.txt", b"no audio"),
+    ]
     path = write_tar(tmp_path / "x.tar", members)
     with tarfile.open(path, "a") as archive:
-        for kind, name in ((tarfile.SYMTYPE, "link.flac"), (tarfile.LNKTYPE, "hard.flac"), (tarfile.FIFOTYPE, "p.flac"),
-                           (tarfile.DIRTYPE, "folder.flac")):  # fmt: skip
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.flac"),
+            (tarfile.LNKTYPE, "hard.flac"),
+            (tarfile.FIFOTYPE, "p.flac"),
+            (tarfile.DIRTYPE, "folder.flac"),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
     found = problems(tmp_path)
     expected = {
-        "noise": "it cannot be decoded", "empty": "it cannot be decoded", "none": "it has 0 samples",
-        "twice.flac": "it is there twice", "both.flac": "both.wav is a recording of the same key",
-        "../out.flac": "leads out of", "/etc/out.flac": "leads out of", "a/../../out.flac": "leads out of",
-        "torn": "its .json cannot be parsed", "deep": "its .json cannot be parsed", "binary": "its .json cannot be",
-        "three": "its label 'animal' is '3'; expected a name", "nameless": "its label 'animal' is",
-        "half": "its label 'animal' is", "alone": "it has no recording",
-        "link.flac": "a link or the like", "hard.flac": "a link or the like", "p.flac": "a link or the like",
-    }  # fmt: skip
+        "noise": "it cannot be decoded",
+        "empty": "it cannot be decoded",
+        "none": "it has 0 samples",
+        "twice.flac": "it is there twice",
+        "both.flac": "both.wav is a recording of the same key",
+        "../out.flac": "leads out of",
+        "/etc/out.flac": "leads out of",
+        "a/../../out.flac": "leads out of",
+        "torn": "its .json cannot be parsed",
+        "deep": "its .json cannot be parsed",
+        "binary": "its .json cannot be",
+        "three": "its label 'animal' is '3'; expected a name",
+        "nameless": "its label 'animal' is",
+        "half": "its label 'animal' is",
+        "alone": "it has no recording",
+        "link.flac": "a link or the like",
+        "hard.flac": "a link or the like",
+        "p.flac": "a link or the like",
+    }
     assert found.keys() == {f"x.tar/{name}" for name in expected}
     assert not [(name, found[f"x.tar/{name}"]) for name, why in expected.items() if why not in found[f"x.tar/{name}"]]
     assert all(f"x.tar/{name}: " in caplog.text for name in expected)
@@ -232,9 +274,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_damage_between_members(tmp_path: Path) -> None:
     """What is after it is found; what may belong to the place is left out."""
     names = [f"{number}.{kind}" for number in range(6) for kind in ("flac", "json")]
-    path = write_tar(tmp_path / "x.tar", {
-        name: sound() if name.endswith("flac") else described(name[0]) for name in names
-    })  # fmt: skip
+    path = write_tar(
+        tmp_path / "x.tar", {name: sound() if name.endswith("flac") else described(name[0]) for name in names}
+    )
     whole = path.read_bytes()
     with tarfile.open(path) as archive:
         begins = {member.name: member.offset for member in archive}

@@ -90,10 +90,15 @@ def test_a_json_in_every_shape(ending: str, text: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ({"labels": "a,b"}, ["a", "b"]), ({"labels": "a, b"}, ["a", "b"]), ({"labels": ["a", "b"]}, ["a", "b"]),
-        ({"label": "a,b"}, "a,b"), ({"labels": 3}, "3"), ({"label": 3}, "3"), ({"class": [1, 2]}, ["1", "2"]),
+        ({"labels": "a,b"}, ["a", "b"]),
+        ({"labels": "a, b"}, ["a", "b"]),
+        ({"labels": ["a", "b"]}, ["a", "b"]),
+        ({"label": "a,b"}, "a,b"),
+        ({"labels": 3}, "3"),
+        ({"label": 3}, "3"),
+        ({"class": [1, 2]}, ["1", "2"]),
     ],
-)  # fmt: skip
+)
 def test_labels_of_a_json(written: dict[str, object], read: object, folder: Path) -> None:
     path = folder / "list.json"
     path.write_text(json.dumps([{"wav": "wav/0.wav", **written}]))
@@ -138,12 +143,17 @@ def test_all_offenders_are_named_at_once(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "has the columns \\[\\]"), (b"<html>403</html>", "is a page of HTML"), (b"\0\1\2", "NUL characters"),
-        (b"path,label\n\xff,x\n", "cannot be read"), (b"path,path\nx,y\n", "expected each once"),
-        (b'path,label\n"wav/0.wav,x\n', "cannot be read"), (b"path,label\nwav/0.wav\n", "line 2 is"),
-        (b"path,label\nwav/0.wav,x,y\n", "line 2 is"), (b"wav/0.wav,x\n", "has the columns"),
+        (b"", "has the columns \\[\\]"),
+        (b"<html>403</html>", "is a page of HTML"),
+        (b"\0\1\2", "NUL characters"),
+        (b"path,label\n\xff,x\n", "cannot be read"),
+        (b"path,path\nx,y\n", "expected each once"),
+        (b'path,label\n"wav/0.wav,x\n', "cannot be read"),
+        (b"path,label\nwav/0.wav\n", "line 2 is"),
+        (b"path,label\nwav/0.wav,x,y\n", "line 2 is"),
+        (b"wav/0.wav,x\n", "has the columns"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_table(content: bytes, said: str, folder: Path) -> None:
     path = folder / "list.csv"
     path.write_bytes(content)
@@ -172,6 +182,9 @@ def test_columns_that_are_no_labels(folder: Path, caplog: pytest.LogCaptureFixtu
         ",Unnamed: 0,path,filename,label,category,start\n0,0,wav/0.wav,0.wav,cat,pet,0\n1,1,wav/1.wav,1.wav,dog,pet,0\n"
     )
     assert labels_of(path)["wav/1.wav"] == {"kind": "dog", "category": "pet", "start": "0"}
-    for said in ("['', 'Unnamed: 0', 'filename'] are no labels", "label is taken for the labels, and category as",
-                 "column start is taken as a label; recordings are taken whole"):  # fmt: skip
+    for said in (
+        "['', 'Unnamed: 0', 'filename'] are no labels",
+        "label is taken for the labels, and category as",
+        "column start is taken as a label; recordings are taken whole",
+    ):
         assert said in caplog.text

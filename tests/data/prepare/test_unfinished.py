@@ -392,8 +392,11 @@ def test_the_plan_on_disk(recordings: list[Recording], tmp_path: Path, stopped: 
     stopped(recordings, tmp_path / "out", 1, KeyboardInterrupt())
     plan = json.loads((tmp_path / "out.partial" / "plan.json").read_text())
     assert {name: plan[name] for name in ("sampling_rate", "samples_per_shard", "seed", "max_seconds")} == {
-        "sampling_rate": 16000, "samples_per_shard": 2, "seed": 0, "max_seconds": 600.0
-    }  # fmt: skip
+        "sampling_rate": 16000,
+        "samples_per_shard": 2,
+        "seed": 0,
+        "max_seconds": 600.0,
+    }
     assert plan["split train"].startswith("12 recordings (") and "libsndfile" in plan["libraries"]
 
 

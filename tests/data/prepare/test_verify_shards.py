@@ -57,14 +57,23 @@ def test_verify_names_each_bad_sample(shards: Path) -> None:
     problems = verify_shards(find_shards(str(folder)), progress=False)
     prefix = f"{folder / '000000.tar'}: "
     assert [problem.removeprefix(prefix).partition(": ")[0] for problem in problems] == [
-        "sample 'torn'", "sample 3", "sample 4", "sample 'slow'", "sample 'short'"
-    ]  # fmt: skip
+        "sample 'torn'",
+        "sample 3",
+        "sample 4",
+        "sample 'slow'",
+        "sample 'short'",
+    ]
     for problem, words in zip(
         problems,
-        ("its audio cannot be used: ", "its .json cannot be used: Input data was", "missing required field `labels`",
-         "its audio is of 8000 Hz; expected 16000 Hz", "its audio has 1599 samples; samples.npy expects 1600"),
+        (
+            "its audio cannot be used: ",
+            "its .json cannot be used: Input data was",
+            "missing required field `labels`",
+            "its audio is of 8000 Hz; expected 16000 Hz",
+            "its audio has 1599 samples; samples.npy expects 1600",
+        ),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert words in problem
 
 
@@ -73,8 +82,19 @@ def test_verify_finds_one_bit_wherever_it_is(made: Path, shards: Path, workers: 
     """In a header, a name, a checksum, audio, JSON, padding, the end of the tar; in any shard, and in the table."""
     folder = shards / "a" / "train"
     row = np.load(folder / "samples.npy")[0]
-    places = [0, 148, 257, 400, row["audio"], row["audio"] + 30, row["audio"] + row["audio_bytes"] // 2,
-              row["audio"] + row["audio_bytes"], row["json"] + 3, row["json"] + row["json_bytes"] + 1, -1]  # fmt: skip
+    places = [
+        0,
+        148,
+        257,
+        400,
+        row["audio"],
+        row["audio"] + 30,
+        row["audio"] + row["audio_bytes"] // 2,
+        row["audio"] + row["audio_bytes"],
+        row["json"] + 3,
+        row["json"] + row["json_bytes"] + 1,
+        -1,
+    ]
     for number, place in enumerate(places):
         path = folder / f"00000{number % 3}.tar"
         whole = path.read_bytes()

@@ -42,10 +42,14 @@ def tone(path: Path, seconds: float = 0.1, rate: int = 16000, channels: int = 1,
 def recordings(tmp_path: Path) -> list[Recording]:
     """Twelve, of three labels, named so that their order in the list is that of the labels."""
     return [
-        Recording(f"{label}-{take}", tone(tmp_path / "in" / label / f"{take}.wav", 0.1 + 0.01 * take),
-                  {"animal": label, "sounds": [label, "any"]})
-        for label in ("bird", "cat", "dog") for take in range(4)
-    ]  # fmt: skip
+        Recording(
+            f"{label}-{take}",
+            tone(tmp_path / "in" / label / f"{take}.wav", 0.1 + 0.01 * take),
+            {"animal": label, "sounds": [label, "any"]},
+        )
+        for label in ("bird", "cat", "dog")
+        for take in range(4)
+    ]
 
 
 def samples_in(folder: Path) -> dict[str, tuple[np.ndarray[Any, Any], int, dict[str, Any]]]:
@@ -82,9 +86,15 @@ def test_what_is_written(recordings: list[Recording], tmp_path: Path) -> None:
     made = write_shards({"train": recordings[:10], "test": recordings[10:]}, out, "toy", samples_per_shard=4)
 
     assert {str(path.relative_to(out)) for path in out.rglob("*.*")} == {
-        "train/index.json", "train/000000.tar", "train/000001.tar", "train/000002.tar", "train/samples.npy",
-        "test/index.json", "test/000000.tar", "test/samples.npy",
-    }  # fmt: skip
+        "train/index.json",
+        "train/000000.tar",
+        "train/000001.tar",
+        "train/000002.tar",
+        "train/samples.npy",
+        "test/index.json",
+        "test/000000.tar",
+        "test/samples.npy",
+    }
     assert made == {"train": ShardIndex.read(out / "train"), "test": ShardIndex.read(out / "test")}
     train = made["train"]
     assert (train.dataset, train.split, train.sampling_rate, train.samples) == ("toy", "train", 16000, 10)
@@ -98,8 +108,11 @@ def test_what_is_written(recordings: list[Recording], tmp_path: Path) -> None:
     assert sorted(held) == [recording.key for recording in recordings[:10]]
     assert list(held) != sorted(held)
     assert held["cat-2"][2] == {
-        "key": "cat-2", "source": "cat/2.wav", "seconds": 0.12, "labels": {"animal": "cat", "sounds": ["cat", "any"]}
-    }  # fmt: skip
+        "key": "cat-2",
+        "source": "cat/2.wav",
+        "seconds": 0.12,
+        "labels": {"animal": "cat", "sounds": ["cat", "any"]},
+    }
 
 
 def test_index_on_disk(recordings: list[Recording], tmp_path: Path) -> None:
@@ -192,8 +205,9 @@ def test_samples_above_full_scale_are_kept_at_their_level(tmp_path: Path) -> Non
     shards = find_shards(str(tmp_path / "out" / "train"))
     assert verify_shards(shards, progress=False) == []
     order = ClipOrder(shards, ClipRules(1000, "pad", 0, 0), None)
-    (batch,) = ClipStream(shards, order, batch_size=2, sampling_rate=16000, training=False, max_bad_fraction=0.0,
-                          cache=ShardCache(10**6))  # fmt: skip
+    (batch,) = ClipStream(
+        shards, order, batch_size=2, sampling_rate=16000, training=False, max_bad_fraction=0.0, cache=ShardCache(10**6)
+    )
     for key, waveform in zip(batch["keys"], batch["waveform"].numpy(), strict=True):
         np.testing.assert_allclose(waveform, read_audio(tmp_path / f"{key}.wav", 16000, 10), atol=3 / 32768)
 
@@ -210,11 +224,15 @@ def test_cuts(tmp_path: Path, rate: int) -> None:
     write_shards({"train": cuts}, tmp_path / "out", "toy", max_seconds=1.0)
     held = samples_in(tmp_path / "out" / "train")
     assert {key: described["source"] for key, (_, _, described) in held.items()} == {
-        "middle": "long.wav#t=0.5,0.75", "end": "long.wav#t=1.75", "start": "long.wav#t=0,1.0"
-    }  # fmt: skip
+        "middle": "long.wav#t=0.5,0.75",
+        "end": "long.wav#t=1.75",
+        "start": "long.wav#t=0,1.0",
+    }
     assert {key: described["seconds"] for key, (_, _, described) in held.items()} == {
-        "middle": 0.25, "end": 0.25, "start": 1.0
-    }  # fmt: skip
+        "middle": 0.25,
+        "end": 0.25,
+        "start": 1.0,
+    }
     whole = soundfile.read(path)[0].mean(1)
     part = whole[rate // 2 : 3 * rate // 4]
     expected = soxr.resample(part, rate, 16000) if rate != 16000 else part
@@ -233,8 +251,9 @@ def test_bad_recordings_are_skipped_and_named(
     names = ["text", "none", "short", "long", "nan", "missing"]
     bad = [Recording(name, folder / f"{name}.wav") for name in names]
     bad.append(Recording("cut", recordings[0].path, {}, 5.0, 6.0))
-    made = write_shards({"train": recordings + bad}, tmp_path / "out", "toy", max_seconds=1.0, max_bad_fraction=0.5,
-                        samples_per_shard=5)["train"]  # fmt: skip
+    made = write_shards(
+        {"train": recordings + bad}, tmp_path / "out", "toy", max_seconds=1.0, max_bad_fraction=0.5, samples_per_shard=5
+    )["train"]
     why = {skipped.source: skipped.why for skipped in made.skipped}
     assert why.keys() == {f"{name}.wav" for name in names} | {"bird/0.wav#t=5.0,6.0"}
     assert "cannot be decoded" in why["text.wav"] and "cannot be decoded" in why["none.wav"]
@@ -275,8 +294,9 @@ def test_too_many_bad_recordings(recordings: list[Recording], tmp_path: Path, wo
 def test_a_split_that_is_bad_throughout(recordings: list[Recording], tmp_path: Path) -> None:
     (tmp_path / "in" / "text.wav").write_text("no audio")
     splits = {"train": recordings, "test": [Recording("bad", tmp_path / "in" / "text.wav")]}
-    refused(tmp_path, splits, "no recording of the split 'test' can be used; text.wav", finished=2,
-            max_bad_fraction=1.0)  # fmt: skip
+    refused(
+        tmp_path, splits, "no recording of the split 'test' can be used; text.wav", finished=2, max_bad_fraction=1.0
+    )
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "../a", "a b", "a\\b", "a\n"])
@@ -323,8 +343,12 @@ def test_all_that_share_a_key_or_are_missing_are_named_at_once(recordings: list[
 
 def test_labels_that_cannot_be(recordings: list[Recording], tmp_path: Path) -> None:
     splits = {"train": recordings}
-    refused(tmp_path, splits, "'dog-0' has the animal 'dog'; expected one of the 2 .* bird, cat",
-            labels={"animal": ["bird", "cat"]})  # fmt: skip
+    refused(
+        tmp_path,
+        splits,
+        "'dog-0' has the animal 'dog'; expected one of the 2 .* bird, cat",
+        labels={"animal": ["bird", "cat"]},
+    )
     refused(tmp_path, splits, "has the sounds 'any'", labels={"sounds": ["bird", "cat", "dog"]})
     refused(tmp_path, splits, "has a name twice", labels={"animal": ["bird", "cat", "dog", "cat"]})
 
@@ -428,10 +452,13 @@ def test_what_was_passed_over_is_in_each_index(recordings: list[Recording], tmp_
         ("bird-0 cat-0", "", "labels without recordings: test has no animal dog"),
         ("bird-0 cat-0 dog-0", "dog-1 dog-2 dog-3", "labels without recordings: train has no animal dog"),
         ("bird-0 cat-0 dog-0", "dog-0 dog-1 dog-2 dog-3", "labels without recordings: no split has the animal dog"),
-        ("dog-0 dog-1 dog-2 dog-3", "", "labels without recordings: train has no animal dog; test has no animal bird, "
-         "cat"),
+        (
+            "dog-0 dog-1 dog-2 dog-3",
+            "",
+            "labels without recordings: train has no animal dog; test has no animal bird, cat",
+        ),
     ],
-)  # fmt: skip
+)
 def test_labels_without_recordings_are_told(
     recordings: list[Recording], tmp_path: Path, caplog: pytest.LogCaptureFixture, test: str, torn: str, message: str
 ) -> None:
@@ -443,8 +470,10 @@ def test_labels_without_recordings_are_told(
         fold = "test" if one.key in test.split() else "train"
         animal, fold_of = str(one.labels["animal"]), {} if "dog-3" in test else {"fold": fold}
         labelled.append(Recording(one.key, one.path, {"animal": animal, **fold_of}))
-    splits = {"train": [one for one in labelled if one.key not in test.split()],
-              "test": [one for one in labelled if one.key in test.split()]}  # fmt: skip
+    splits = {
+        "train": [one for one in labelled if one.key not in test.split()],
+        "test": [one for one in labelled if one.key in test.split()],
+    }
     write_shards(splits, tmp_path / "out", "toy", max_bad_fraction=0.5)
     told = [record.message for record in caplog.records if "skipped" not in record.message]
     assert told == ([message] if message else [])

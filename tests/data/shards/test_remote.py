@@ -371,9 +371,15 @@ def test_what_a_server_does_and_stops_doing(
     ],
 )
 def test_what_a_server_does_for_good(
-    made: Path, server: Server, cache: Path, fault: str, attempts: int, cause: str, caplog: pytest.LogCaptureFixture,
+    made: Path,
+    server: Server,
+    cache: Path,
+    fault: str,
+    attempts: int,
+    cause: str,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     waits: list[float] = []
     never = threading.Event()
     monkeypatch.setattr(transport, "FIRST_WAIT_SECONDS", 1.0)
@@ -442,14 +448,13 @@ def test_what_is_right_is_right_whatever_its_command_says(made: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("command", "attempts", "cause"),
     [
-        ("echo the bucket >&2; echo is gone >&2; cat {} | head -c 99; exit 4", 5,
-         "exit status 4: the bucket is gone$"),
+        ("echo the bucket >&2; echo is gone >&2; cat {} | head -c 99; exit 4", 5, "exit status 4: the bucket is gone$"),
         ("head -c 99 {}", 5, r"it ended after 99 of \d+ bytes$"),
         ("nocat {}", 2, "exit status 127: .*nocat"),
         ("cat {} && echo", 2, r"it is larger than the \d+ bytes expected"),
         ("tr a b < {}", 2, "its sha256 is"),
     ],
-)  # fmt: skip
+)
 def test_a_command_that_fails_for_good(made: Path, cache: Path, command: str, attempts: int, cause: str) -> None:
     with pytest.raises(UserError, match=rf"could not be fetched in {attempts} attempts; the last: {cause}"):
         one(made, f"pipe:{command.replace('{}', f'{made}/000000.tar')}", cache)
@@ -780,8 +785,16 @@ def test_it_can_be_pickled(server: Server, cache: Path) -> None:
 def read(found: ShardSet, max_bytes: int, workers: int) -> list[str]:
     """The clips of two epochs, each 100 ms, as the stream has them."""
     order = ClipOrder(found, ClipRules(1600, "pad", 4, 0))
-    stream = ClipStream(found, order, batch_size=3, sampling_rate=16000, training=True, max_bad_fraction=0.0,
-                        cache=ShardCache(max_bytes), batches=8)  # fmt: skip
+    stream = ClipStream(
+        found,
+        order,
+        batch_size=3,
+        sampling_rate=16000,
+        training=True,
+        max_bad_fraction=0.0,
+        cache=ShardCache(max_bytes),
+        batches=8,
+    )
     loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
     rows = (row for batch in loader for row in zip(batch["keys"], batch["waveform"], strict=True))
     return [f"{key} {clip.sum().item()}" for key, clip in rows]
@@ -810,8 +823,16 @@ def fetchers() -> int:
 
 def stream_of(found: ShardSet, batches: int) -> ClipStream:
     order = ClipOrder(found, ClipRules(1600, "pad", 4, 0))
-    return ClipStream(found, order, batch_size=1, sampling_rate=16000, training=True, max_bad_fraction=0.0,
-                      cache=ShardCache(BIG), batches=batches)  # fmt: skip
+    return ClipStream(
+        found,
+        order,
+        batch_size=1,
+        sampling_rate=16000,
+        training=True,
+        max_bad_fraction=0.0,
+        cache=ShardCache(BIG),
+        batches=batches,
+    )
 
 
 @pytest.mark.parametrize("end", ["exhausted", "closed", "dropped", "interrupted", "failed"])

@@ -28,9 +28,12 @@ BIG = 10**9
 
 
 def test_prepare_index_train_resume(
-    bucket: Bucket, recordings: dict[str, list[Recording]], recipes: dict[str, Path], tmp_path: Path,
+    bucket: Bucket,
+    recordings: dict[str, list[Recording]],
+    recipes: dict[str, Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """The whole way there, with one request in five failing; beside it the same way here."""
     source, cache, runs = recordings["train"][0].path.parent, tmp_path / "cache", {}
     bucket.fails = 5
@@ -51,8 +54,15 @@ def test_prepare_index_train_resume(
 
     for name, train, stops in (("here", str(tmp_path / "sounds" / "train"), (2,)), ("there", url, (1, 2))):
         runs[name] = tmp_path / name
-        words = ["pretrain", str(recipes["pretrain"]), f"run_dir={runs[name]}", f"data.train={train}",
-                 "data.validation=null", f"data.cache={cache}", "optimizer.schedule=constant"]  # fmt: skip
+        words = [
+            "pretrain",
+            str(recipes["pretrain"]),
+            f"run_dir={runs[name]}",
+            f"data.train={train}",
+            "data.validation=null",
+            f"data.cache={cache}",
+            "optimizer.schedule=constant",
+        ]
         for stop in stops:
             resume = ["--resume", "auto", f"trainer.max_steps={stop}"]
             assert main([*words, *resume]) == 0, capsys.readouterr().err
@@ -69,8 +79,11 @@ def test_an_object_that_changed(bucket: Bucket, recordings: dict[str, list[Recor
     was = bucket.client.get_object(Bucket="shards", Key="set/train/000001.tar")["Body"].read()
     bucket.client.put_object(Bucket="shards", Key="set/train/000001.tar", Body=was[:-1] + b"1")
     held = ShardCache(BIG)
-    with pytest.raises(UserError, match=r"000001.tar could not .* in 2 attempts; the last: its sha256 is .*; the index "
-                                        r"expects .*. A run that stopped goes on with --resume"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"000001.tar could not .* in 2 attempts; the last: its sha256 is .*; the index "
+        r"expects .*. A run that stopped goes on with --resume",
+    ):
         held.local(found.shards[1])
     (problem,) = verify_shards(found, progress=False, local=held.local)
     assert problem.startswith("s3://shards/set/train/000001.tar: it cannot be read: ")
@@ -121,9 +134,12 @@ def test_credentials_that_expired(
 
 
 def test_a_strangers_shards_are_streamed_and_indexed_there(
-    bucket: Bucket, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    bucket: Bucket,
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """Shards of another program, in the bucket alone: trained from and gone on with, one request in five failing; then
     given an index, which is checked there."""
     rng = np.random.default_rng(0)
@@ -156,8 +172,9 @@ def test_a_strangers_shards_are_streamed_and_indexed_there(
     assert main(["shards", "index", url, "--workers=1", "--label", "kind=cls"]) == 0
     assert "kind: 2 labels" in capsys.readouterr().out
     bucket.fails = 0
-    assert set(bucket.objects()) - set(mine) == {f"theirs/train/{name}" for name in ("index.json", "samples.npy",
-                                                                                     "labels.jsonl")}  # fmt: skip
+    assert set(bucket.objects()) - set(mine) == {
+        f"theirs/train/{name}" for name in ("index.json", "samples.npy", "labels.jsonl")
+    }
     assert main(["shards", "verify", url, "--workers=1"]) == 0
     assert main(["shards", "info", f"{url}/[12].tar"]) == 0
     said = capsys.readouterr().out

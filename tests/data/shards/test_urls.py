@@ -153,10 +153,15 @@ def test_sources(source: str, expected: list[str]) -> None:
 def test_the_same_data_here_and_there(made: Path, tmp_path: Path, url: str) -> None:
     here, folder = find_shards(str(made / "train")), url.format(made / "train")
     for sources in (
-        folder, f"{folder}/", f"{folder}/index.json", f"{folder}/*.tar", f"{folder}/00000[0-3].tar",
-        f"{folder}/{{000000..000003}}.tar", url.format(made / "*"),
+        folder,
+        f"{folder}/",
+        f"{folder}/index.json",
+        f"{folder}/*.tar",
+        f"{folder}/00000[0-3].tar",
+        f"{folder}/{{000000..000003}}.tar",
+        url.format(made / "*"),
         [f"{folder}/00000[01].tar", f"{made}/train/000002.tar", f"pipe:cat {made}/train/000003.tar"],
-    ):  # fmt: skip
+    ):
         found = find_shards(sources, tmp_path / "cache")
         assert (found.fingerprint, found.labels, found.seconds) == (here.fingerprint, here.labels, here.seconds)
         assert np.array_equal(found.table, here.table)
@@ -185,12 +190,20 @@ def test_sources_that_are_none(source: str, message: str, made: Path, tmp_path: 
         find_shards(source.replace("{}", str(made)), tmp_path / "cache")
 
 
-@pytest.mark.parametrize(("scheme", "driver", "extra"), [("gs", "gcsfs", "gs"), ("az", "adlfs", "az"),
-                                                         ("abfs", "adlfs", "az"), ("git", "pygit2", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "driver", "extra"),
+    [("gs", "gcsfs", "gs"), ("az", "adlfs", "az"), ("abfs", "adlfs", "az"), ("git", "pygit2", None)],
+)
 def test_a_driver_that_is_not_installed(
-    scheme: str, driver: str, extra: str | None, recipes: dict[str, Path], tmp_path: Path, refused: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    scheme: str,
+    driver: str,
+    extra: str | None,
+    recipes: dict[str, Path],
+    tmp_path: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setitem(sys.modules, driver, None)
     install = f"pip install 'ssamba[{extra}]'" if extra else f"Install {driver}"
     told = f"'{scheme}://b/f/train' needs a driver for {scheme}://, which is not installed: {install}"
@@ -246,13 +259,16 @@ def test_a_driver_goes_on_where_it_ended(made: Path, tmp_path: Path, monkeypatch
     [
         (OSError("reset"), 5, "reset"),
         (TimeoutError(), 5, "TimeoutError"),
-        (PermissionError("The provided token has expired."), 2,
-         "The provided token has expired.: expected credentials that are valid, where test_urls looks for them"),
+        (
+            PermissionError("The provided token has expired."),
+            2,
+            "The provided token has expired.: expected credentials that are valid, where test_urls looks for them",
+        ),
         (type("NoCredentialsError", (Exception,), {})("Unable to locate"), 2, "Unable to locate: expected credentials"),
         (FileNotFoundError("The bucket does not exist"), 2, "there is no such file or folder .The bucket does not"),
         (ValueError("no such region"), 2, "no such region"),
     ],
-)  # fmt: skip
+)
 def test_what_a_driver_does_for_good(fault: Exception, attempts: int, cause: str, made: Path, tmp_path: Path) -> None:
     Shelf.faults = [fault] * 20
     with pytest.raises(UserError, match=f"000000.tar could not be fetched in {attempts} attempts; the last: {cause}"):
@@ -301,12 +317,21 @@ def test_a_shard_that_is_another_one_now(made: Path, copy_of: Callable[[Path], P
 
 
 def test_a_run_trains_from_a_url_and_goes_on(
-    recipes: dict[str, Path], pretrained: Callable[[str], Path], corpus: Path, tmp_path: Path,
+    recipes: dict[str, Path],
+    pretrained: Callable[[str], Path],
+    corpus: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
-    words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", f"data.train=file://{corpus}/train",
-             f"data.cache={tmp_path / 'cache'}", "trainer.checkpoint_every_steps=1"]  # fmt: skip
+    words = [
+        "pretrain",
+        str(recipes["pretrain"]),
+        f"run_dir={run}",
+        f"data.train=file://{corpus}/train",
+        f"data.cache={tmp_path / 'cache'}",
+        "trainer.checkpoint_every_steps=1",
+    ]
     for steps, resume in ((2, []), (4, ["--resume", str(run)])):
         assert main([*words, f"trainer.max_steps={steps}", *resume]) == 0, capsys.readouterr().err
     there, here = (load_file(one / "model" / "model.safetensors") for one in (run, pretrained("ssamba")))
@@ -364,8 +389,11 @@ def test_an_index_that_is_made_there(made: Path, copy_of: Callable[[Path], Path]
         name: digest for name, digest in before.items() if name != "index.json"
     }
     expected = ShardIndex.read(made / "train")
-    assert (index.shards, index.labels, index.samples_sha256) == (expected.shards, expected.labels,
-                                                                  expected.samples_sha256)  # fmt: skip
+    assert (index.shards, index.labels, index.samples_sha256) == (
+        expected.shards,
+        expected.labels,
+        expected.samples_sha256,
+    )
     assert (index.dataset, index.split) == (folder.parent.name, "train")
     with pytest.raises(UserError, match=r"train/index.json exists; --overwrite replaces it"):
         index_folder(shelf(folder))
@@ -452,8 +480,9 @@ def test_what_is_put_there_is_what_is_written_here(
     assert names(tmp_path) == {f"there/noise/{name}" for name in names(made)}
 
 
-def test_a_script_writes_there(made: Path, noises: list[Recording], tmp_path: Path,
-                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_script_writes_there(
+    made: Path, noises: list[Recording], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = noises[0].path.parents[1], f"{shelf(tmp_path)}/out"
     words = [str(source), out, "--workers=1", "--samples-per-shard=2", "--label-key=parity"]
     assert script("folder").main(words) == 0
@@ -499,9 +528,13 @@ def test_an_interrupted_call_goes_on_there(
         put = elsewhere.put
         patch.setattr("ssamba.data.prepare.elsewhere.put", fails_after(2, put, error))
         write(noises, out)
-    assert names(tmp_path) == {"noise/train/000000.tar", "noise/train/000001.tar", "noise.partial/plan.json",
-                               "noise.partial/finished/train/000000.json",
-                               "noise.partial/finished/train/000001.json"}  # fmt: skip
+    assert names(tmp_path) == {
+        "noise/train/000000.tar",
+        "noise/train/000001.tar",
+        "noise.partial/plan.json",
+        "noise.partial/finished/train/000000.json",
+        "noise.partial/finished/train/000001.json",
+    }
     if isinstance(error, UserError):
         assert str(told.value) == f"gone. Finished shards (2) stay in {out}: the same call goes on from them"
     with pytest.raises(UserError, match="index.json could not be fetched"):  # nobody takes it for a data set
@@ -511,8 +544,9 @@ def test_an_interrupted_call_goes_on_there(
     Shelf.calls.clear()
     write(noises, out)
     assert [name for call, name in Shelf.calls if call == "put_file" and ".tar" in name] == [
-        "000002.tar.ssamba-tmp", "000003.tar.ssamba-tmp"
-    ]  # fmt: skip
+        "000002.tar.ssamba-tmp",
+        "000003.tar.ssamba-tmp",
+    ]
     assert digests(tmp_path / "noise") == digests(made)
     assert not names(tmp_path / "noise.partial")
 
@@ -667,8 +701,12 @@ def hub(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         def entry(self, name: str) -> dict[str, Any]:
             path = made / name
-            return {"type": "directory" if path.is_dir() else "file", "path": name, "oid": "0",
-                    "size": 0 if path.is_dir() else path.stat().st_size}  # fmt: skip
+            return {
+                "type": "directory" if path.is_dir() else "file",
+                "path": name,
+                "oid": "0",
+                "size": 0 if path.is_dir() else path.stat().st_size,
+            }
 
         def do_GET(self) -> None:
             path, _, _ = self.path.partition("?")
