@@ -1,0 +1,357 @@
+"""Time to quality: what a minute of pretraining is worth, by objective, mask and encoder.
+
+    python benchmarks/quality.py RECORDINGS [--out runs/quality] [--rows NAME ...] [--minutes 1 3 10] [--seeds 3]
+
+RECORDINGS is FSDD's folder of {digit}_{speaker}_{take}.wav. Of its official split nothing but the training part is
+used, so that defaults can be chosen by this benchmark: takes 15 to 49 are pretrained on and labelled, takes 5 to 14 are
+judged. Each row of `ROWS` is pretrained by one thread for so many minutes of its CPU, to its steps' own pace, as it is
+measured first; with every seed the weights, the order, the masks and the labelled clips are others. Then:
+
+    5 %, 1 %   digits by fine-tuning with as many labels as 5 % and 1 % of the official training part are, 135 and 27
+    speaker    digits of a speaker of whom nothing is labelled, a different one for each seed, all labels of the others
+    frozen     digits by a linear classifier on the features as they are, 5 % of the labels; frozen all: all labels
+
+The first row, `joint-runs`, is what others are compared with, and alone has every number of minutes; the others have
+--budget. Beside them stand a network without pretraining and the best of the log-mel baselines. What is finished in OUT
+is not made again, so the work can be cut into several calls. Results: OUT/results.md, results.json, quality.png.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+
+import fsdd
+from ssamba.build.runs import build_pretrainer
+from ssamba.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from ssamba.evaluation.intervals import Interval, Scored, mean_intervals, paired_differences
+from ssamba.evaluation.scores import fill_scores, read_scores
+from ssamba.evaluation.tables import markdown_table
+from ssamba.files import whole_folder, write_json, write_text
+from ssamba.progress import print_above, progress_bar
+from ssamba.protocols.probe import ProbeSettings, run_probe
+from ssamba.train import finetune, pretrain
+from ssamba.training.runs import command_record
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ["mask.kind=cluster", "mask.smallest=5", "mask.largest=5"]
+LATENT = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "objective.parts.latent=1"]
+FRAMES = ["model.fshape=96", "model.tshape=2"]
+SQUARES = ["model.fshape=16", "model.tshape=16", "mask.smallest=2", "mask.largest=3"]
+FIRST = "joint-runs"
+ROWS: dict[str, list[str]] = {
+    FIRST: [*FRAMES, *RUNS],
+    "joint-scattered": [*FRAMES, "mask.kind=random"],
+    "joint-runs-65": [*FRAMES, *RUNS, "mask.share=0.65"],
+    "joint-runs-two-masks": [*FRAMES, *RUNS, "mask.per_clip=2", "data.batch_size=16"],
+    "contrastive": [*FRAMES, *RUNS, "objective.parts.reconstruction=0"],
+    "reconstruction": [*FRAMES, *RUNS, "objective.parts.contrastive=0", "objective.parts.reconstruction=1"],
+    "latent": [*FRAMES, *RUNS, *LATENT, "mask.per_clip=2", "data.batch_size=16"],
+    "latent-clip": [*FRAMES, *RUNS, *LATENT, "objective.parts.clip=1", "mask.per_clip=2", "data.batch_size=16"],
+    "joint-latent": [*FRAMES, *RUNS, "objective.parts.latent=1", "mask.per_clip=2", "data.batch_size=16"],
+    "ssast": [*FRAMES, *RUNS, "model.encoder=ssast", "optimizer.learning_rate=1e-3"],
+    "aum": [*FRAMES, *RUNS, "model.encoder=aum"],
+    "conformer": [*FRAMES, *RUNS, "model.encoder=conformer"],
+    "bilstm": [*FRAMES, *RUNS, "model.encoder=bilstm"],
+    "joint-squares": SQUARES,
+    "joint-squares-scattered": [*SQUARES, "mask.kind=random"],
+    "latent-squares": [*SQUARES, *LATENT, "mask.per_clip=2", "data.batch_size=16"],
+}
+"""Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction."""
+SCRATCH, BASELINE = "scratch", "log-mel"
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+TRAINED = 2100  # recordings of takes 15 to 49
+SHARES = {"5 %": 135 / TRAINED, "1 %": 27 / TRAINED}
+STEPS = 250  # of fine-tuning
+TIMED = 12  # steps by which the pace is measured
+TASKS = (*SHARES, "speaker", "frozen", "frozen all")
+
+
+class Work(NamedTuple):
+    """A row with a number of minutes and a seed; of row `SCRATCH` 0 minutes."""
+
+    row: str
+    minutes: float
+    seed: int
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"{self.row}-{self.minutes:g}-{self.seed}"
+
+    @property
+    def model(self) -> list[str]:
+        """What a fine-tuning recipe has of the row's model section."""
+        words = [word for word in ROWS.get(self.row, FRAMES) if word.startswith("model.")]
+        return [word for word in words if not word.startswith("model.encode=")]
+
+    def pretraining(self, steps: int) -> PretrainRecipe:
+        recipe = load_recipe(
+            ROOT / "recipes/pretrain/fsdd.yaml",
+            [f"run_dir={self.folder / 'pretrain'}", f"data.train={self.out / 'tuning-shards/train'}",
+             f"seed={self.seed}", f"trainer.max_steps={steps}", "trainer.accelerator=cpu",
+             f"trainer.validate_every_steps={steps}", f"optimizer.warmup_steps={max(1, min(200, steps // 10))}",
+             *ROWS[self.row]],
+        )  # fmt: skip
+        assert isinstance(recipe, PretrainRecipe)
+        return recipe
+
+    def finetuning(self, task: str) -> FinetuneRecipe:
+        shards = self.out / "tuning-shards"
+        words = [f"data.test={shards / 'test'}", f"data.label_fraction={SHARES.get(task, 1)}"]
+        if task == "speaker":
+            words = ["data.test=[]", "data.fold_by=speaker", f"data.fold={SPEAKERS[self.seed % len(SPEAKERS)]}"]
+        weights = "null" if self.row == SCRATCH else self.folder / "pretrain"
+        strides = ["model.time_stride=8"] if "model.tshape=16" in self.model else []
+        recipe = load_recipe(
+            ROOT / "recipes/finetune/fsdd_digits.yaml",
+            [f"run_dir={self.folder / _named(task)}", f"data.train={shards / 'train'}", f"model.pretrained={weights}",
+             f"seed={self.seed}", f"trainer.max_steps={STEPS}", "trainer.accelerator=cpu", *self.model, *strides,
+             *words],
+        )  # fmt: skip
+        assert isinstance(recipe, FinetuneRecipe)
+        return recipe
+
+
+def _named(task: str) -> str:
+    return task.replace(" %", "-percent").replace(" ", "-")
+
+
+def steps_within(work: Work) -> int:
+    """How many optimizer steps of a row one thread makes in its minutes."""
+    built = build_pretrainer(work.pretraining(10))
+    module, batch = built.module, built.data.noise()
+    optimizer = torch.optim.AdamW(module.model.parameters())
+    seconds = []
+    for step in range(TIMED):
+        began = time.process_time()
+        log_mel = module.log_mel(batch["waveform"], batch["lengths"])
+        mask = module.draw_mask("train", batch["positions"], batch["lengths"], module.masks)
+        module.objectives(log_mel, mask)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        module.after_step(step)
+        seconds.append(time.process_time() - began)
+    return max(1, int(60 * work.minutes / sorted(seconds)[TIMED // 2]))
+
+
+def make(work: Work) -> str:
+    """Pretrain a row and score it; what is finished is left as it is. Called in a process with one thread."""
+    folder, told = work.folder, []
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        if work.row != SCRATCH and not (folder / "pretrain" / "run.json").is_file():
+            steps = steps_within(work)
+            began = time.process_time()
+            pretrain(work.pretraining(steps), overwrite=True)
+            write_json(folder / "pretrain.json", {"steps": steps, "cpu_seconds": round(time.process_time() - began)})
+            told.append(f"{steps} steps")
+        for task in (*SHARES, "speaker"):
+            if not (folder / _named(task) / "run.json").is_file():
+                finetune(work.finetuning(task), overwrite=True)
+        if work.row != SCRATCH:
+            for task, share in (("frozen", SHARES["5 %"]), ("frozen all", 1.0)):
+                _probe(work, task, share)
+    return f"{work.row}, {work.minutes:g} min, seed {work.seed}: {', '.join(told) or 'was there'}"
+
+
+def _probe(work: Work, task: str, share: float) -> None:
+    """Scores of a linear classifier and of its baseline, laid out as those of a run."""
+    folder, shards = work.folder / _named(task), work.out / "tuning-shards"
+    if folder.exists():
+        return
+    settings = ProbeSettings(
+        str(work.folder / "pretrain"),
+        [str(shards / "train")],
+        "digit",
+        "linear",
+        test=[str(shards / "test")],
+        fraction=share,
+        layer=None,
+        device="cpu",
+    )
+    result = run_probe(settings)
+    (outcome,) = result.outcomes
+    assert outcome.baseline_predictions is not None
+    with whole_folder(folder) as made:
+        for place, predictions in (("test", outcome.predictions), ("test/baseline", outcome.baseline_predictions)):
+            (made / place).mkdir()
+            fill_scores(made / place, predictions, result.names, task)
+
+
+def _start() -> None:
+    """Of each process."""
+    torch.set_num_threads(1)
+    logging.getLogger("ssamba").setLevel(logging.WARNING)
+
+
+# Results
+
+
+def scored(out: Path, row: str, minutes: float, seeds: int, task: str, part: str = "test") -> list[Scored]:
+    """What the seeds of a row said of the judged clips; of those that are finished."""
+    folders = [Work(row, minutes, seed, out).folder / _named(task) / part for seed in range(seeds)]
+    # Speakers differ from seed to seed: each is a fold, whose clips are others.
+    folds = [SPEAKERS[seed % len(SPEAKERS)] if task == "speaker" else "" for seed in range(seeds)]
+    return [Scored(read_scores(one)[0], fold) for one, fold in zip(folders, folds, strict=True) if one.is_dir()]
+
+
+def difference(first: Sequence[Scored], second: Sequence[Scored]) -> str:
+    interval = paired_differences(first, second)["accuracy"]
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+class Line(NamedTuple):
+    """Of a row: its minutes, steps and CPU seconds as they were, and the mean accuracy of each task."""
+
+    row: str
+    minutes: float
+    steps: str
+    cpu_seconds: float
+    scores: dict[str, Interval]
+    differences: dict[str, str]
+
+
+def lines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> list[Line]:
+    """Of all rows whose seeds are all finished; differences are to the first row's after as many minutes."""
+    found = []
+    for row, minutes in plan:
+        tasks = [task for task in TASKS if row != SCRATCH or not task.startswith("frozen")]
+        ours = {task: scored(out, row, minutes, seeds, task) for task in tasks}
+        if any(len(one) < seeds for one in ours.values()):
+            continue
+        told = []
+        if row != SCRATCH:
+            folders = [Work(row, minutes, seed, out).folder for seed in range(seeds)]
+            told = [json.loads((folder / "pretrain.json").read_text()) for folder in folders]
+        differences = {}
+        for task in tasks:
+            theirs = scored(out, FIRST, minutes, seeds, task)
+            if row not in (FIRST, SCRATCH) and len(theirs) == seeds:
+                differences[task] = difference(ours[task], theirs)
+        found.append(
+            Line(
+                row,
+                minutes,
+                ", ".join(f"{one['steps']:,}" for one in told),
+                statistics.mean(one["cpu_seconds"] for one in told) if told else 0.0,
+                {task: mean_intervals(one)["accuracy"] for task, one in ours.items()},
+                differences,
+            )
+        )
+    return found
+
+
+def baselines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> dict[str, Interval]:
+    """The log-mel baseline of each task, which is the same beside every row."""
+    found = {}
+    for task in TASKS:
+        for row, minutes in plan:
+            runs = scored(out, row, minutes, seeds, task, "test/baseline")
+            if len(runs) == seeds:
+                found[task] = mean_intervals(runs)["accuracy"]
+                break
+    return found
+
+
+def report(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> None:
+    """results.md, results.json and quality.png of what is finished."""
+    rows, simple = lines(out, plan, seeds), baselines(out, plan, seeds)
+    table: list[tuple[str, ...]] = [("pretraining", "minutes", "steps", "CPU s", *TASKS)]
+    table += [
+        (line.row, f"{line.minutes:g}", line.steps, f"{line.cpu_seconds:.0f}",
+         *(str(line.scores[task]) if task in line.scores else "" for task in TASKS))
+        for line in rows
+    ]  # fmt: skip
+    table.append((BASELINE, "", "", "", *(str(simple[task]) if task in simple else "" for task in TASKS)))
+    against: list[tuple[str, ...]] = [(f"less {FIRST}", "minutes", *TASKS)]
+    against += [
+        (line.row, f"{line.minutes:g}", *(line.differences[task] for task in TASKS))
+        for line in rows
+        if line.differences
+    ]
+    text = (
+        "Accuracy on digits, FSDD's training takes: 15 to 49 learned from, 5 to 14 judged; "
+        f"means of {seeds} seeds of pretraining and fine-tuning, with 95 % intervals (bootstrap over clips and seeds).\n\n"
+        f"{markdown_table(table)}\n\n"
+    )
+    if len(against) > 1:
+        text += f"Differences, paired by clip and seed:\n\n{markdown_table(against)}\n"
+    write_text(out / "results.md", text)
+    write_json(
+        out / "results.json",
+        {
+            **{key: command_record()[key] for key in ("command", "git_commit", "hardware")},
+            "rows": [line._asdict() for line in rows],
+            "baseline": simple,
+        },
+    )
+    draw(out / "quality.png", rows, simple)
+    print(text)
+
+
+def draw(path: Path, rows: Sequence[Line], simple: dict[str, Interval]) -> None:
+    """A panel a task: accuracy against minutes of CPU, a mark a row, the baseline a line."""
+    figure = Figure(figsize=(4.2 * len(TASKS), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(TASKS))
+    names = list(dict.fromkeys(line.row for line in rows))
+    for panel, task in zip(panels, TASKS, strict=True):
+        for index, name in enumerate(names):
+            points = sorted((line.cpu_seconds / 60, *line.scores[task]) for line in rows
+                            if line.row == name and task in line.scores)  # fmt: skip
+            if points:
+                minutes, values, lows, highs = (list(column) for column in zip(*points, strict=True))
+                bars = [[v - low for v, low in zip(values, lows, strict=True)],
+                        [high - v for v, high in zip(values, highs, strict=True)]]  # fmt: skip
+                panel.errorbar(minutes, values, bars, marker="osv^D<>Pp*hX"[index % 12], linewidth=1, capsize=2,
+                               color=f"C{index % 10}", label=name)  # fmt: skip
+        if task in simple:
+            panel.axhline(simple[task].value, color="black", linestyle=":", label=BASELINE)
+        panel.set_title(f"digits, {task}")
+        panel.set_xlabel("pretraining, minutes of one CPU core")
+        panel.set_ylabel("accuracy")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 3.0, 10.0], help=f"of {FIRST}")
+    parser.add_argument("--budget", type=float, default=3.0, metavar="MINUTES", help="of the other rows (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="at a time, one thread each (default: 2)")
+    arguments = parser.parse_args()
+    out = arguments.out.absolute()
+    fsdd.Benchmark(out, arguments.jobs, ()).prepare(arguments.recordings)
+    plan = [(SCRATCH, 0.0)]
+    for row in arguments.rows:
+        plan += [(row, minutes) for minutes in (arguments.minutes if row == FIRST else [arguments.budget])]
+    works = [Work(row, minutes, seed, out) for row, minutes in plan for seed in range(arguments.seeds)]
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(arguments.jobs, context, _start) as pool,
+        progress_bar(len(works), "run", "quality") as bar,
+    ):
+        for told in pool.map(make, works):
+            print_above(told, sys.stderr)
+            bar.update()
+    report(out, plan, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

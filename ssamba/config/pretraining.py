@@ -1,0 +1,112 @@
+"""The sections of pretraining: what is minimized, what is hidden, what is watched."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ssamba.config.checks import LARGE, MANY, MOST_SIDE, SourceText, below_one, one_of, within
+
+SSAMBA_PARTS = {"contrastive": 1.0, "reconstruction": 10.0}
+
+
+@dataclass
+class PartsConfig:
+    """What pretraining minimizes: the sum of these losses, each times its weight. Those that a recipe does not name are
+    left out; one that names none has SSAMBA's, contrastive: 1 and reconstruction: 10."""
+
+    contrastive: float | None = None
+    """InfoNCE: the true patch told from the clip's other hidden patches (SSAST equation 1)."""
+    reconstruction: float | None = None
+    """The mean squared error of hidden patches (SSAST equation 2)."""
+    latent: float | None = None
+    """The mean squared error of what a teacher, an exponential moving average of the encoder that hears the whole clip,
+    says of hidden patches (data2vec 2.0)."""
+    clip: float | None = None
+    """The same of the teacher's mean over the clip, told by the class token (EAT)."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the parts that count."""
+        return {name: weight for name, weight in vars(self).items() if weight}
+
+
+@dataclass
+class TeacherConfig:
+    """The moving average of the encoder that objective.parts.latent and clip learn from."""
+
+    layers: int = 4
+    """Its last layers, whose mean is the target."""
+    decay: float = 0.99
+    """After a step the teacher is decay * teacher + (1 - decay) * encoder, at first; along a line to:"""
+    final_decay: float = 0.999
+    """At the last step."""
+
+    def problems(self) -> Iterator[str]:
+        yield from within("objective.teacher.layers", self.layers, 1, 1000)
+        for name in ("decay", "final_decay"):
+            yield from below_one(f"objective.teacher.{name}", getattr(self, name))
+
+
+@dataclass
+class ObjectiveConfig:
+    """Masked-patch pretraining."""
+
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    def problems(self) -> Iterator[str]:
+        for name, weight in vars(self.parts).items():
+            yield from within(f"objective.parts.{name}", weight, 0, LARGE)
+        if not self.parts.weights:
+            yield "objective.parts leaves every part out; expected some with weights above 0, such as latent: 1"
+        yield from self.teacher.problems()
+
+
+@dataclass
+class MaskConfig:
+    """Which patches of a clip are hidden in pretraining."""
+
+    kind: str = "cluster"
+    """cluster (squares of patches; of frame patches, which are one row, runs of time) | random | ssast (of patches
+    squares of side 3 to 5, of frame patches random)."""
+    share: float = 0.5
+    """Of a clip's patches; of one that ends in padding, of its own patches, and none of the padding."""
+    smallest: int = 3
+    """Of kind=cluster: side of a square, or length of a run, in patches, drawn from this one to largest."""
+    largest: int = 5
+    per_clip: int = 1
+    """Masks of each clip in one step: the spectrogram and a teacher's targets are made once for all of them."""
+
+    def problems(self) -> Iterator[str]:
+        yield from one_of("mask.kind", self.kind, ("cluster", "random", "ssast"))
+        if not 0 < self.share < 1:
+            yield f"mask.share is {self.share}; expected more than 0 and less than 1"
+        for name in ("smallest", "largest"):
+            yield from within(f"mask.{name}", getattr(self, name), 1, MOST_SIDE)
+        if self.smallest > self.largest:
+            yield f"mask.smallest is {self.smallest}; expected at most mask.largest, {self.largest}"
+        yield from within("mask.per_clip", self.per_clip, 1, 64)
+
+
+@dataclass
+class OnlineEvaluationConfig:
+    """What a pretraining run watches beside its losses."""
+
+    probe: list[SourceText] = field(default_factory=list)
+    """Labelled clips, as data.train names sources, that no step learns from: at validations a ridge classifier on the
+    encoder's features of at most probe_clips of them is scored, each clip by the one that was fitted on all others
+    (leave-one-out). Logged as probe/accuracy, or probe/mAP where clips have several labels; null: none."""
+    label: str = "label"
+    """Which label of the probe's shards."""
+    probe_clips: int = 1000
+    """At most; of more a share is drawn, stratified by label."""
+    every_validations: int = 1
+    """Validations from one probe to the next."""
+    best: str = "loss"
+    """loss | probe: whose best validation is kept and exported: that of the lowest val/loss, or of the best probe."""
+
+    def problems(self) -> Iterator[str]:
+        yield from one_of("evaluation.best", self.best, ("loss", "probe"))
+        yield from within("evaluation.probe_clips", self.probe_clips, 2, 100_000)
+        yield from within("evaluation.every_validations", self.every_validations, 1, MANY)
+        if self.best == "probe" and not self.probe:
+            yield "evaluation.best is probe; evaluation.probe is empty"
