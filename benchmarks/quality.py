@@ -282,8 +282,8 @@ def report(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> None:
         if line.differences
     ]
     text = (
-        "Accuracy on digits, FSDD's training takes: 15 to 49 learned from, 5 to 14 judged; "
-        f"means of {seeds} seeds of pretraining and fine-tuning, with 95 % intervals (bootstrap over clips and seeds).\n\n"
+        "Accuracy on digits, FSDD's training takes: 15 to 49 learned from, 5 to 14 judged; means of "
+        f"{seeds} seeds of pretraining and fine-tuning, with 95 % intervals (bootstrap over clips and seeds).\n\n"
         f"{markdown_table(table)}\n\n"
     )
     if len(against) > 1:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssamba.config.pretraining import SSAMBA_PARTS
 from ssamba.config.recipes import RECIPES, FinetuneRecipe, PretrainRecipe, Recipe, problems_between, section_problems
-from ssamba.config.variables import unescaped, escaped
+from ssamba.config.variables import escaped, unescaped
 from ssamba.errors import UserError
 from ssamba.recipe_yaml import MOST_BYTES, Node, Scalar, read_yaml
 from ssamba.values import number, plain_text, truth, whole_number
