@@ -36,9 +36,9 @@ from ssamba.models.record import RECORD_NAME, read_record
 from ssamba.origin import read_origin
 from ssamba.protocols.finetuned import score_finetuned
 from ssamba.protocols.tracking import show_results
-from ssamba.training.checkpoints import Saved, check_fits, newest_checkpoint
 from ssamba.training.distributed import part_at_exit
 from ssamba.training.runs import RunLock, RunTrainer, check_run, command_record, fit, open_run, peak_memory_bytes
+from ssamba.training.saved import Saved, check_fits, newest_checkpoint
 
 log = logging.getLogger(__name__)
 

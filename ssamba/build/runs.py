@@ -37,7 +37,7 @@ from ssamba.training.callbacks import (
     Throughput,
     TimeEstimate,
 )
-from ssamba.training.checkpoints import CheckpointFiles, Checkpoints, Saved
+from ssamba.training.checkpoints import CheckpointFiles, Checkpoints
 from ssamba.training.common import OptimizerSettings
 from ssamba.training.distributed import make_strategy
 from ssamba.training.finetuning import Augmentation, FineTuning
@@ -45,6 +45,7 @@ from ssamba.training.interruptions import Interruptions
 from ssamba.training.loggers import MetricsFile, quieten_lightning, tensorboard_logger, wandb_logger
 from ssamba.training.pretraining import Pretraining
 from ssamba.training.runs import RunTrainer
+from ssamba.training.saved import Saved
 from ssamba.training.sequences import CtcFineTuning, HopFineTuning
 
 

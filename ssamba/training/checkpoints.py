@@ -1,4 +1,4 @@
-"""Checkpoints that outlive whatever ends a run, and how a run goes on from one.
+"""Checkpoints that outlive whatever ends a run, written, and how a run goes on from one (training.saved reads them).
 
 `checkpoints/step-0001000.ckpt` is finished once `step-0001000.json` stands beside it with its SHA-256, step and size;
 of these the last two are kept, or as many as are averaged in the end. `best.ckpt` has the weights of the best
@@ -6,19 +6,15 @@ validation, written in the same way.
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import math
-import pickle
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import lightning
-import msgspec
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
@@ -28,292 +24,17 @@ from torch import Tensor
 from ssamba.data.batches import Batch
 from ssamba.data.datamodule import ClipDataModule
 from ssamba.errors import UserError
-from ssamba.files import TEMPORARY, Count, Sha256, read_json, written_beside
-from ssamba.models.record import Start
+from ssamba.files import TEMPORARY, written_beside
 from ssamba.training.averaging import mean_of
 from ssamba.training.common import TrainingModule
 from ssamba.training.distributed import gathered
 from ssamba.training.energy import EnergyMeter
 from ssamba.training.loggers import MetricsFile
+from ssamba.training.saved import read_checkpoint, step_files, step_name, step_of
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2
-# What torch and msgspec raise of a file that is not what it should be.
-_UNUSABLE = (
-    UserError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    msgspec.MsgspecError,
-)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint that can be used: its file, the optimizer steps behind it, and what `Checkpoints` knew then."""
-
-    path: Path
-    step: int
-    run: dict[str, Any]
-
-    @property
-    def stale(self) -> int:
-        """Validations since the best one."""
-        return int(self.run.get("stale", 0))
-
-
-@dataclass(frozen=True)
-class _Description:
-    """The JSON file beside a checkpoint."""
-
-    sha256: Sha256
-    step: Count
-    bytes: Count
-
-
-@dataclass(frozen=True)
-class _Best:
-    score: float
-    step: Count
-
-
-@dataclass(frozen=True)
-class _RunState:
-    """What `Checkpoints` keeps."""
-
-    record: Start
-    metrics: dict[str, float]
-    best: _Best | None
-    seconds: Annotated[float, msgspec.Meta(ge=0)]
-    validation_due: bool
-    rows: Count
-    wandb_id: str | None
-    stale: Count = 0
-    joules: Annotated[float, msgspec.Meta(ge=0)] | None = None
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What `TrainingModule` keeps."""
-
-    recent: list[float]
-    skipped: Count
-    in_a_row: Count
-
-
-@dataclass(frozen=True)
-class _Turns:
-    """What it keeps of shards without an index."""
-
-    first: Count
-    done: list[Count]
-    taken: dict[Count, list[Count]]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """What `ClipDataModule` keeps."""
-
-    epoch: Count
-    clips: Count
-    order: dict[str, Any]
-    shards: _Turns | None = None
-
-
-@dataclass(frozen=True)
-class _ParameterGroup:
-    """Of AdamW."""
-
-    lr: Annotated[float, msgspec.Meta(ge=0)]
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    params: list[Count]
-
-
-@dataclass(frozen=True)
-class _OptimizerState:
-    state: dict[Count, dict[str, Any]]
-    param_groups: list[_ParameterGroup]
-
-
-@dataclass(frozen=True)
-class _Skipped:
-    """What `SkippedSamples` keeps."""
-
-    names: list[str]
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Of best.ckpt, and in every other checkpoint."""
-
-    global_step: Count
-    state_dict: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Content(_Weights):
-    run: _RunState
-    judged: _Judged
-    callbacks: dict[str, _Skipped]
-    optimizer_states: Annotated[list[_OptimizerState], msgspec.Meta(min_length=1, max_length=1)]
-    lr_schedulers: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=1)]
-    average: dict[str, Any] | None = None
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a finished checkpoint holds, its tensors mapped from the file.
-
-    Raises:
-        UserError: without its JSON file, of other bytes than were written, with more in it than plain data, or with
-            something else than a run keeps: other types, weights that are not finite.
-    """
-    try:
-        described = read_json(path.with_suffix(".json"), _Description, "what was written beside a checkpoint")
-        if (size := path.stat().st_size) != described.bytes:
-            raise ValueError(f"it has {size} bytes; {described.bytes} were written")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != described.sha256:
-                raise ValueError("its bytes are not those that were written")
-        content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        _check_content(content, _Weights if path.stem == "best" else _Content)
-        if content["global_step"] != described.step or path.stem not in ("best", _name(described.step)):
-            raise ValueError(f"it is of step {content['global_step']}, and described as of step {described.step}")
-    except _UNUSABLE as error:
-        raise UserError(f"checkpoint {path} cannot be used: {error}") from error
-    return content
-
-
-def _check_content(content: Any, kind: type[_Weights]) -> None:
-    """ValueError for something else than a run keeps."""
-    if not isinstance(content, dict):
-        raise TypeError(f"it holds a {type(content).__name__}, and no run")
-    shape = _named_tensors(content)
-    msgspec.convert(shape, kind)
-    if kind is _Content:
-        msgspec.convert(shape.get("ClipDataModule"), _Place)
-        if "train" not in content["run"]["record"]["data"]:
-            raise ValueError("its record does not say what was trained on")
-    for name, tensor in itertools.chain(content["state_dict"].items(), (content.get("average") or {}).items()):
-        if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} is no tensor of finite numbers")
-    for name, tensor in _tensors(content.get("optimizer_states", [])):
-        if bool(tensor.isnan().any()):
-            raise ValueError(f"{name} of the optimizer holds what is no number")
-
-
-def _named_tensors(value: Any) -> Any:
-    """The same with a word in the place of each tensor, which msgspec would take for a mapping."""
-    if isinstance(value, dict):
-        return {key: _named_tensors(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_named_tensors(held) for held in value]
-    return "a tensor" if isinstance(value, Tensor) else value
-
-
-def _tensors(optimizer_states: list[Any]) -> Iterator[tuple[str, Tensor]]:
-    for number, moments in ((n, held) for one in optimizer_states for n, held in one["state"].items()):
-        for name, value in moments.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"{name} of parameter {number} of the optimizer is no tensor")
-            yield f"{name} of parameter {number}", value
-
-
-def check_fits(path: Path, module: TrainingModule) -> None:
-    """Whether a checkpoint that can be read is one of this module: its tensors and what its optimizer keeps of them.
-
-    Raises:
-        UserError: it is not.
-    """
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    wrong = [name for name, tensor in content["state_dict"].items() if shapes.get(name) != tensor.shape]
-    wrong += sorted(shapes.keys() - content["state_dict"].keys())
-    if module.settings.ema_decay is not None:
-        trained = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
-        if {name: tensor.shape for name, tensor in (content.get("average") or {}).items()} != trained:
-            wrong.append("the average of the weights")
-    (state,), (schedule,) = content["optimizer_states"], content["lr_schedulers"]
-    optimizer = torch.optim.AdamW(module.parameter_groups())
-    own_schedule = module.scheduler(optimizer).state_dict()
-    groups = optimizer.state_dict()["param_groups"]
-    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups] or not all(
-        _alike(saved.get(name), value)
-        for saved, group in zip(state["param_groups"], groups, strict=True)
-        for name, value in group.items()
-    ):
-        wrong.append("the optimizer's groups of parameters")
-    parameters = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
-    for number, moments in state["state"].items():
-        own = parameters[number] if number < len(parameters) else None
-        expected = {"step": (), "exp_avg": own, "exp_avg_sq": own}
-        if {name: tuple(value.shape) for name, value in moments.items()} != expected:
-            wrong.append(f"the optimizer's moments of parameter {number}")
-    if schedule.keys() != own_schedule.keys() or not all(
-        _alike(schedule[name], value) for name, value in own_schedule.items()
-    ):
-        wrong.append("the schedule of the learning rate")
-    if wrong:
-        raise UserError(
-            f"checkpoint {path} is of another model than the recipe's: {', '.join(wrong[:8])}"
-            + (", ..." if len(wrong) > 8 else "")
-            + "; --overwrite starts the run again"
-        )
-
-
-def _alike(value: Any, own: Any) -> bool:
-    """Whether a plain value is of the kind of another; None is of any."""
-    if isinstance(own, list | tuple) and isinstance(value, list | tuple):
-        return len(value) == len(own) and all(map(_alike, value, own))
-    numbers = isinstance(own, int | float) and isinstance(value, int | float)
-    return value is None or own is None or numbers or type(value) is type(own)
-
-
-def newest_checkpoint(run: Path) -> Saved | None:
-    """The newest usable checkpoint of a run, None if no checkpoint was ever finished in it.
-
-    Each that is newer and damaged is named in a warning.
-
-    Raises:
-        UserError: there are finished checkpoints, and every one is damaged.
-    """
-    folder = run / "checkpoints"
-    damaged = []
-    for path in sorted(_of_steps(folder, "ckpt"), key=_step, reverse=True):
-        if not path.with_suffix(".json").exists():
-            log.warning("checkpoint %s was not finished; it is passed over", path)
-            continue
-        try:
-            content = read_checkpoint(path)
-            return Saved(path, content["global_step"], content["run"])
-        except UserError as error:
-            log.warning("%s; it is passed over", error)
-            damaged.append(path.name)
-    if damaged:
-        raise UserError(
-            f"every checkpoint in {folder} is damaged ({', '.join(damaged)}); --overwrite starts the run again"
-        )
-    return None
-
-
-def _name(step: int) -> str:
-    return f"step-{step:07d}"
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
-
-
-def _of_steps(folder: Path, ending: str) -> list[Path]:
-    """The files that are named as checkpoints of steps are."""
-    numbered = [path for path in folder.glob(f"step-*.{ending}") if path.stem.removeprefix("step-").isdecimal()]
-    return [path for path in numbered if path.stem == _name(_step(path))]
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -422,10 +143,10 @@ class Checkpoints(Checkpoint):
             return {}, {}
         told: dict[str, Any] = {"steps": [trainer.global_step], "averaged_over_steps": module.average is not None}
         if self.averaged > 1:
-            steps = [step for step in map(_step, _of_steps(self.folder, "json")) if step <= trainer.global_step]
+            steps = [step for step in map(step_of, step_files(self.folder, "json")) if step <= trainer.global_step]
             last = sorted(step for step in steps if self._is_regular(step) or step == trainer.global_step)
             told["steps"] = last[-self.averaged :]
-            contents = [read_checkpoint(self.folder / f"{_name(step)}.ckpt") for step in told["steps"]]
+            contents = [read_checkpoint(self.folder / f"{step_name(step)}.ckpt") for step in told["steps"]]
             state = mean_of([{**held["state_dict"], **(held.get("average") or {})} for held in contents])
         elif self.best is not None:
             assert self.monitor is not None
@@ -469,7 +190,7 @@ class Checkpoints(Checkpoint):
         assert isinstance(data := trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
         if data.progress is not None:  # shards without an index, of which each rank knows its own
             data.progress.merge(gathered(data.progress))
-        if not self._written(trainer, self.folder / f"{_name(step)}.ckpt"):
+        if not self._written(trainer, self.folder / f"{step_name(step)}.ckpt"):
             return False
         self._saved = (step, validation_due)
         if trainer.is_global_zero:
@@ -492,12 +213,12 @@ class Checkpoints(Checkpoint):
 
     def _prune(self, step: int) -> None:
         # Later ones than this are of a future that did not happen: it was damaged, and an earlier one taken.
-        steps = sorted(map(_step, _of_steps(self.folder, "json")), reverse=True)
+        steps = sorted(map(step_of, step_files(self.folder, "json")), reverse=True)
         behind = [other for other in steps if other <= step]
         kept = behind[:_KEPT] + [other for other in behind if self._is_regular(other)][: self.averaged]
         for ending in ("json", "ckpt"):
-            for path in _of_steps(self.folder, ending):
-                if _step(path) not in kept:
+            for path in step_files(self.folder, ending):
+                if step_of(path) not in kept:
                     path.unlink()
         # What was left by a process that was killed: who holds the lock of the run writes here alone.
         for path in self.folder.glob(f"{TEMPORARY}*"):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ssamba.cli import main
 from ssamba.training.callbacks import Throughput
-from ssamba.training.checkpoints import read_checkpoint
 from ssamba.training.common import TrainingModule
+from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
 State = dict[str, Tensor]

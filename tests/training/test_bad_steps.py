@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ssamba.cli import main
 from ssamba.training import callbacks
-from ssamba.training.checkpoints import read_checkpoint
 from ssamba.training.pretraining import Pretraining
+from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
 Spoil = Callable[..., None]

@@ -17,8 +17,9 @@ from ssamba.build.runs import build_pretrainer, build_trainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.errors import UserError
-from ssamba.training.checkpoints import CheckpointFiles, newest_checkpoint, read_checkpoint
+from ssamba.training.checkpoints import CheckpointFiles
 from ssamba.training.loggers import MetricsFile
+from ssamba.training.saved import newest_checkpoint, read_checkpoint
 
 Runs = Callable[[str], Path]
 NoRoom = Callable[[int], AbstractContextManager[None]]

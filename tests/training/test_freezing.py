@@ -12,8 +12,8 @@ from ssamba.build.runs import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.training.callbacks import Throughput
-from ssamba.training.checkpoints import read_checkpoint
 from ssamba.training.common import TrainingModule
+from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
 

@@ -14,7 +14,7 @@ from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.schedules import parameter_groups
-from ssamba.training.checkpoints import read_checkpoint
+from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
 

@@ -17,7 +17,7 @@ from ssamba.data.prepare.recordings import Recording
 from ssamba.data.shards.finding import find_shards
 from ssamba.evaluation.ridge import ridge_score
 from ssamba.hub import SsambaModel
-from ssamba.training.checkpoints import read_checkpoint
+from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
 SCORES = [0.5, 0.7, 0.6, 0.9, 0.7, 0.8]  # of the probe at each step

@@ -24,7 +24,7 @@ from ssamba.config import PretrainRecipe, load_recipe
 from ssamba.errors import Stopped
 from ssamba.train import Run
 from ssamba.training.callbacks import Throughput
-from ssamba.training.checkpoints import newest_checkpoint, read_checkpoint
+from ssamba.training.saved import newest_checkpoint, read_checkpoint
 
 Runs = Callable[[str], Path]
 Recipes = dict[str, Path]

@@ -11,7 +11,7 @@ import pytest
 
 from ssamba.cli import main
 from ssamba.training.callbacks import Throughput
-from ssamba.training.checkpoints import read_checkpoint
+from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
 # Of the validation after each step; the best are those of steps 1, 2 and 4.
