@@ -11,23 +11,17 @@ few bytes off; of compressed sound a tenth of a second, what encoders put around
 Shapes: S samples.
 """
 
-import io
 import math
-import os
 import re
-import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
 from ssamba import pyav
-from ssamba.containers import Content, described, examine
+from ssamba.decoders import Decoder, SndfileDecoder, Source, open_decoder
+from ssamba.decoders import Waveform as Waveform
 from ssamba.errors import BadAudio
 
 ENDINGS = frozenset(
@@ -44,15 +38,8 @@ ENDINGS = frozenset(
 LOUDEST = 100.0
 """The highest sample that is taken for sound of full scale 1: 40 dB above it."""
 
-_BLOCK = 1 << 15  # samples of each channel that are decoded at a time, at most
-_MOST_VALUES = 1 << 20  # of all channels
 _MOST_UPSAMPLED = 100  # times: a recording of a lower rate has a damaged header, or little that could be heard
-_LOST_SECONDS = 0.025
 _LEFT_OF_CHANNELS = 2e-3  # of the 1 / n of their energy that n channels leave if they have nothing in common
-_LOST_OF_COMPRESSED = 0.1, 3072  # seconds and samples, whichever are more
-
-Waveform = npt.NDArray[np.float32]
-Source = str | os.PathLike[str] | bytes | BinaryIO
 
 
 def read_audio(source: Source, sampling_rate: int, max_seconds: float) -> Waveform:
@@ -79,7 +66,7 @@ def stream_audio(source: Source, sampling_rate: int, max_seconds: float = math.i
         BadAudio: as `read_audio` does, an empty recording aside, when the block in question is asked for. That it is
             cut can be known after the last one alone.
     """
-    with _decoder(source) as decoder:
+    with open_decoder(source) as decoder:
         yield from _resampled(_mono(decoder, max_seconds), sampling_rate)
 
 
@@ -92,7 +79,7 @@ def read_cut(
     Raises:
         BadAudio: as `read_audio`, or the recording ends before `stop`, or the cut is longer than max_seconds.
     """
-    with _decoder(source) as decoder:
+    with open_decoder(source) as decoder:
         return _joined(list(_resampled(_between(decoder, start, stop, max_seconds), sampling_rate)))
 
 
@@ -106,7 +93,7 @@ def read_segment(source: bytes, sampling_rate: int, start: int, out: Waveform) -
         BadAudio: unreadable, cut, of another sampling rate, shorter than that, or with samples that are not finite or
             above `LOUDEST`.
     """
-    with _decoder(source) as decoder:
+    with open_decoder(source) as decoder:
         _fill(decoder, sampling_rate, start, out)
 
 
@@ -121,8 +108,8 @@ def read_crop(source: bytes, sampling_rate: int, samples: int, chance: float, ma
     Raises:
         BadAudio: as `read_segment`; empty, or cut where all of it is decoded.
     """
-    with _decoder(source) as decoder:
-        if isinstance(decoder, _Sndfile) and decoder.counts and decoder.frames:
+    with open_decoder(source) as decoder:
+        if isinstance(decoder, SndfileDecoder) and decoder.counts and decoder.frames:
             if (length := min(samples, decoder.frames)) > max_seconds * decoder.rate:
                 raise BadAudio(f"it has {decoder.frames / decoder.rate:.0f} s; at most {max_seconds:g} s are read")
             out = np.empty(length, np.float32)
@@ -141,8 +128,8 @@ def measured_length(source: Source) -> tuple[int, int]:
     Raises:
         BadAudio: unreadable, or cut; where it is decoded, also with samples that are not finite or above `LOUDEST`.
     """
-    with _decoder(source) as decoder:
-        if isinstance(decoder, _Sndfile) and decoder.counts:
+    with open_decoder(source) as decoder:
+        if isinstance(decoder, SndfileDecoder) and decoder.counts:
             length = decoder.frames or 0
             # Of FLAC, sizes do not tell whether the end is there.
             if length and not list(decoder.blocks(length - 1, length)):
@@ -158,7 +145,7 @@ def recording_seconds(source: Source) -> float:
     Raises:
         BadAudio: unreadable, or cut where that can be known; where it is decoded, as `decoded_length`.
     """
-    with _decoder(source) as decoder:
+    with open_decoder(source) as decoder:
         told = decoder.seconds
     if told is None:
         rate, length = decoded_length(source)
@@ -172,7 +159,7 @@ def decoded_length(source: Source) -> tuple[int, int]:
     Raises:
         BadAudio: as `read_audio`, an empty recording aside.
     """
-    with _decoder(source) as decoder:
+    with open_decoder(source) as decoder:
         blocks = [(rate, mono.size) for rate, mono in _mono(decoder, math.inf)]
     return blocks[0][0] if blocks else 0, sum(size for _, size in blocks)
 
@@ -180,7 +167,7 @@ def decoded_length(source: Source) -> tuple[int, int]:
 def told_seconds(source: Source) -> float:
     """How long a recording says it is, 0 if it does not; nothing is decoded, and nothing is wrong with any."""
     try:
-        with _decoder(source) as decoder:
+        with open_decoder(source) as decoder:
             return decoder.seconds or 0.0
     except BadAudio:
         return 0.0
@@ -215,255 +202,9 @@ def decoder_versions() -> str:
     return ", ".join(f"{name} {version}" for name, version in libraries.items())
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """A file read from front to back. soundfile seeks after each block of a file that can be sought in, and that fails
-    at the end of a FLAC whose header gives no length, as one that came through a pipe, or a wrong one."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-class _Bytes(io.BytesIO):
-    """A file in memory. libsndfile seeks where a damaged one tells it to, and an exception there would be shown."""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):
-            return self.tell()
-
-
-class _Behind(io.RawIOBase):
-    """A file from a byte on, as if it began there."""
-
-    def __init__(self, file: BinaryIO, start: int) -> None:
-        self.file, self.start = file, start
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with suppress(OSError, ValueError, OverflowError):  # as `_Bytes`
-            self.file.seek(offset + (self.start if whence == os.SEEK_SET else 0), whence)
-        return self.tell()
-
-    def tell(self) -> int:
-        return self.file.tell() - self.start
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _Sndfile:
-    """A recording that libsndfile decodes."""
-
-    def __init__(self, file: soundfile.SoundFile, content: Content) -> None:
-        self.file, self.content, self.rate = file, content, int(file.samplerate)
-        self.count, self.done = _block(file.channels), 0
-        self.frames: int | None = int(file.frames)
-        if content.frames is not None or content.kind == "flac":
-            self.frames = content.frames
-
-    @property
-    def seekable(self) -> bool:
-        """A sample is the same wherever the decoder comes from, and it is found at once."""
-        subtype = self.file.subtype
-        exact = subtype.startswith("PCM_") or subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
-        # Of formats that keep their samples in blocks, libsndfile does not find the last ones.
-        return exact and self.file.format not in ("PAF", "SDS") and self.frames is not None and self.frames < 1 << 40
-
-    @property
-    def counts(self) -> bool:
-        """Its header tells as much of it as decoding it does; floats can be no sound."""
-        return self.seekable and self.file.subtype not in ("FLOAT", "DOUBLE")
-
-    @property
-    def seconds(self) -> float | None:
-        return None if self.frames is None else self.frames / self.rate
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Waveform]]:
-        """Sampling rate in Hz and samples: float32 (S, channels), none of them empty, from `start` to `stop`, or to
-        where the recording ends. To know that it is whole, it must be read to its end."""
-        if start and self.seekable:
-            if start >= (self.frames or 0):
-                return
-            self._seek(start)
-            self.done = start
-        # Not beyond the end that a header tells: behind the sound may be what would be taken for damage.
-        last = self.frames if self.frames is not None and not self.content.guessed else 1 << 62
-        end = last if stop is None else min(last, stop)
-        while self.done < end:
-            samples = self._read(min(self.count, end - self.done))
-            if not len(samples):
-                break
-            before = self.done
-            self.done += len(samples)
-            if self.done > start:
-                yield self.rate, samples[max(0, start - before) :]
-        if stop is None and self.frames is not None:
-            _check_whole(self.done, self.frames, self.rate, self.content.inexact, not self.seekable)
-
-    def fill(self, start: int, out: Waveform) -> int:
-        """Samples from `start` on in one go, where that is possible: how many, and they are in `out`."""
-        if not self.seekable or self.file.channels > 1 or start + len(out) > (self.frames or 0):
-            return 0
-        if start:
-            self._seek(start)
-        return len(self._read(len(out), out))
-
-    def _seek(self, start: int) -> None:
-        try:
-            self.file.seek(start)
-        except soundfile.LibsndfileError as error:
-            told = (self.frames or 0) / self.rate
-            raise BadAudio(
-                f"it is cut or damaged: {start / self.rate:.3f} s of the {told:.3f} s it tells of cannot be found"
-            ) from error
-
-    def _read(self, count: int, out: Waveform | None = None) -> Waveform:
-        try:
-            if out is None:
-                samples: Waveform = self.file.read(count, dtype="float32", always_2d=True)
-            else:
-                samples = self.file.read(dtype="float32", out=out)
-            return samples
-        except soundfile.LibsndfileError as error:
-            whole = f" of {self.frames / self.rate:.3f}" if self.frames else ""
-            raise BadAudio(
-                f"it cannot be decoded beyond {self.done / self.rate:.3f}{whole} s: {error.error_string}"
-            ) from error
-
-
-class _Ffmpeg:
-    """A recording that PyAV decodes."""
-
-    def __init__(self, decoder: pyav.Decoder, content: Content) -> None:
-        self.decoder, self.content = decoder, content
-        self._blocks = decoder.blocks()
-        # What a container says of the rate is not always what comes out.
-        self._first = next(self._blocks, None)
-        self.rate, self.frames = self._first[0] if self._first else 0, content.frames
-        self.done = 0
-
-    @property
-    def seconds(self) -> float | None:
-        return self.decoder.seconds
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Waveform]]:
-        """As `_Sndfile.blocks`."""
-        for rate, samples in chain([self._first] if self._first else [], self._blocks):
-            begin = self.done
-            self.done += len(samples)
-            part = samples[max(0, start - begin) : None if stop is None else max(0, stop - begin)]
-            if len(part):
-                yield rate, part
-            if stop is not None and self.done >= stop:
-                return
-        if stop is None and self.rate:
-            if self.frames is not None:
-                _check_whole(self.done, self.frames, self.rate, self.content.inexact)
-            elif self.seconds is not None:
-                _check_whole(self.done, int(self.seconds * self.rate), self.rate)
-        elif self.seconds and not self.rate:
-            raise BadAudio(f"it is cut or damaged: nothing of the {self.seconds:.3f} s it tells of can be decoded")
-
-
-_Decoder = _Sndfile | _Ffmpeg
-
-
-@contextmanager
-def _decoder(source: Source) -> Iterator[_Decoder]:
-    """A recording, open to be decoded once."""
-    with ExitStack() as stack:
-        handle = stack.enter_context(_opened(source))
-        with _decoding():
-            content = examine(_rewound(handle))
-        if content.damage:
-            raise BadAudio(content.damage)
-        problem = None
-        if content.by_libsndfile:
-            try:
-                with _decoding():
-                    file = stack.enter_context(_sndfile(handle, content.start))
-            except BadAudio as error:
-                problem = error
-            else:
-                _check_there(content, content.frames or file.frames, file.samplerate)
-                if not content.guessed or file.frames >= (content.frames or 0):
-                    yield _Sndfile(file, content)
-                    return
-        start = _rewound(handle).read(512)
-        if content.fraction < 0.999:  # a few bytes are none
-            _check_there(content, 0, 1)
-        try:
-            decoder = stack.enter_context(pyav.opened(_rewound(handle), _BLOCK))
-        except (BadAudio, ImportError) as error:
-            if problem and (what := described(start)):
-                raise BadAudio(f"it cannot be decoded: {what}") from error
-            if isinstance(error, BadAudio):
-                raise problem or error from error
-            why = f"{problem}; perhaps" if problem else "libsndfile would read a part of it;"
-            raise BadAudio(f"{why} PyAV reads it: {pyav.INSTALL}") from error
-        yield _Ffmpeg(decoder, content)
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[int | BinaryIO]:
-    """Its descriptor, by which libsndfile reads faster and without a word about its name; or the file that it is."""
-    if isinstance(source, bytes):
-        yield _Bytes(source)
-        return
-    if not isinstance(source, str | os.PathLike):
-        yield source
-        return
-    try:
-        # Without waiting for what a pipe may bring.
-        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:
-        raise BadAudio(f"it cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
-            raise BadAudio(f"it cannot be decoded: it is {what}; expected a file")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _sndfile(handle: int | BinaryIO, start: int) -> soundfile.SoundFile:
-    file = _rewound(handle)
-    if isinstance(handle, int) and not start:
-        return _Forward(handle, closefd=False)
-    if isinstance(file, _Bytes):
-        return _Forward(_Bytes(file.getbuffer()[start:]) if start else file)
-    return _Forward(_Behind(file, start))
-
-
-def _rewound(handle: int | BinaryIO) -> BinaryIO:
-    if isinstance(handle, int):
-        os.lseek(handle, 0, os.SEEK_SET)
-        return open(handle, "rb", closefd=False)
-    handle.seek(0)
-    return handle
-
-
-@contextmanager
-def _decoding() -> Iterator[None]:
-    try:
-        yield
-    except soundfile.LibsndfileError as error:
-        # Its whole text would name an open file by its address, another one each time.
-        said = error.error_string
-        if "SF_INFO" in said:  # libsndfile's own words for this are about its code
-            raise BadAudio("it is damaged: its header gives no sampling rate, or no channels") from error
-        raise BadAudio(f"it cannot be decoded: {said}") from error
-    except (OSError, TypeError) as error:  # the name of an open file ends in .raw
-        raise BadAudio(f"it cannot be decoded: {error}") from error
-
-
-def _fill(decoder: _Decoder, sampling_rate: int, start: int, out: Waveform) -> None:
+def _fill(decoder: Decoder, sampling_rate: int, start: int, out: Waveform) -> None:
     _check_rate(decoder, sampling_rate)
-    read, mix = decoder.fill(start, out) if isinstance(decoder, _Sndfile) else 0, _Mix()
+    read, mix = decoder.fill(start, out) if isinstance(decoder, SndfileDecoder) else 0, _Mix()
     for _, samples in decoder.blocks(start, start + len(out)) if not read else ():
         out[read : read + len(samples)] = mix(samples)
         read += len(samples)
@@ -473,16 +214,12 @@ def _fill(decoder: _Decoder, sampling_rate: int, start: int, out: Waveform) -> N
     check_level(out, sampling_rate, start)
 
 
-def _check_rate(decoder: _Decoder, sampling_rate: int) -> None:
+def _check_rate(decoder: Decoder, sampling_rate: int) -> None:
     if decoder.rate not in (0, sampling_rate):
         raise BadAudio(f"it is of {decoder.rate} Hz; expected {sampling_rate} Hz")
 
 
-def _block(channels: int) -> int:
-    return max(1, min(_BLOCK, _MOST_VALUES // channels))
-
-
-def _mono(decoder: _Decoder, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
+def _mono(decoder: Decoder, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
     """A recording's sampling rate and its next samples, mixed to mono and checked."""
     if (decoder.seconds or 0) > max_seconds:
         raise BadAudio(f"its header says {decoder.seconds:.0f} s; at most {max_seconds:g} s are read")
@@ -497,7 +234,7 @@ def _mono(decoder: _Decoder, max_seconds: float) -> Iterator[tuple[int, Waveform
     mix.check()
 
 
-def _between(decoder: _Decoder, start: float, stop: float | None, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
+def _between(decoder: Decoder, start: float, stop: float | None, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
     """The same from one second to another."""
     rate, frames = decoder.rate, decoder.frames
     first, last = round(start * rate), None if stop is None else round(stop * rate)
@@ -573,21 +310,3 @@ class _Mix:
                 f"{self._left / self._there:.1g} of their energy; expected channels that can be mixed: invert one, or "
                 "keep one"
             )
-
-
-def _check_there(content: Content, frames: int, rate: int) -> None:
-    """BadAudio if a part of what the container tells of is not in the file, which has so many samples."""
-    if content.fraction == 1:
-        return
-    if not frames or not content.fraction:
-        raise BadAudio(f"it is cut: {content.fraction:.0%} of the sound that its header tells of is there")
-    there, told = frames / rate, frames / rate / content.fraction
-    if told - there > _LOST_SECONDS:
-        raise BadAudio(f"it is cut: {there:.3f} s of the {told:.3f} s that its header tells of are there")
-
-
-def _check_whole(done: int, told: int, rate: int, inexact: int = 0, compressed: bool = True) -> None:
-    """BadAudio if less was decoded than the recording tells of."""
-    seconds, samples = _LOST_OF_COMPRESSED if compressed else (_LOST_SECONDS, 0)
-    if told - done > max(inexact, samples, seconds * rate):
-        raise BadAudio(f"it is cut or damaged: {done / rate:.3f} s of the {told / rate:.3f} s it tells of are there")
