@@ -15,7 +15,7 @@ _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
 _FLOOR = float(torch.finfo(torch.float32).eps)
 # By is_cuda: on a CPU few enough to stay in its cache, on a GPU a bound on what a long recording takes on the way.
-_FRAMES_AT_ONCE = (32, 8192)
+FRAMES_AT_ONCE = (32, 8192)
 _BANDS = 4  # a filter reads few of the frequencies, so that filters are multiplied with their own share of them
 
 
@@ -97,7 +97,7 @@ class LogMel(nn.Module):
         """Without normalisation: waveform (B, S), lengths (B,) valid samples -> (B, T, M), 0 after the end."""
         with torch.autocast(waveform.device.type, enabled=False):
             waveform = waveform.float()
-            frames, at_once = frames_in(waveform.shape[1], self.sampling_rate), _FRAMES_AT_ONCE[waveform.is_cuda]
+            frames, at_once = frames_in(waveform.shape[1], self.sampling_rate), FRAMES_AT_ONCE[waveform.is_cuda]
             blocks = (
                 waveform[:, first * self.hop : (min(first + at_once, frames) - 1) * self.hop + self.frame]
                 for first in range(0, frames, at_once)

@@ -19,7 +19,7 @@ _LET_OTHERS_SPEAK = 10.0  # seconds; Lightning looks after its processes every 5
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssamba", description="Self-supervised audio pretraining with bidirectional state space models."
     )
@@ -83,7 +83,7 @@ def _run(argv: Sequence[str] | None, level: int) -> int:
     name_stdout()
     log_to_stderr("%(levelname)s %(name)s: %(message)s", logging.WARNING)
     logging.getLogger("ssamba").setLevel(level)
-    parser = _parser()
+    parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # Overrides may stand after an option, too, where argparse does not look for them.
     if any(text.startswith("-") or not hasattr(arguments, "overrides") for text in rest):

@@ -19,7 +19,7 @@ from ssamba import pyav
 from ssamba.containers import Content, described, examine
 from ssamba.errors import BadAudio
 
-_BLOCK = 1 << 15  # samples of each channel that are decoded at a time, at most
+BLOCK_SAMPLES = 1 << 15  # samples of each channel that are decoded at a time, at most
 _MOST_VALUES = 1 << 20  # of all channels
 _LOST_SECONDS = 0.025
 _LOST_OF_COMPRESSED = 0.1, 3072  # seconds and samples, whichever are more
@@ -208,7 +208,7 @@ def open_decoder(source: Source) -> Iterator[Decoder]:
         if content.fraction < 0.999:  # a few bytes are none
             _check_there(content, 0, 1)
         try:
-            decoder = stack.enter_context(pyav.opened(_rewound(handle), _BLOCK))
+            decoder = stack.enter_context(pyav.opened(_rewound(handle), BLOCK_SAMPLES))
         except (BadAudio, ImportError) as error:
             if problem and (what := described(start)):
                 raise BadAudio(f"it cannot be decoded: {what}") from error
@@ -293,4 +293,4 @@ def _check_whole(done: int, told: int, rate: int, inexact: int = 0, compressed: 
 
 
 def _block(channels: int) -> int:
-    return max(1, min(_BLOCK, _MOST_VALUES // channels))
+    return max(1, min(BLOCK_SAMPLES, _MOST_VALUES // channels))

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10.0  # that a cluster's scheduler may take to answer
 # An executor does not tell how many workers it has, and a cluster's may grow; millions of jobs would fill its memory.
-_IN_FLIGHT = 256
+IN_FLIGHT = 256
 _LOOK_SECONDS = 0.5  # from one look for an interrupt to the next
 _SAME = ["ssamba", "soundfile", "soxr"]  # packages whose versions decide what is made
 
@@ -62,7 +62,7 @@ def run_jobs(
     try:
         with _interrupts_held_back() as raise_interrupt:
             while True:
-                for job in itertools.islice(left, _IN_FLIGHT - len(running)):
+                for job in itertools.islice(left, IN_FLIGHT - len(running)):
                     running[executor.submit(function, job)] = job
                 if not running:
                     return

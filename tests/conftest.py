@@ -159,7 +159,7 @@ def undrawn(request: pytest.FixtureRequest, any_picture: bytes) -> Iterator[None
             beside.write_bytes(any_picture)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_save", save)
+        patch.setattr(pictures, "save_figure", save)
         patch.setattr(pictures, "Figure", _BlankFigure)
         yield
 

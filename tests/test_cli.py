@@ -155,7 +155,7 @@ def commands(
 
 ARGUMENTS = [
     (words, action)
-    for words, actions in commands(cli._parser())
+    for words, actions in commands(cli.build_parser())
     for action in actions
     if action.nargs != 0 and action.choices is None and action.dest != "overrides"
 ]
@@ -178,7 +178,7 @@ def line(words: tuple[str, ...], action: argparse.Action, value: str) -> list[st
     positional = [other for them, other in ARGUMENTS if them == words and not other.option_strings]
     given = [value if other is action else "x" for other in positional]
     options = [f"{action.option_strings[0]}={value}"] if action.option_strings else []
-    for other in dict(commands(cli._parser()))[words]:
+    for other in dict(commands(cli.build_parser()))[words]:
         if other.required and other.option_strings and other.dest != action.dest:
             options.append(f"{other.option_strings[0]}={next(iter(other.choices or ['x']))}")
     return [*words, *given, *options]
@@ -208,7 +208,7 @@ def test_a_tilde_is_the_home_folder_in_every_argument(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for words, action in PATHS:
-        value = getattr(cli._parser().parse_known_args(line(words, action, "~/a"))[0], action.dest)
+        value = getattr(cli.build_parser().parse_known_args(line(words, action, "~/a"))[0], action.dest)
         while isinstance(value, list | tuple):
             value = value[-1]
         assert str(value) == f"{tmp_path}/a", (words, action.dest)

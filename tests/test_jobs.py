@@ -71,10 +71,10 @@ def test_a_bounded_number_is_handed_over() -> None:
         results = run_jobs(work, endless(), executor)
         for taken in range(1, 600):
             assert next(results)[0] != 0
-            assert len(handed) <= jobs._IN_FLIGHT + taken
+            assert len(handed) <= jobs.IN_FLIGHT + taken
         release.set()
         results.close()
-    assert len(handed) <= jobs._IN_FLIGHT + 600
+    assert len(handed) <= jobs.IN_FLIGHT + 600
 
 
 def test_closing_waits_for_what_runs_and_begins_nothing_else() -> None:
@@ -148,9 +148,9 @@ def test_a_worker_that_does_not_see_the_recordings(
     recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blind(*_: object) -> None:
-        raise BadAudio(writer._MISSING)
+        raise BadAudio(writer.MISSING)
 
-    monkeypatch.setattr(writer, "_read", blind)
+    monkeypatch.setattr(writer, "read_recording", blind)
     with ThreadPoolExecutor(1) as executor, pytest.raises(UserError) as raised:
         write_shards({"train": recordings}, tmp_path / "out", "toy", executor=executor, max_bad_fraction=1)
     assert str(raised.value).startswith(
@@ -165,7 +165,7 @@ def test_a_worker_that_does_not_see_the_recordings(
 def test_a_worker_that_writes_elsewhere(
     recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
-    finish = writer._finish_shard
+    finish = writer.finish_shard
 
     def elsewhere(job: Any) -> Any:
         if whose == "the worker's":
@@ -174,7 +174,7 @@ def test_a_worker_that_writes_elsewhere(
         (job.place.partial / "whole" / "train" / written.info.name).unlink()
         return written
 
-    monkeypatch.setattr(writer, "_finish_shard", elsewhere)
+    monkeypatch.setattr(writer, "finish_shard", elsewhere)
     message = "does not see .*whole/train; expected OUT" if whose == "the worker's" else "do not see the same files"
     with pytest.raises(UserError, match=message):
         write_shards({"train": recordings}, tmp_path / "out", "toy")

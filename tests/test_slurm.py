@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.cli import _parser
+from ssamba.cli import build_parser
 from ssamba.config import load_recipe
 from ssamba.launch import check_launch
 
@@ -51,7 +51,7 @@ def test_the_command_is_one_of_ours(
     script: str, environment: dict[str, str], shape: tuple[int, int], tmp_path: Path
 ) -> None:
     launcher, words = launched(tmp_path, script, environment, "run_dir=elsewhere", "data.batch_size=128")
-    arguments, rest = _parser().parse_known_args(words)
+    arguments, rest = build_parser().parse_known_args(words)
     recipe = load_recipe(arguments.recipe, [*arguments.overrides, *rest], "pretrain")
     assert (recipe.run_dir, recipe.data.batch_size, arguments.resume) == ("elsewhere", 128, "auto")
     assert (recipe.trainer.num_nodes, recipe.trainer.devices) == shape

@@ -42,6 +42,7 @@ from ssamba.training.common import OptimizerSettings
 from ssamba.training.distributed import make_strategy
 from ssamba.training.finetuning import Augmentation, FineTuning
 from ssamba.training.interruptions import Interruptions
+from ssamba.training.lightning_internals import leave_signals_alone
 from ssamba.training.loggers import MetricsFile, quieten_lightning, tensorboard_logger, wandb_logger
 from ssamba.training.pretraining import Pretraining
 from ssamba.training.runs import RunTrainer
@@ -254,8 +255,7 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
         deterministic="warn",
         use_distributed_sampler=False,
     )
-    # Lightning's own handlers act in the middle of a step, with a collective; `Interruptions` acts at its end.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    leave_signals_alone(trainer)  # `Interruptions` acts on them, at the end of a step
     return RunTrainer(trainer, checkpoints, skipped)
 
 

@@ -9,11 +9,11 @@ from ssamba.printable import printable
 from ssamba.values import add_argument, new_path, number, plain_text, whole_number
 
 _MOST_VALUES = 2**31  # of a tensor whose speed is measured
-_TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 22000, 32768, 49152, 76800)
-_ROWS = 8  # of patches of a clip
-_KINDS = ("ssamba", "aum", "ssast", "ssast-plain", "conformer", "bilstm")
-_PASSES = ("forward", "forward+backward")
-_SIZES = [size for size in MODEL_SIZES["ssamba"] if all(size in sizes for sizes in MODEL_SIZES.values())]
+TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 22000, 32768, 49152, 76800)
+ROWS = 8  # of patches of a clip
+KINDS = ("ssamba", "aum", "ssast", "ssast-plain", "conformer", "bilstm")
+PASSES = ("forward", "forward+backward")
+SIZES = [size for size in MODEL_SIZES["ssamba"] if all(size in sizes for sizes in MODEL_SIZES.values())]
 
 _EFFICIENCY = """
 points:
@@ -59,12 +59,12 @@ def _add_efficiency(actions: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_argument(sub, "--out", new_path, required=True, metavar="FOLDER", help="new, or one of this command's")
-    some = f"default: {' '.join(map(str, _TOKENS))}"
-    add_argument(sub, "--tokens", whole_number, 8, 2**24, nargs="+", default=list(_TOKENS), metavar="N", help=some)
+    some = f"default: {' '.join(map(str, TOKENS))}"
+    add_argument(sub, "--tokens", whole_number, 8, 2**24, nargs="+", default=list(TOKENS), metavar="N", help=some)
     add_argument(sub, "--batch", whole_number, 1, 2**12, nargs="+", default=[1], metavar="N", help="default: 1")
-    sub.add_argument("--sizes", nargs="+", choices=_SIZES, default=["tiny"], help="default: tiny")
-    sub.add_argument("--encoders", nargs="+", choices=_KINDS, default=list(_KINDS), help="default: all")
-    sub.add_argument("--passes", nargs="+", choices=_PASSES, default=list(_PASSES), help="default: both")
+    sub.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny"], help="default: tiny")
+    sub.add_argument("--encoders", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
+    sub.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES), help="default: both")
     sub.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     add_argument(
         sub, "--threads", whole_number, 1, 1024, metavar="N", help="of the CPU; default: as many as torch takes"
@@ -110,8 +110,8 @@ def bench_scan(arguments: argparse.Namespace) -> None:
 def bench_efficiency(arguments: argparse.Namespace) -> int:
     """Measure time and peak memory of encoders against the tokens of their input."""
     out, gigabytes = arguments.out, arguments.most_gigabytes
-    if odd := [tokens for tokens in arguments.tokens if tokens % _ROWS]:
-        raise UserError(f"--tokens is {odd[0]}; expected a multiple of {_ROWS}, the rows of patches of 128 mel bins")
+    if odd := [tokens for tokens in arguments.tokens if tokens % ROWS]:
+        raise UserError(f"--tokens is {odd[0]}; expected a multiple of {ROWS}, the rows of patches of 128 mel bins")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is no folder; expected a new one, or one of this command's")
     import torch

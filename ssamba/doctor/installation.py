@@ -19,8 +19,8 @@ from ssamba.printable import masked
 _REQUIREMENT = re.compile(r"([\w.-]+).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?$")
 _NO_EXTRAS = ("triton", "causal-conv1d")  # what comes with others' packages
 _PAIR = ("torch", "torchaudio")
-_DRIVER = Path("/proc/driver/nvidia/version")
-_CGROUP = Path("/sys/fs/cgroup")
+DRIVER = Path("/proc/driver/nvidia/version")
+CGROUP = Path("/sys/fs/cgroup")
 _LEAST_FREE = 10**8  # bytes
 _SECONDS = 60  # that pip may take
 
@@ -86,7 +86,7 @@ def devices() -> Iterator[Finding]:
     yield ok("cores", f"{cores} of {os.cpu_count()} usable{_quota()}; torch takes {machine['threads']} threads")
     yield ok("memory", _memory())
     if not torch.cuda.is_available():
-        if _DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        if DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
             yield problem(
                 "GPU",
@@ -106,7 +106,7 @@ def devices() -> Iterator[Finding]:
 def _quota() -> str:
     """How much time of the cores a container may have, where it is less than all."""
     try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
         return "" if quota == "max" else f", for {int(quota) / int(period):g} cores' time"
     except (OSError, ValueError):
         return ""
@@ -120,7 +120,7 @@ def _memory() -> str:
     except (OSError, ValueError, AttributeError):
         return "not told by this system"
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
+        limit = int((CGROUP / "memory.max").read_text())
     except (OSError, ValueError):
         return told
     return f"{told}, at most {_size(limit)} for this container" if limit < total else told

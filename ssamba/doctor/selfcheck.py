@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 
 _RATE = 16000
 _SECONDS = 300.0  # that the training of two steps may take, kernels compiled
-_TRAIN = """
+TRAIN = """
 import sys
 from pathlib import Path
 from ssamba.cli import main
@@ -99,7 +99,7 @@ def _train_apart(folder: Path) -> dict[str, float]:
     from ssamba.evaluation.pictures import read_metrics
 
     environment = {name: value for name, value in os.environ.items() if not _LAUNCHED.fullmatch(name)}
-    command = [sys.executable, "-c", _TRAIN, str(folder)]
+    command = [sys.executable, "-c", TRAIN, str(folder)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
     )

@@ -25,7 +25,7 @@ from ssamba.progress import progress_bar
 
 SCAN_BACKENDS = BACKENDS[1:]  # without "auto", which is one of the others
 _PACKAGES = ("ssamba", "torch", "numba", "triton", "mamba-ssm")
-_LEAST_SECONDS = 0.02  # of one measurement; what is faster is called several times
+LEAST_SECONDS = 0.02  # of one measurement; what is faster is called several times
 
 
 def seconds(function: Callable[[], object], calls: int = 1, device: str = "cpu") -> float:
@@ -47,7 +47,7 @@ def seconds(function: Callable[[], object], calls: int = 1, device: str = "cpu")
 
 def calls_needed(once: float) -> int:
     """How many calls one measurement is to time of a function that takes `once` seconds."""
-    return max(1, round(_LEAST_SECONDS / once))
+    return max(1, round(LEAST_SECONDS / once))
 
 
 def interleaved_times(

@@ -17,8 +17,8 @@ QUANTITIES = ("seconds", "bytes")
 _OURS = "ssamba"
 _ENDS = {"x": "out of memory", "+": "out of time"}
 
-_PUBLISHED_TOKENS = (5_000, 10_000, 15_000, 20_000, 25_000, 37_500, 50_000, 62_500, 74_000)
-_PUBLISHED: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {
+PUBLISHED_TOKENS = (5_000, 10_000, 15_000, 20_000, 25_000, 37_500, 50_000, 62_500, 74_000)
+PUBLISHED_POINTS: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {
     ("ssamba", "tiny"): (
         (0.10, 0.19, 0.28, 0.36, 0.45, 0.72, 0.93, 1.17, 1.36),
         (550, 980, 1490, 1940, 2390, 3530, 4640, 5770, 6830),
@@ -35,7 +35,7 @@ _PUBLISHED: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] =
     (PLAIN, "small"): ((0.47, 1.97, 4.79), (4840, 18740, 41690)),
     (PLAIN, "base"): ((1.01, 4.17), (9820, 37630)),
 }
-"""(encoder, size) -> s and MiB at `_PUBLISHED_TOKENS`, as far as they go: forward, batch 4."""
+"""(encoder, size) -> s and MiB at `PUBLISHED_TOKENS`, as far as they go: forward, batch 4."""
 PUBLISHED = (
     "Stars are SSAMBA's authors' own, forward with a batch of 4 on their GPU, memory with weights: read off the "
     "pictures in their repository (github.com/SiavashShams/ssamba, figures/inference_time_b4.png and "
@@ -186,7 +186,7 @@ def report_text(record: Record, made: Mapping[str, Any]) -> str:
         "(bootstrap over rounds):",
         markdown_table(_crossing_rows(crossings(points))),
     ]
-    if any(one.passes == PASSES[0] and (one.encoder, one.size) in _PUBLISHED for one in points):
+    if any(one.passes == PASSES[0] and (one.encoder, one.size) in PUBLISHED_POINTS for one in points):
         lines.append(PUBLISHED)
     return "\n\n".join(lines) + "\n"
 
@@ -208,9 +208,9 @@ def _curves(points: Sequence[Measured], case: Case, passes: str, quantity: str, 
         ]
         values = [(float(tokens), statistics.median(series[tokens]) / scale) for tokens in series]
         curves.append(Curve(kind, values, KINDS.index(kind), ends=dict(ends[:1])))
-        if passes == PASSES[0] and (kind, case.size) in _PUBLISHED:
-            theirs = _PUBLISHED[kind, case.size][QUANTITIES.index(quantity)]
-            pairs = [(float(tokens), value) for tokens, value in zip(_PUBLISHED_TOKENS, theirs, strict=False)]
+        if passes == PASSES[0] and (kind, case.size) in PUBLISHED_POINTS:
+            theirs = PUBLISHED_POINTS[kind, case.size][QUANTITIES.index(quantity)]
+            pairs = [(float(tokens), value) for tokens, value in zip(PUBLISHED_TOKENS, theirs, strict=False)]
             curves.append(Curve(f"{kind}, published (batch 4, a GPU)", pairs, KINDS.index(kind), stars=True))
     return curves
 

@@ -50,7 +50,7 @@ def _shown(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     with made_folder(path.parent), written_beside(path) as beside:
         figure.savefig(beside, format="png", dpi=100)
 
@@ -79,7 +79,7 @@ def draw_reconstruction(
     axes[-1].set_xlabel("frame (10 ms)")
     figure.colorbar(drawn, ax=axes, label="normalised log-mel")
     figure.suptitle(_shown(title, 80))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -129,7 +129,7 @@ def draw_curves(path: Path, metrics_csv: Path, title: str) -> None:
         if any(kinds):
             axis.legend()
     figure.suptitle(_shown(title, 80))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str, small: bool = False) -> None:
@@ -152,7 +152,7 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
             colour = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(drawn, label="share of the true class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str, title: str) -> None:
@@ -169,7 +169,7 @@ def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str
     axis.set(ylabel=ylabel, title=_shown(title, 100))
     axis.margins(y=0.15)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_error_rates(path: Path, kinds: Mapping[str, Rates], title: str) -> None:
@@ -189,7 +189,7 @@ def draw_error_rates(path: Path, kinds: Mapping[str, Rates], title: str) -> None
     axis.set(xlabel="false alarms", ylabel="misses", title=_shown(title, 100))
     axis.grid(alpha=0.3)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_growth(
@@ -222,7 +222,7 @@ def draw_growth(
         lines[said] = panels[0, 0].plot([], [], marker, color="grey")[0]
     figure.legend(lines.values(), [_shown(name) for name in lines], loc="outside lower center", ncols=2 * columns)
     figure.suptitle(_shown(title, 120))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_timeline(
@@ -247,7 +247,7 @@ def draw_timeline(
     below.set(xlabel=f"time ({unit})", ylabel="probability", xlim=(0, steps * scale), ylim=(-0.02, 1.02))
     below.grid(alpha=0.3)
     figure.legend(lines, [_shown(labels[place]) for place in highest], loc="outside right center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 Points = Sequence[tuple[float, float]]
@@ -274,7 +274,7 @@ def draw_losses(path: Path, groups: Mapping[str, Sequence[tuple[Points, Points]]
     axis.set(xlabel=xlabel, ylabel="loss", title=_shown(title))
     axis.grid(alpha=0.3)
     figure.legend(handles=shown, loc="outside lower left", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _thinned(points: Points) -> Points:
@@ -311,7 +311,7 @@ def draw_trade_off(
     axis.margins(x=0.15, y=0.15)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_spectrogram(path: Path, spectrogram: Tensor, seconds: float) -> None:
@@ -321,4 +321,4 @@ def draw_spectrogram(path: Path, spectrogram: Tensor, seconds: float) -> None:
     extent = (0, seconds, 0, spectrogram.shape[1])
     axis.imshow(spectrogram.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
     axis.set(xlabel="time (s)", ylabel="mel bin")
-    _save(figure, path)
+    save_figure(figure, path)

@@ -27,7 +27,7 @@ from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.neighbours import NEIGHBOURS, TEMPERATURE, find_neighbours, vote
 
 FOLDS = 5
-_MANY = 1000  # training clips, of which one fold says enough
+MANY_CLIPS = 1000  # training clips, of which one fold says enough
 _PATIENCE = 2  # strengths weaker than the best one that are tried: the weakest take the longest to fit
 
 
@@ -61,7 +61,7 @@ class TrainingPart(NamedTuple):
 
     def held_back(self) -> list[tuple[Tensor, Tensor]]:
         """For each fold the rows of the others and its own; of many clips for one fold, if it is not of groups."""
-        one = len(self.folds) > _MANY and not self.groups
+        one = len(self.folds) > MANY_CLIPS and not self.groups
         folds = self.folds.unique().tolist()[: 1 if one else None]
         return [
             (torch.nonzero(self.folds != fold).flatten(), torch.nonzero(self.folds == fold).flatten()) for fold in folds

@@ -22,7 +22,7 @@ from ssamba.files import check_out, writing_to, written_beside
 from ssamba.inference.sources import find_recordings
 from ssamba.inference.windows import Job, TimeMean, Window, load, watched
 
-_BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out
+BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out
 
 
 def embed_recordings(
@@ -145,7 +145,7 @@ class Rows:
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """All vectors in turn, float32 (n, *shape)."""
         self.file.seek(0)
-        size = max(1, _BLOCK_BYTES // self._row_bytes) * self._row_bytes
+        size = max(1, BLOCK_BYTES // self._row_bytes) * self._row_bytes
         while block := self.file.read(size):
             yield np.frombuffer(block, "<f4").reshape(-1, *self.shape)
 

@@ -21,7 +21,7 @@ from ssamba.inference.spelling import Spelling, Word
 from ssamba.inference.windows import Ended, Window
 from ssamba.printable import csv_cell
 
-_MOST_BINS = 2048  # of a picture; more would fall on one pixel
+MOST_BINS = 2048  # of a picture; more would fall on one pixel
 _FRAME_SECONDS = 0.01
 
 
@@ -139,12 +139,12 @@ class TimeBins:
 
     def __init__(self, seconds: float, values: int) -> None:
         self.seconds = seconds
-        self.sums = torch.zeros(_MOST_BINS, values)
-        self.counts = torch.zeros(_MOST_BINS, 1)
+        self.sums = torch.zeros(MOST_BINS, values)
+        self.counts = torch.zeros(MOST_BINS, 1)
 
     def add(self, times: Tensor, values: Tensor) -> None:
         """Ascending seconds float64 (n,) and what there was then, float32 (n, K)."""
-        while times[-1] >= _MOST_BINS * self.seconds:
+        while times[-1] >= MOST_BINS * self.seconds:
             for tensor in (self.sums, self.counts):
                 half = tensor.unflatten(0, (-1, 2)).sum(1)
                 tensor.zero_()[: len(half)] = half

@@ -236,12 +236,12 @@ def _pieces(path: str, job: Job) -> Iterator[_Piece | Ended]:
 
 def _answers(waiting: Sequence[_Piece | Ended], job: Job) -> Iterator[Window | Ended]:
     """`waiting` with windows in the place of pieces."""
-    answers = iter(_infer([one for one in waiting if isinstance(one, _Piece)], job))
+    answers = iter(infer([one for one in waiting if isinstance(one, _Piece)], job))
     yield from (next(answers) if isinstance(one, _Piece) else one for one in waiting)
 
 
 @torch.no_grad()
-def _infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
+def infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
     if not pieces:
         return []
     model, rate = job.model, job.model.feature_extractor.sampling_rate

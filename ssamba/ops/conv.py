@@ -84,12 +84,12 @@ def _call(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) 
 
 def _composed(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, chosen: str) -> Tensor:
     """By a backend without an operator of its own: autograd differentiates."""
-    module = _backend(chosen) if chosen == "mamba-ssm" else reference_conv
+    module = load_backend(chosen) if chosen == "mamba-ssm" else reference_conv
     with torch.autocast(x.device.type, enabled=False):
         return module.conv(x, weight, bias, reverse)
 
 
-def _backend(name: str) -> ModuleType:
+def load_backend(name: str) -> ModuleType:
     return importlib.import_module(f"ssamba.ops.{_MODULES[name]}")
 
 
@@ -98,7 +98,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) 
     """(K, B, L, E) in x's dtype, direction k backwards where (k == 1) != reverse."""
     chosen: str = resolve_backend(backend, x.device.type, x.dtype)
     if chosen in ("cpu", "triton"):
-        y: Tensor = _backend(chosen).forward(x, weight, bias, reverse)
+        y: Tensor = load_backend(chosen).forward(x, weight, bias, reverse)
     else:  # what "auto" of an exported program came to, without a backward pass
         y = _composed(x, weight, bias, reverse, chosen)
     return y.contiguous()
@@ -114,7 +114,7 @@ def _conv_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias, each in its input's shape and dtype."""
-    dx, dweight, dbias = separate(_backend(backend).backward(dout, x, weight, bias, reverse))
+    dx, dweight, dbias = separate(load_backend(backend).backward(dout, x, weight, bias, reverse))
     return dx, dweight, dbias
 
 

@@ -38,7 +38,7 @@ SOURCES = Path(__file__).parent
 MOST_BYTES = 1 << 26
 _DIGEST = hashlib.sha256().digest_size
 
-_told = False
+was_told = False
 
 
 @functools.cache
@@ -66,7 +66,7 @@ class _Cache(NullCache):
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         target_context.refresh()
         self.name = _file_name(self.kernel, target_context)
-        self.source = _source_digest()
+        self.source = source_digest()
         # A kernel whose sources are nowhere to be read cannot be told from an older one.
         self.folders = kernel_folders() if self.source else []
         for folder in self.folders:
@@ -102,10 +102,10 @@ class _Cache(NullCache):
 
 
 def _tell(message: str) -> None:
-    global _told
-    if not _told:
+    global was_told
+    if not was_told:
         log.warning(message)
-    _told = True
+    was_told = True
 
 
 def _cause(error: Exception) -> str:
@@ -134,7 +134,7 @@ def _file_name(kernel: str, target_context: Any) -> str:
     return f"{kernel}-{hashlib.sha256(user.encode()).hexdigest()[:16]}.kernel"
 
 
-def _source_digest() -> bytes:
+def source_digest() -> bytes:
     """Of every source in this package: what a kernel calls, and how it is called, may stand in any of them.
     Empty where there is none."""
     paths = sorted(SOURCES.glob("*.py*"))  # .pyc where a package comes without its sources

@@ -44,13 +44,13 @@ def _openmp() -> Callable[[int, int, int, int], None] | None:
     return None
 
 
-_team = _openmp()
+worker_team = _openmp()
 
 
 def _forget_threads() -> None:
     """A forked child has none of its parent's threads: it makes its own pool at its first call."""
-    global _pool, _pool_size, _pool_lock, _team
-    _pool, _pool_size, _pool_lock, _team = None, 0, threading.Lock(), None
+    global _pool, _pool_size, _pool_lock, worker_team
+    _pool, _pool_size, _pool_lock, worker_team = None, 0, threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
@@ -77,8 +77,8 @@ def run_tasks(kernel: Any, tasks: int, arguments: Sequence[Tensor | bool]) -> No
     call = (ctypes.c_int64 * len(words))(*words)
     if threads == 1:
         kernel.ctypes(ctypes.addressof(call))
-    elif _team is not None:
-        _team(kernel.address, ctypes.addressof(call), threads, 0)
+    elif worker_team is not None:
+        worker_team(kernel.address, ctypes.addressof(call), threads, 0)
     else:
         with _pool_lock:
             if _pool is None or _pool_size < threads - 1:

@@ -126,7 +126,7 @@ def _call(
     keep = differentiable(u, delta, a, b, c, d, z, bias)
     chosen = operator_backend(backend, u, keep)
     if chosen in ("reference", "mamba-ssm"):
-        module = reference if chosen == "reference" else _backend(chosen)
+        module = reference if chosen == "reference" else load_backend(chosen)
         with torch.autocast(u.device.type, enabled=False):
             y: Tensor = module.scan(u, delta, a, b, c, d, z, bias, reverse)
         return y
@@ -194,7 +194,7 @@ def check_kinds(tensors: Mapping[str, Tensor | None]) -> None:
             raise ValueError(f"{name} is on {tensor.device}; expected {device}, where {first} is")
 
 
-def _backend(name: str) -> ModuleType:
+def load_backend(name: str) -> ModuleType:
     return importlib.import_module(f"ssamba.ops.{_MODULES[name]}")
 
 
@@ -216,10 +216,10 @@ def _scan(
     chosen: str = resolve_backend(backend, u.device.type, u.dtype)
     with torch.autocast(u.device.type, enabled=False):
         if chosen == "mamba-ssm":  # what "auto" of an exported program came to, without a backward pass
-            y = _backend(chosen).scan(u, delta, a, b, c, d, z, bias, reverse)
+            y = load_backend(chosen).scan(u, delta, a, b, c, d, z, bias, reverse)
             saved = u.new_empty(0, dtype=torch.float32)
         else:
-            y, saved = _backend(chosen).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
+            y, saved = load_backend(chosen).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
     y, saved = separate((y, saved))
     return y, saved
 
@@ -238,7 +238,7 @@ def _(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    shape = _backend(backend).saved_shape(u, a) if keep else (0,)
+    shape = load_backend(backend).saved_shape(u, a) if keep else (0,)
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     return u.new_empty(u.shape[1:]), u.new_empty(shape, dtype=kind)
 
@@ -260,7 +260,7 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, a, b, c, d, z and bias, each in its input's shape and dtype; empty for None."""
     with torch.autocast(u.device.type, enabled=False):
-        found = _backend(backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
+        found = load_backend(backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
     du, ddelta, da, db, dc, dd, dz, dbias = separate(u.new_empty(0) if x is None else x for x in found)
     return du, ddelta, da, db, dc, dd, dz, dbias
 
@@ -304,7 +304,7 @@ _scan.register_autograd(_differentiate, setup_context=_setup)
 
 
 @functools.cache
-def _missing(backend: str, device: str, dtype: torch.dtype) -> str | None:
+def why_missing(backend: str, device: str, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run on a device type and dtype; None where it can."""
     if backend in ("reference", "torch-chunked"):
         return None
@@ -313,7 +313,7 @@ def _missing(backend: str, device: str, dtype: torch.dtype) -> str | None:
     if backend == "cpu" and device != "cpu" or backend == "mamba-ssm" and device != "cuda":
         return f"it does not run on {device}"
     try:
-        module = _backend(backend)
+        module = load_backend(backend)
     except Exception as error:  # mamba-ssm without its CUDA extension raises whatever its imports raise
         return f"it does not import: {type(error).__name__}: {error}"
     if backend == "triton" and not module.usable(device):
@@ -332,19 +332,19 @@ def resolve_backend(backend: str, device: str, dtype: torch.dtype) -> str:
     Raises:
         ValueError: an unknown backend. RuntimeError: one that cannot run here, with the cause.
     """
-    return _resolve(backend, device, dtype)
+    return first_backend(backend, device, dtype)
 
 
 @functools.cache
-def _resolve(backend: str, device: str, dtype: torch.dtype) -> str:
+def first_backend(backend: str, device: str, dtype: torch.dtype) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"scan backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if backend != "auto":
-        if cause := _missing(backend, device, dtype):
+        if cause := why_missing(backend, device, dtype):
             raise RuntimeError(f"scan backend {backend!r}: {cause}")
         return backend
     preferred = {"cpu": ("cpu",), "cuda": ("triton", "mamba-ssm")}.get(device, ())
-    causes = {name: _missing(name, device, dtype) for name in preferred}
+    causes = {name: why_missing(name, device, dtype) for name in preferred}
     chosen = next((name for name in preferred if causes[name] is None), "torch-chunked")
     passed_over = "".join(f"; {name}: {cause}" for name, cause in causes.items() if cause and name != chosen)
     level = logging.WARNING if chosen == "torch-chunked" and preferred and dtype != torch.float64 else logging.INFO

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 LOCK = ".runs.lock"
 """In a folder below which runs are made: whoever makes them holds a lock on it, and so does each of their processes."""
 
-_PROGRAM = "import sys; sys.argv[0] = 'ssamba'; from ssamba.cli import run; run()"
+PROGRAM = "import sys; sys.argv[0] = 'ssamba'; from ssamba.cli import run; run()"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _children: set["subprocess.Popen[bytes]"] = set()
 _inherited: list[int] = []  # files that are open in each child, too
@@ -39,7 +39,7 @@ class Work:
 
 def make_run(work: Work) -> int:
     """Make a run by a process of its own, or go on with it; the exit status, below 0 the signal that killed it."""
-    command = [sys.executable, "-c", _PROGRAM, work.task_type, work.recipe, "--resume", "auto"]
+    command = [sys.executable, "-c", PROGRAM, work.task_type, work.recipe, "--resume", "auto"]
     with Path(work.log).open("ab") if work.log else nullcontext() as said:
         child = subprocess.Popen(
             command, stdout=said, stderr=said, env=work.environment and {**work.environment}, pass_fds=_inherited

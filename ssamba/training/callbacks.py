@@ -24,7 +24,7 @@ from ssamba.training.pretraining import Pretraining
 
 log = logging.getLogger(__name__)
 
-_FEW_STEPS = 20  # which are done as soon as they are rehearsed
+FEW_STEPS = 20  # which are done as soon as they are rehearsed
 _REHEARSED = 3  # as many on every rank, which wait for each other
 
 
@@ -72,7 +72,7 @@ class TimeEstimate(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         steps = trainer.max_steps - trainer.global_step
-        if steps < _FEW_STEPS:
+        if steps < FEW_STEPS:
             return
         assert isinstance(pl_module, TrainingModule) and isinstance(trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
         batch = trainer.strategy.batch_to_device(trainer.datamodule.noise())  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ from ssamba.training.averaging import mean_of
 from ssamba.training.common import TrainingModule
 from ssamba.training.distributed import gathered
 from ssamba.training.energy import EnergyMeter
+from ssamba.training.lightning_internals import set_progress, validate_now
 from ssamba.training.loggers import MetricsFile
 from ssamba.training.saved import read_checkpoint, step_files, step_name, step_of
 
@@ -49,7 +50,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.error = None
         try:
-            self._write(checkpoint, Path(path))
+            self.write(checkpoint, Path(path))
         except (OSError, RuntimeError) as error:
             # torch complains in its own words of a write that failed under it.
             cause: BaseException | None = error
@@ -59,7 +60,7 @@ class CheckpointFiles(TorchCheckpointIO):
                 raise
             self.error = cause
 
-    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+    def write(self, checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         sidecar = path.with_suffix(".json")
         # Left in the reverse order: the checkpoint is renamed, then what tells that it is finished.
@@ -303,34 +304,13 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.keep(run["rows"], run["seconds"])
-        set_progress(trainer, step)
-        loop = trainer.fit_loop.epoch_loop
-        self._max_steps = loop.max_steps
-        if run["validation_due"] and step == loop.max_steps:
-            loop.max_steps += 1  # or the loop does not even start
+        self._max_steps = trainer.max_steps
+        set_progress(trainer, step, run["validation_due"])
         trainer.should_stop = not run["validation_due"] and self.stopped_early is not None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.started = True
         if trainer.is_global_zero and trainer.num_nodes == 1:
             self._meter = EnergyMeter(trainer.num_devices if trainer.strategy.root_device.type == "cuda" else 0)
-        if not self._saved[1]:
-            return
-        # As the training loop validates after a step.
-        loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped -= 1  # the row of metrics is that step's
-        trainer.validating = True
-        loop.val_loop.run()
-        trainer.training = True
-        loop._batches_that_stepped += 1
-        loop.max_steps = self._max_steps
-
-
-def set_progress(trainer: lightning.Trainer, step: int) -> None:
-    """Let a trainer that is about to start stand where it stands after `step` optimizer steps and all that belongs to
-    them. It restores its own counts in the middle of an epoch as well, but leaves out a validation that is due and
-    counts a step twice, depending on the hook in which it was saved."""
-    loop = trainer.fit_loop.epoch_loop
-    loop.automatic_optimization.optim_progress.optimizer.step.total.increment_by(step)  # trainer.global_step
-    loop.batch_progress.total.increment_by(step * trainer.accumulate_grad_batches)  # when a validation is due
-    loop._batches_that_stepped = step  # when metrics are logged, and as which step
+        if self._saved[1]:
+            validate_now(trainer, self._max_steps)

@@ -22,6 +22,7 @@ from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.schedules import parameter_groups, warmup_then_constant, warmup_then_cosine
 from ssamba.training.averaging import WeightAverage
 from ssamba.training.distributed import ShardedStrategy, gathered, shard
+from ssamba.training.lightning_internals import leave_loops_out
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class TrainingModule(lightning.LightningModule):
             scheduler.step(self.trainer.callback_metrics["val/loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        del checkpoint["loops"]  # training.checkpoints.set_progress stands in for it
+        leave_loops_out(checkpoint)
         checkpoint["judged"] = {
             "recent": list(self._recent),
             "skipped": self._skipped,
@@ -219,7 +220,7 @@ class TrainingModule(lightning.LightningModule):
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
         *scalars, gradient_norm = torch.cat([values, norm.view(1)]).tolist()  # the one wait for the device
         parts = dict(zip(names, scalars, strict=True))
-        if complaint := self._judge(parts, gradient_norm):
+        if complaint := self.judge(parts, gradient_norm):
             self._skip_or_stop(optimizer, complaint)
         else:
             self.check_parts(parts)
@@ -230,7 +231,7 @@ class TrainingModule(lightning.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in zip(names, values, strict=True)})
         self.log_dict({"gradient_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]})
 
-    def _judge(self, parts: Mapping[str, float], gradient_norm: float) -> str:
+    def judge(self, parts: Mapping[str, float], gradient_norm: float) -> str:
         """What is wrong with a step, by the parts of its loss; "" for a good one, whose loss is remembered."""
         loss, factor = parts["loss"], self.settings.spike_factor
         if not all(map(math.isfinite, parts.values())):

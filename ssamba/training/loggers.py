@@ -22,7 +22,7 @@ from ssamba.files import written_beside
 
 log = logging.getLogger(__name__)
 
-_WANDB_SECONDS = 30  # to wait for its server
+WANDB_SECONDS = 30  # to wait for its server
 _WANDB_LAST_SECONDS = 300  # at the end of a run, for what is not sent by then; `wandb sync` sends it later
 
 
@@ -158,7 +158,7 @@ def wandb_logger(
     Raises:
         UserError: wandb is not installed.
     """
-    settings: dict[str, Any] = {"init_timeout": _WANDB_SECONDS}
+    settings: dict[str, Any] = {"init_timeout": WANDB_SECONDS}
     try:
         from wandb import Settings
 

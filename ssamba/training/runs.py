@@ -27,6 +27,7 @@ from ssamba.printable import masked
 from ssamba.training.callbacks import SkippedSamples
 from ssamba.training.checkpoints import Checkpoints
 from ssamba.training.distributed import part_at_exit
+from ssamba.training.lightning_internals import end_workers
 
 LOCK = ".lock"
 """The file in a run folder that whoever writes there holds a lock on."""
@@ -216,8 +217,7 @@ def fit(
             "data.num_workers or a smaller data.batch_size, and go on with --resume"
         ) from error
     finally:
-        # Lightning ends the loop that was at work: stopped in a validation, it leaves the workers of training.
-        trainer.fit_loop.teardown()
+        end_workers(trainer)
 
 
 def _lost_worker(error: BaseException | None) -> BaseException | None:

@@ -450,7 +450,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(job: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssamba.data.prepare.writer._finish_shard", interrupted)
+    monkeypatch.setattr("ssamba.data.prepare.writer.finish_shard", interrupted)
     assert script("folder").main([str(animals), str(tmp_path / "out"), "--workers=1"]) == 130
     assert "interrupted. No shards were written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

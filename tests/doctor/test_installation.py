@@ -87,10 +87,10 @@ def test_versions_that_do_not_go_together_are_told(
 
 def test_devices_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(installation, "_DRIVER", tmp_path / "none")
+    monkeypatch.setattr(installation, "DRIVER", tmp_path / "none")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "memory.max").write_text("2500000000\n")
-    monkeypatch.setattr(installation, "_CGROUP", tmp_path)
+    monkeypatch.setattr(installation, "CGROUP", tmp_path)
     found = by_name(installation.devices())
     assert found["cores"].said.startswith(f"{usable_cores()} of {os.cpu_count()} usable, for 1.5 cores' time; ")
     assert found["memory"].said.endswith(", at most 2.5 GB for this container")
@@ -102,7 +102,7 @@ def test_a_gpu_that_torch_does_not_find_is_a_problem(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "version").write_text("NVRM version: 580")
-    monkeypatch.setattr(installation, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(installation, "DRIVER", tmp_path / "version")
     assert "built without CUDA, finds no GPU" in by_name(installation.devices())["GPU"].said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # meant
     assert by_name(installation.devices())["GPU"].state == "absent"

@@ -48,14 +48,14 @@ def test_other_values_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_training_that_fails_is_told(code: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_TRAIN", code)
+    monkeypatch.setattr(selfcheck, "TRAIN", code)
     (one,) = selfcheck.training()
     assert one.state == "problem" and cause in one.said
 
 
 def test_the_training_knows_nothing_of_who_started_the_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = f"import os, json; open({str(tmp_path / 'seen')!r}, 'w').write(json.dumps(dict(os.environ)))"
-    monkeypatch.setattr(selfcheck, "_TRAIN", code)
+    monkeypatch.setattr(selfcheck, "TRAIN", code)
     for name in ("SLURM_NTASKS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "MASTER_ADDR"):
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv("SSAMBA_TEST", sys.executable)

@@ -83,9 +83,9 @@ SMALL = ["--encoders", "ssamba", "ssast", "--tokens", "16", "8", "--passes", "fo
 
 
 def test_the_command_names_what_there_is() -> None:
-    assert bench._KINDS == KINDS and bench._PASSES == PASSES and bench._ROWS == ROWS
-    assert list(bench._SIZES) == ["nano", "tiny", "small", "base"] and set(MODEL_SIZES) == {*KINDS} - {"ssast-plain"}
-    assert all(tokens % ROWS == 0 for tokens in bench._TOKENS) and bench._TOKENS[-1] == 76800
+    assert bench.KINDS == KINDS and bench.PASSES == PASSES and bench.ROWS == ROWS
+    assert list(bench.SIZES) == ["nano", "tiny", "small", "base"] and set(MODEL_SIZES) == {*KINDS} - {"ssast-plain"}
+    assert all(tokens % ROWS == 0 for tokens in bench.TOKENS) and bench.TOKENS[-1] == 76800
 
 
 def test_points_are_measured_from_few_tokens_to_many_and_kept(machine: Machine, out: Path, capsys: Capture) -> None:
@@ -194,9 +194,9 @@ def test_published_figures_stand_beside_what_they_are_of_alone(machine: Machine,
     assert call(out, *SMALL, "--sizes", "nano") == 0
     assert efficiency_report.PUBLISHED not in (out / "results.md").read_text()
     # At 22,000 tokens the paper's own words are 92.7 % faster and 95.4 % less memory.
-    tokens = efficiency_report._PUBLISHED_TOKENS
+    tokens = efficiency_report.PUBLISHED_TOKENS
     (ours, ours_taken), (theirs, theirs_taken) = (
-        efficiency_report._PUBLISHED[kind, "tiny"] for kind in ("ssamba", "ssast-plain")
+        efficiency_report.PUBLISHED_POINTS[kind, "tiny"] for kind in ("ssamba", "ssast-plain")
     )
     at = tokens.index(20_000)
     assert 1 - ours[at] / theirs[at] == pytest.approx(0.92, abs=0.01)
@@ -208,7 +208,7 @@ def test_a_picture_shows_medians_ends_and_what_is_published(
     machine: Machine, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("ssamba.evaluation.pictures._save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("ssamba.evaluation.pictures.save_figure", lambda figure, path: drawn.append(figure))
     words = ["--encoders", "ssamba", "ssast-plain", "--tokens", "512", "1024", "2048", "--most-gigabytes", "2"]
     assert call(out, *words) == 0
     (figure,) = drawn

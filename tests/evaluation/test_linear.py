@@ -133,7 +133,7 @@ def test_of_many_clips_one_fold_is_held_back(monkeypatch: pytest.MonkeyPatch) ->
     splits = part.held_back()
     assert len(splits) == 5 and torch.cat([out for _, out in splits]).sort().values.tolist() == list(range(60))
     assert all(sorted(torch.cat(split).tolist()) == list(range(60)) for split in splits)
-    monkeypatch.setattr(probes, "_MANY", 59)
+    monkeypatch.setattr(probes, "MANY_CLIPS", 59)
     ((rows, out),) = part.held_back()
     assert (len(rows), len(out)) == (48, 12)
 

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.drawn
 def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     """Every figure that is saved."""
     drawn: list[Figure] = []
-    save = pictures._save
+    save = pictures.save_figure
 
     def keep(figure: Figure, path: Path) -> None:
         drawn.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(pictures, "_save", keep)
+    monkeypatch.setattr(pictures, "save_figure", keep)
     yield drawn
 
 

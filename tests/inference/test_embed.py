@@ -155,7 +155,7 @@ def test_a_vector_for_each_window_where_windows_are_asked_for(
 def test_a_row_for_each_column_of_patches(
     short: str, make_model: MakeModel, make_sound: MakeSound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ssamba.inference.embed._BLOCK_BYTES", 20 * 8 * 32 * 4)  # several blocks to read back
+    monkeypatch.setattr("ssamba.inference.embed.BLOCK_BYTES", 20 * 8 * 32 * 4)  # several blocks to read back
     folder = make_model(None, short=short)
     paths = [make_sound("a.wav", 12), make_sound("b.wav", 1)]
     for name in ("x.npz", "x.parquet"):

@@ -276,7 +276,7 @@ def test_what_is_interrupted_leaves_nothing(
     classifier: Path, make_sound: MakeSound, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_sound("long.wav", 12)
-    infer, calls = windows._infer, []
+    infer, calls = windows.infer, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -284,7 +284,7 @@ def test_what_is_interrupted_leaves_nothing(
             raise KeyboardInterrupt
         return infer(*arguments)
 
-    monkeypatch.setattr(windows, "_infer", interrupted)
+    monkeypatch.setattr(windows, "infer", interrupted)
     words = [classifier, path, "--window", 4, "--batch-size", 1]
     assert call("predict", *words, "--out", tmp_path / "x.txt", "--timeline", tmp_path / "timeline")[0] == 130
     calls.clear()

@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where kernels are kept in a test, not made yet; what it says is said as for the first time."""
     folder = tmp_path / "kept" / "kernels"
     monkeypatch.setattr(config, "CACHE_DIR", str(folder))
-    monkeypatch.setattr(kernel_cache, "_told", False)
+    monkeypatch.setattr(kernel_cache, "was_told", False)
     return folder
 
 
@@ -123,7 +123,7 @@ def make_pipe(file: Path) -> None:
 
 def without_its_meaning(file: Path) -> None:
     """Of this package's sources and with the right checksum, yet no kernel."""
-    content = kernel_cache._source_digest() + b"no pickle"
+    content = kernel_cache.source_digest() + b"no pickle"
     file.write_bytes(kernel_cache.hashlib.sha256(content).digest() + content)
 
 
@@ -272,7 +272,7 @@ def test_what_an_image_has_kept_serves_a_user_who_cannot_write_there(
 
 def compile_and_load(_: int) -> tuple[bool, bool]:
     is_kept()
-    return is_kept(), kernel_cache._told
+    return is_kept(), kernel_cache.was_told
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")

@@ -19,7 +19,7 @@ from ssamba.ops import bidirectional_conv_silu, bidirectional_scan, kernels
 
 MIB = 2**20
 ON_LINUX = sys.platform == "linux"
-on_openmp = pytest.mark.skipif(kernels._team is None, reason="torch brings no libgomp here")
+on_openmp = pytest.mark.skipif(kernels.worker_team is None, reason="torch brings no libgomp here")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not team:
-        monkeypatch.setattr(kernels, "_team", None)
+        monkeypatch.setattr(kernels, "worker_team", None)
     scans = make_inputs(*shape, bidirectional=bidirectional)
     convolutions = make_convolution(*shape[:3], 4, bidirectional)
     torch.set_num_threads(1)

@@ -357,14 +357,14 @@ def test_uniformly_extreme_step_sizes_are_correct(level: float, backend: str) ->
 def test_without_gradients_the_output_is_the_same_and_no_states_are_kept(
     how: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, kept = scan_module._backend(backend), []
+    module, kept = scan_module.load_backend(backend), []
 
     def spy(*arguments: Any) -> tuple[Tensor, Tensor]:
         y, saved = module.forward(*arguments)
         kept.append(saved.numel())
         return y, saved
 
-    monkeypatch.setattr(scan_module, "_backend", lambda name: type("Spy", (), {"forward": staticmethod(spy)}))
+    monkeypatch.setattr(scan_module, "load_backend", lambda name: type("Spy", (), {"forward": staticmethod(spy)}))
     inputs = make_inputs(2, 40, 20, 4, bidirectional="exchanged" in how)
     inputs = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     with_gradients = scan(inputs, backend=backend, **how)
@@ -445,8 +445,8 @@ def unresolved() -> Iterator[None]:
     """What is available is looked up anew, in the test and after it."""
 
     def forget() -> None:
-        scan_module._resolve.cache_clear()
-        scan_module._missing.cache_clear()
+        scan_module.first_backend.cache_clear()
+        scan_module.why_missing.cache_clear()
 
     forget()
     yield

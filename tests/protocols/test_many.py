@@ -155,7 +155,7 @@ def test_a_run_is_a_process_of_its_own_that_is_told_to_end(tmp_path: Path, monke
     (tmp_path / "no.yaml").write_text("")
     assert many.train_run(Run(str(tmp_path / "no.yaml"), str(tmp_path), "", 0)) == 2
     program = "import os, signal, sys; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
-    monkeypatch.setattr(processes, "_PROGRAM", program)
+    monkeypatch.setattr(processes, "PROGRAM", program)
     with processes.signals_handed_on():
         assert many.train_run(Run("", "", "", 0)) == -signal.SIGTERM
 

@@ -166,7 +166,7 @@ def test_runs_that_outlive_their_sweep_are_waited_for(tmp_path: Path, monkeypatc
     run = f"import time, pathlib; time.sleep(1); pathlib.Path({str(done)!r}).touch()"
     program = (
         "import os\nfrom pathlib import Path\nfrom ssamba.protocols import processes\n"
-        f"processes._PROGRAM = {run!r}\n"
+        f"processes.PROGRAM = {run!r}\n"
         f"with processes.only_runs_below(Path({str(tmp_path)!r})):\n"
         "    print('begun', flush=True)\n    processes.make_run(processes.Work('pretrain', 'x'))\n"
     )

@@ -107,10 +107,10 @@ def test_an_average_does_not_change_what_is_trained(recipes: Recipes, trained: l
 
 
 def test_a_skipped_step_leaves_the_average(recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = TrainingModule._judge
+    judge = TrainingModule.judge
     monkeypatch.setattr(
         TrainingModule,
-        "_judge",
+        "judge",
         lambda self, *given: judge(self, *given) or ("bad" if self.trainer.global_step == 2 else ""),
     )
     words = ["optimizer.ema_decay=0.5", "optimizer.bad_steps=skip", "trainer.checkpoint_every_steps=1"]

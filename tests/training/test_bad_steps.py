@@ -25,7 +25,7 @@ Spoil = Callable[..., None]
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
     """Multiply the loss of these batches of training, counted from 0 over all starts, by a factor."""
     objectives, seen = Pretraining.objectives, [0]
-    monkeypatch.setattr(callbacks, "_FEW_STEPS", 10**9)  # batches that are rehearsed are not those that are counted
+    monkeypatch.setattr(callbacks, "FEW_STEPS", 10**9)  # batches that are rehearsed are not those that are counted
 
     def spoil(batches: range | set[int], factor: float) -> None:
         def spoiled(self: Pretraining, log_mel: Tensor, mask: Tensor, *more: Any) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ def test_a_run_says_how_long_it_will_take_and_is_the_same_as_without(
     kind, *rest = words
     weights, said = [], []
     for name, few in (("silent", 5), ("told", 4)):
-        monkeypatch.setattr(callbacks, "_FEW_STEPS", few)
+        monkeypatch.setattr(callbacks, "FEW_STEPS", few)
         assert main([kind, str(recipes[kind]), f"run_dir={tmp_path / name}", "trainer.max_steps=4", *rest]) == 0
         weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
         said.append(caplog.text)

@@ -222,14 +222,14 @@ def full_at(monkeypatch: pytest.MonkeyPatch, no_room: NoRoom) -> Callable[..., N
     """The disk is full at these steps."""
 
     def fill(*steps: int) -> None:
-        save = CheckpointFiles._write
+        save = CheckpointFiles.write
 
         def refuse(self: CheckpointFiles, checkpoint: dict[str, object], path: Path) -> None:
             full = checkpoint["global_step"] in steps and path.name.startswith("step")
             with no_room(1000) if full else nullcontext():
                 save(self, checkpoint, path)
 
-        monkeypatch.setattr(CheckpointFiles, "_write", refuse)
+        monkeypatch.setattr(CheckpointFiles, "write", refuse)
 
     return fill
 
@@ -277,14 +277,14 @@ def test_at_the_end_a_full_disk_is_told(
 def test_a_score_whose_weights_were_not_written_is_not_the_best(
     recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, times = CheckpointFiles._write, []
+    save, times = CheckpointFiles.write, []
 
     def refuse(self: CheckpointFiles, checkpoint: dict[str, object], path: Path) -> None:
         if path.name == "best.ckpt" and (times.append(1) or len(times) == 1):
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
         save(self, checkpoint, path)
 
-    monkeypatch.setattr(CheckpointFiles, "_write", refuse)
+    monkeypatch.setattr(CheckpointFiles, "write", refuse)
     run = tmp_path / "run"
     words = [f"run_dir={run}", "model.encoder=ssast", "trainer.max_steps=2", "trainer.validate_every_steps=1"]
     assert main(["pretrain", str(recipes["pretrain"]), *words, "optimizer.learning_rate=0"]) == 0

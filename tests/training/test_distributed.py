@@ -33,7 +33,7 @@ import shallow
 from ssamba.cli import main
 from ssamba.evaluation import pictures
 from ssamba.training.distributed import end_rank
-pictures._save = lambda figure, path: (path.parent.mkdir(exist_ok=True), path.touch())
+pictures.save_figure = lambda figure, path: (path.parent.mkdir(exist_ok=True), path.touch())
 status = next((status for words in json.loads(sys.argv[1]) if (status := main(words))), 0)
 end_rank(status)
 sys.exit(status)

@@ -57,7 +57,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("ssamba.training.loggers._WANDB_SECONDS", 1)
+    monkeypatch.setattr("ssamba.training.loggers.WANDB_SECONDS", 1)
     yield module
     module.teardown()
 

@@ -44,7 +44,7 @@ MAX_BAD_FRACTION = 0.01
 RATES = (SAMPLING_RATES[0], 655_350)
 """The lowest and the highest in Hz that can be written; the latter is FLAC's."""
 _MOST_SAMPLES = 2**31 - 1  # of a recording, in the index
-_MISSING = "there is no such file"
+MISSING = "there is no such file"
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _write_all(
     bad: list[Skipped] = []
     with (
         progress_bar(total, "recording", dataset) as bar,
-        contextlib.closing(run_jobs(_finish_shard, jobs, executor)) as results,
+        contextlib.closing(run_jobs(finish_shard, jobs, executor)) as results,
     ):
         for job, made in results:
             _check_seen(job, made)
@@ -270,7 +270,7 @@ def _write_all(
 
 def _check_seen(job: _Job, made: Finished) -> None:
     """UserError if a worker elsewhere did not see the recordings, or this process does not see its shard."""
-    missing = {one.source for one in made.skipped if one.why == _MISSING}
+    missing = {one.source for one in made.skipped if one.why == MISSING}
     unseen = [one.path for one in job.recordings if _source(one, job.root) in missing and one.path.is_file()]
     if first := next(iter(unseen), job.place.unseen(job.split, made)):
         raise UserError(
@@ -279,11 +279,11 @@ def _check_seen(job: _Job, made: Finished) -> None:
         )
 
 
-def _finish_shard(job: _Job) -> Finished:
+def finish_shard(job: _Job) -> Finished:
     """The shard of a job, made unless it is finished."""
     digest = _digest(job)
     finished = job.place.finished(job.split, job.index, digest)
-    return finished or job.place.write(job.split, job.index, partial(_write_shard, job, digest))
+    return finished or job.place.write(job.split, job.index, partial(write_shard, job, digest))
 
 
 def _digest(job: _Job) -> str:
@@ -299,7 +299,7 @@ def _digest(job: _Job) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_shard(job: _Job, digest: str, path: Path) -> Finished:
+def write_shard(job: _Job, digest: str, path: Path) -> Finished:
     rows: list[tuple[int, int, int, int, int]] = []
     skipped: list[Skipped] = []
     above = 0
@@ -307,7 +307,7 @@ def _write_shard(job: _Job, digest: str, path: Path) -> Finished:
         for recording in job.recordings:
             described = _described(recording, job.root)
             try:
-                samples, full_scale = _read(recording, job)
+                samples, full_scale = read_recording(recording, job)
             except BadAudio as error:
                 skipped.append(Skipped(str(described["source"]), str(error)))
                 continue
@@ -333,7 +333,7 @@ def _source(recording: Recording, root: str) -> str:
     return f"{name}#t={recording.start or 0}" + ("" if recording.stop is None else f",{recording.stop}")
 
 
-def _read(recording: Recording, job: _Job) -> tuple[npt.NDArray[np.int16], float]:
+def read_recording(recording: Recording, job: _Job) -> tuple[npt.NDArray[np.int16], float]:
     """16-bit samples, and what full scale stands for in them: 1, or the peak of a recording that goes beyond it."""
     samples = recording.mix(job.sampling_rate) if recording.mix else _decode(recording, job)
     if len(samples) < max(1, job.min_seconds * job.sampling_rate):
@@ -345,7 +345,7 @@ def _read(recording: Recording, job: _Job) -> tuple[npt.NDArray[np.int16], float
 
 def _decode(recording: Recording, job: _Job) -> npt.NDArray[np.float32]:
     if not os.path.isfile(recording.path):  # false as well of a name that cannot be one
-        raise BadAudio(_MISSING)
+        raise BadAudio(MISSING)
     if recording.start is None and recording.stop is None:
         return read_audio(recording.path, job.sampling_rate, job.max_seconds)
     return read_cut(recording.path, job.sampling_rate, job.max_seconds, recording.start or 0, recording.stop)

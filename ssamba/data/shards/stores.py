@@ -23,7 +23,7 @@ STALL_SECONDS = 60.0  # without a byte or an answer: the attempt has failed
 # The stores of clouds, and what installs their drivers. A file appears there as a whole, once all of it is there;
 # elsewhere it is written beside and renamed.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
-_BLOCK = 1 << 23  # bytes that are asked for at a time
+BLOCK_BYTES = 1 << 23  # bytes that are asked for at a time
 _SLOWEST = 100_000  # bytes per second at which a file must go out
 _PASSING = {408, 425, 429}  # of the answers 4xx those that pass: timeout, too early, too many requests
 
@@ -121,8 +121,8 @@ class Store:
         """The bytes of a file from a position on; from 0 on and `Failed` if it changes meanwhile."""
         version = self._version()
         whole = int(version["size"] or 0)
-        for position in range(start, whole, _BLOCK):
-            end = min(position + _BLOCK, whole)
+        for position in range(start, whole, BLOCK_BYTES):
+            end = min(position + BLOCK_BYTES, whole)
             content = self._call(self._files.cat_file, self._path, start=position, end=end)
             if len(content) != end - position:
                 raise Failed(f"asked for the bytes {position} to {end}, it gave {len(content)}")

@@ -20,7 +20,7 @@ from ssamba.data.prepare import unfinished, writer
 from ssamba.data.prepare.recordings import Recording, drawn
 from ssamba.data.prepare.unfinished import Finished
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import _finish_shard, write_shards
+from ssamba.data.prepare.writer import finish_shard, write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.errors import UserError
@@ -64,11 +64,11 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def finish(job: Any) -> Finished:
             if len(made) == after:
                 raise error
-            made.append(_finish_shard(job))
+            made.append(finish_shard(job))
             return made[-1]
 
         with monkeypatch.context() as patch, pytest.raises((UserError, type(error))):
-            patch.setattr("ssamba.data.prepare.writer._finish_shard", finish)
+            patch.setattr("ssamba.data.prepare.writer.finish_shard", finish)
             write(recordings, out, **settings)
         assert len(finished(out)) == after
 
@@ -79,13 +79,13 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the shards that are made, not found."""
     numbers: list[int] = []
-    make = writer._write_shard
+    make = writer.write_shard
 
     def counted(job: Any, *rest: Any) -> Finished:
         numbers.append(job.index)
         return make(job, *rest)
 
-    monkeypatch.setattr(writer, "_write_shard", counted)
+    monkeypatch.setattr(writer, "write_shard", counted)
     return numbers
 
 
@@ -270,10 +270,10 @@ def test_two_writers_at_once(
     def second(job: Any) -> Finished:
         with pytest.raises(UserError, match=rf"out is being written by process {os.getpid()} on .*: let that end"):
             write(recordings, tmp_path / "out", overwrite=True)
-        return _finish_shard(job)
+        return finish_shard(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssamba.data.prepare.writer._finish_shard", second)
+        patch.setattr("ssamba.data.prepare.writer.finish_shard", second)
         assert write(recordings, tmp_path / "out").samples == 12
 
     stopped(recordings, tmp_path / "other", 3, KeyboardInterrupt())

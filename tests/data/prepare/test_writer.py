@@ -21,7 +21,7 @@ from ssamba.data.prepare.indexing import index_folder
 from ssamba.data.prepare.recordings import Recording, check_present, safe_key
 from ssamba.data.prepare.unfinished import Finished
 from ssamba.data.prepare.verification import verify_shards
-from ssamba.data.prepare.writer import _finish_shard, write_shards
+from ssamba.data.prepare.writer import finish_shard, write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.remote import ShardCache
@@ -409,10 +409,10 @@ def test_a_disk_that_fills(recordings: list[Recording], tmp_path: Path, monkeypa
     def full(job: Any) -> Finished:
         if len(finished) == 2:
             raise OSError(28, "No space left on device")
-        finished.append(_finish_shard(job))
+        finished.append(finish_shard(job))
         return finished[-1]
 
-    monkeypatch.setattr("ssamba.data.prepare.writer._finish_shard", full)
+    monkeypatch.setattr("ssamba.data.prepare.writer.finish_shard", full)
     refused(
         tmp_path, {"train": recordings}, "cannot be written to .*out: .*No space left", finished=2, samples_per_shard=3
     )
@@ -424,7 +424,7 @@ def _die(job: Any) -> Finished:
 
 
 def test_a_worker_that_is_killed(recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssamba.data.prepare.writer._finish_shard", _die)
+    monkeypatch.setattr("ssamba.data.prepare.writer.finish_shard", _die)
     refused(tmp_path, {"train": recordings}, "a worker was killed.*fewer --workers", workers=2, samples_per_shard=3)
 
 

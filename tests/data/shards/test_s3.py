@@ -151,7 +151,7 @@ def test_a_strangers_shards_are_streamed_and_indexed_there(
                 writer.write({"__key__": f"s{number}", "wav": wav.getvalue(), "cls": number % 2})
         bucket.client.upload_file(str(tmp_path / f"{shard}.tar"), "shards", f"theirs/train/{shard}.tar")
     url, run, mine = "s3://shards/theirs/train", tmp_path / "run", dict(bucket.objects())
-    monkeypatch.setattr(stores, "_BLOCK", 20_000)  # several requests a shard
+    monkeypatch.setattr(stores, "BLOCK_BYTES", 20_000)  # several requests a shard
     rest = "data.order=streaming data.validation=null data.short=pad data.shuffle_buffer=4 data.num_workers=1 "
     rest += "model.encoder=ssast optimizer.schedule=constant audio.mean=-5 audio.std=4 --resume auto"
     words = ["pretrain", str(recipes["pretrain"]), f"run_dir={run}", f"data.train={url}", *rest.split()]

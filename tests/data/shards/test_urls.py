@@ -246,7 +246,7 @@ def test_what_a_driver_does_and_stops_doing(faults: list[Any], made: Path, tmp_p
 
 
 def test_a_driver_goes_on_where_it_ended(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "_BLOCK", 1000)
+    monkeypatch.setattr(stores, "BLOCK_BYTES", 1000)
     size = (made / "train" / "000000.tar").stat().st_size
     Shelf.faults = [None, None, None, OSError("reset")]
     one(made, tmp_path / "one.tar")
@@ -298,7 +298,7 @@ def test_a_file_that_changes_while_it_is_read(
 def test_a_file_that_changes_while_it_is_streamed(
     made: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_BLOCK", 1000)
+    monkeypatch.setattr(stores, "BLOCK_BYTES", 1000)
     url = f"{shelf(copy_of(made / 'train'))}/000000.tar"
     Shelf.faults = [None, None, OSError("reset"), None, "changes"]
     with transport.opened(url) as file, pytest.raises(UserError, match="000000.tar changed while it was read$"):
