@@ -8,7 +8,7 @@ DATA ?=
 .PHONY: demo test types units
 
 demo: $(STAMP)
-	$(BIN)/python benchmarks/demo.py $(if $(DATA),--data "$(DATA)")
+	$(BIN)/ssamba demo $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Make a small corpus of speech with a real synthesizer: words by many voices, and sentences without labels.
 
-    python data_prep/synthesize.py OUT
+    ssamba prepare synthesize OUT
 
 writes OUT/words/{word}_{voice}_{take}.wav and OUT/sentences/{voice}_{number}.wav at eSpeak NG's own 22,050 Hz, and
 OUT/sentences.csv, a list of the latter for folder.py: path, text (what is said), voice and split, of which four voices

@@ -9,7 +9,19 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ssamba.commands import bench, compare, doctor, inference, models, protocols, shards, sweep, tasks, training
+from ssamba.commands import (
+    bench,
+    compare,
+    doctor,
+    inference,
+    models,
+    packaged,
+    protocols,
+    shards,
+    sweep,
+    tasks,
+    training,
+)
 from ssamba.errors import Stopped, UserError
 from ssamba.launch import rank
 from ssamba.printable import log_to_stderr
@@ -25,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for area in (training, sweep, protocols, compare, inference, tasks, shards, models, bench, doctor):
+    for area in (training, sweep, protocols, compare, inference, tasks, packaged, shards, models, bench, doctor):
         area.add(commands)
     return parser
 

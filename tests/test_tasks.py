@@ -75,7 +75,9 @@ def test_the_table_is_printed_and_kept(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_table_has_every_recipe_and_script_and_names_no_other() -> None:
-    named = {name for task in TASKS for cell in task for name in re.findall(r"(?:data_prep|recipes)/[\w/]+\.\w+", cell)}
+    cells = [cell for task in TASKS for cell in task]
+    named = {name for cell in cells for name in re.findall(r"recipes/[\w/]+\.\w+", cell)}
+    named |= {f"data_prep/{name}.py" for cell in cells for name in re.findall(r"ssamba prepare (\w+)", cell)}
     there = {path.relative_to(ROOT).as_posix() for path in (*RECIPES.values(), *layouts.SCRIPTS.glob("*.py"))}
     assert there <= named
     assert [name for name in named if not (ROOT / name).is_file()] == []
@@ -105,14 +107,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def prepare(recipe: str) -> Path:
         # The last one: what a synthesizer says is there already.
-        *_, (_, program, _, out, *options) = [words for words in commands(recipe) if words[0] == "python"]
+        *_, (_, _, name, _, out, *options) = [words for words in commands(recipe) if words[1] == "prepare"]
         if out not in made:
             tree = TREES[out]
             source = place / "sources" / out
             source.parent.mkdir(parents=True, exist_ok=True)
             tree.make(source)
             words = [str(source / tree.source), str(place / out), "--workers=1", *options, *tree.options]
-            assert layouts.script(Path(program).stem).main(words) == 0
+            assert layouts.script(name).main(words) == 0
             made.add(out)
         return place
 

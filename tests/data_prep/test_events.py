@@ -70,9 +70,9 @@ def test_a_recipe_tells_how_its_shards_are_made(recipe: str, name: str) -> None:
     path = RECIPES / f"aum_{recipe}.yaml"
     loaded = load_recipe(path)
     assert isinstance(loaded, FinetuneRecipe)
-    (command,) = [line for line in path.read_text().splitlines() if line.startswith("#   python data_prep/")]
-    _, _, program, _, out, *options = command.split()
-    assert program == f"data_prep/{name}.py"
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("#   ssamba prepare ")]
+    _, _, _, script, _, out, *options = command.split()
+    assert script == name
     assert loaded.task.label == "label"
     assert {Path(split).parent for split in (*loaded.data.train, *loaded.data.validation, *loaded.data.test)} == {
         Path(out)

@@ -104,7 +104,7 @@ def test_voxceleb1_of_other_endings(tmp_path: Path, make: Callable[..., Path]) -
 def test_voxceleb1_makes_what_its_recipe_names() -> None:
     """The command in the recipe's comment, its splits and its label."""
     text = (ROOT / "recipes" / "finetune" / "aum_voxceleb.yaml").read_text()
-    assert "#   python data_prep/voxceleb1.py VOXCELEB1 shards/voxceleb1\n" in text
+    assert "#   ssamba prepare voxceleb1 VOXCELEB1 shards/voxceleb1\n" in text
     recipe = load_recipe(ROOT / "recipes" / "finetune" / "aum_voxceleb.yaml")
     splits = [recipe.data.train, recipe.data.validation, recipe.data.test]
     assert splits == [[f"shards/voxceleb1/{split}"] for split in ("train", "validation", "test")]

@@ -280,7 +280,7 @@ def _of_one_rate(scanned: Sequence[Scanned], max_bad_fraction: float) -> tuple[i
         one = next(f"{name}/{row.key}" for name, row in rows if row.rate == rate)
         raise UserError(
             f"{one} has {rate} Hz and {other[0].source} {other[0].why}; expected one sampling "
-            "rate: unpack the shards and make them again with data_prep/folder.py, which resamples"
+            "rate: unpack the shards and make them again with `ssamba prepare folder`, which resamples"
         )
     if len(bad) > allowed:
         named = "; ".join(f"{printable(one.source)}: {printable(one.why)}" for one in bad[:_NAMED])

@@ -187,7 +187,7 @@ def test_several_sampling_rates(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"a.flac": sound(), "b.flac": sound(), "c.flac": sound(rate=8000)})
     message = (
         r"x.tar/a has 16000 Hz and x.tar/c has 8000 Hz; expected one sampling rate: unpack the shards and make "
-        "them again with data_prep/folder.py"
+        "them again with `ssamba prepare folder`"
     )
     with pytest.raises(UserError, match=message):
         index_folder(tmp_path)

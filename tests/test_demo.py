@@ -1,29 +1,19 @@
+"""`ssamba demo`, from recordings to its page."""
+
 import json
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from ssamba.cli import main
 from ssamba.data.prepare.recordings import Recording
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def demo(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "benchmarks" / "demo.py", *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
 
 
 def test_goes_the_whole_road_on_a_folder_of_recordings(
     recordings: dict[str, list[Recording]],
-    benchmark: Callable[[str], Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "demo"
@@ -32,8 +22,7 @@ def test_goes_the_whole_road_on_a_folder_of_recordings(
         (data / label).mkdir(parents=True, exist_ok=True)
         shutil.copy(recording.path, data / label)
 
-    monkeypatch.setattr(sys, "argv", ["demo", "--data", str(data), "--out", str(out), "--scale", "0.005"])
-    benchmark("demo").main()
+    assert main(["demo", "--data", str(data), "--out", str(out), "--scale", "0.005"]) == 0
 
     said = capfd.readouterr().out
     page = (out / "report.html").read_text()
@@ -55,13 +44,15 @@ def test_goes_the_whole_road_on_a_folder_of_recordings(
 
 
 @pytest.mark.parametrize("case", ["no such data", "not a demo"])
-def test_a_mistake_is_told_before_anything_is_written(case: str, tmp_path: Path) -> None:
+def test_a_mistake_is_told_before_anything_is_written(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     if case == "not a demo":
         out.mkdir()
         (out / "thesis.txt").write_text("mine")
-    done = demo("--out", out, *(["--data", tmp_path / "nowhere"] if case == "no such data" else []))
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert ("nowhere" if case == "no such data" else str(out)) in done.stderr
+    data = ["--data", str(tmp_path / "nowhere")] if case == "no such data" else []
+    assert main(["demo", "--out", str(out), *data]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and ("nowhere" if case == "no such data" else str(out)) in said
     assert not out.exists() or [path.name for path in out.iterdir()] == ["thesis.txt"]

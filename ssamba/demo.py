@@ -1,17 +1,12 @@
-"""The whole road on a small corpus: shards, pretraining, keyword spotting and speaker identification, one table.
+"""`ssamba demo`: shards, pretraining, keyword spotting and speaker identification on a small corpus, one table.
 
-    python benchmarks/demo.py [--data FOLDER] [--out demo]
-
-Without --data a speech synthesizer speaks the corpus. With it, FOLDER holds label/name.wav, or the FSDD's
-{digit}_{speaker}_{take}.wav. Every step is a command that is printed before it runs; the page is OUT/report.html.
+A speech synthesizer speaks the corpus, or it is a folder of label/name.wav, or of FSDD's {digit}_{speaker}_{take}.wav.
+Every step is a command that is printed before it runs; the page is OUT/report.html.
 """
 
-import argparse
 import csv
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +23,9 @@ from ssamba.evaluation.pages import Block, Picture, Section, Table, Text, write_
 from ssamba.evaluation.pictures import draw_bars
 from ssamba.evaluation.report import baseline_text
 from ssamba.evaluation.tables import markdown_table
+from ssamba.packaged import packaged
 
-ROOT = Path(__file__).resolve().parents[1]
+RECIPES = packaged("recipes")
 HELD_OUT_VOICES = ("en-US-f5", "en-f4", "en-GB-scotland-f1", "en-029-m5")
 HELD_OUT_TAKES = ("4", "5")
 # Of pretraining, which SSAST needs more than: after 1,800, at a third of the rate, it matches 0.09 of these clips'
@@ -46,22 +42,17 @@ class Corpus:
 
 
 def call(*arguments: object) -> None:
-    """Run one of data_prep's scripts, or the ssamba command in this process, which spares its imports."""
+    """Run the ssamba command in this process, which spares its imports."""
     words = [str(argument) for argument in arguments]
-    print(f"\n$ {shlex.join(words)}", flush=True)
-    status = ssamba(words[1:]) if words[0] == "ssamba" else subprocess.run([sys.executable, *words[1:]]).returncode
-    if status:
+    print(f"\n$ {shlex.join(['ssamba', *words])}", flush=True)
+    if status := ssamba(words):
         raise SystemExit(status)
-
-
-def prepare(script: str, *arguments: object) -> None:
-    call("python", ROOT / "data_prep" / script, *arguments)
 
 
 def synthetic_corpus(out: Path) -> Corpus:
     """Words by voices: some voices are kept from the keyword spotter, some takes from the speaker identifier."""
     speech = out / "speech"
-    prepare("synthesize.py", speech)
+    call("prepare", "synthesize", speech)
     files = {name: out / f"{name}.csv" for name in ("keywords", "speakers")}
     writers = {}
     opened = [path.open("w", newline="") for path in files.values()]
@@ -78,8 +69,8 @@ def synthetic_corpus(out: Path) -> Corpus:
     tasks = {}
     for name, label, held_out in (("keywords", "word", "voices"), ("speakers", "speaker", "takes")):
         tasks[name] = (label, out / "shards" / name, held_out)
-        prepare("folder.py", files[name], tasks[name][1], "--label-key", label)
-    prepare("folder.py", speech / "sentences", out / "shards" / "sentences", "--unlabelled", "--validation", "0.1")
+        call("prepare", "folder", files[name], tasks[name][1], "--label-key", label)
+    call("prepare", "folder", speech / "sentences", out / "shards" / "sentences", "--unlabelled", "--validation", "0.1")
     return Corpus(out / "shards" / "sentences", tasks)
 
 
@@ -88,9 +79,9 @@ def given_corpus(data: Path, out: Path) -> Corpus:
     shards = out / "shards" / "recordings"
     stems = [path.stem.split("_") for path in data.glob("*.wav")]
     if stems and all(len(parts) == 3 and parts[2].isdigit() for parts in stems):
-        prepare("fsdd.py", data, shards)
+        call("prepare", "fsdd", data, shards)
         return Corpus(shards, {"keywords": ("digit", shards, "takes"), "speakers": ("speaker", shards, "takes")})
-    prepare("folder.py", data, shards, "--test", "0.2")
+    call("prepare", "folder", data, shards, "--test", "0.2")
     return Corpus(shards, {"labels": ("label", shards, "a fifth")})
 
 
@@ -102,9 +93,8 @@ def run_all(corpus: Corpus, out: Path, scale: float) -> list[Path]:
         pretrained = out / "runs" / f"{encoder}-pretrain"
         common = [f"model.encoder={encoder}"]
         call(
-            "ssamba",
             "pretrain",
-            ROOT / "recipes/pretrain/demo.yaml",
+            RECIPES / "pretrain/demo.yaml",
             f"run_dir={pretrained}",
             *common,
             f"data.train={corpus.unlabelled / 'train'}",
@@ -120,9 +110,8 @@ def run_all(corpus: Corpus, out: Path, scale: float) -> list[Path]:
                 # The baseline without a network is the same beside each: it is measured once.
                 baseline = "log-mel" if (encoder, start) == ("ssamba", "pretrained") else "none"
                 call(
-                    "ssamba",
                     "finetune",
-                    ROOT / "recipes/finetune/demo.yaml",
+                    RECIPES / "finetune/demo.yaml",
                     f"run_dir={folder}",
                     *common,
                     f"model.pretrained={weights}",
@@ -228,30 +217,27 @@ def report(corpus: Corpus, folders: Sequence[Path], out: Path, seconds: float) -
     print(f"\n{markdown_table(pretraining)}\n{seconds:.0f} s in all; pictures in {out / 'report.html'}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of recordings (default: synthetic speech)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="replaced if it is an earlier demo")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of steps (default: 1)")
-    given = parser.parse_args()
+def run_demo(data: Path | None, out: Path, scale: float) -> None:
+    """All of it.
+
+    Args:
+        data: a folder of recordings; None: synthetic speech.
+        out: replaced if it is an earlier demo.
+        scale: of the numbers of steps.
+
+    Raises:
+        UserError: data is no folder, or out holds something else.
+    """
     started = time.perf_counter()
-    try:
-        if given.data is not None and not given.data.is_dir():
-            raise UserError(f"--data is {given.data}, which is no folder; expected one of recordings")
-        mark = given.out / "demo"
-        if given.out.exists() and any(given.out.iterdir()):
-            if not mark.is_file():
-                raise UserError(f"{given.out} holds something that is no demo; give another --out")
-            shutil.rmtree(given.out)
-        given.out.mkdir(parents=True, exist_ok=True)
-        mark.write_text("This folder is replaced by the next demo.\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    corpus = synthetic_corpus(given.out) if given.data is None else given_corpus(given.data, given.out)
-    folders = run_all(corpus, given.out, given.scale)
-    report(corpus, folders, given.out, time.perf_counter() - started)
-
-
-if __name__ == "__main__":
-    main()
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data is {data}, which is no folder; expected one of recordings")
+    mark = out / "demo"
+    if out.exists() and any(out.iterdir()):
+        if not mark.is_file():
+            raise UserError(f"{out} holds something that is no demo; give another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text("This folder is replaced by the next demo.\n")
+    corpus = synthetic_corpus(out) if data is None else given_corpus(data, out)
+    folders = run_all(corpus, out, scale)
+    report(corpus, folders, out, time.perf_counter() - started)

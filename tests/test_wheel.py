@@ -1,0 +1,120 @@
+"""The wheel, in a bare environment: what `pip install ssamba` gives goes the whole road without the checkout."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from ssamba.packaged import packaged
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built of the files that git knows, so that nothing else gets in and nothing is left beside them."""
+    source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    )
+    for name in listed.stdout.decode().splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).symlink_to(ROOT / name)
+    words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", out, source]
+    subprocess.run(list(map(str, words)), check=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """`ssamba` of an environment that has the wheel, and of the others' packages all but this one's checkout."""
+    place = tmp_path_factory.mktemp("bare")
+    venv.create(place / "venv", with_pip=False)
+    python = place / "venv" / "bin" / "python"
+    into = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(into.stdout.decode().strip())
+    # A folder of PYTHONPATH is no site folder: the .pth files in it, such as the checkout's, are not read.
+    environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib"), "OMP_NUM_THREADS": "1"}
+
+    def run(*words: object, status: int = 0) -> str:
+        program = "import sys; from ssamba.cli import run; run(sys.argv[1:])"
+        done = subprocess.run(
+            [python, "-c", program, *map(str, words)],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout if not status else done.stderr
+
+    return run
+
+
+def test_everything_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    inside = {f"ssamba/{path.relative_to(ROOT / 'ssamba').as_posix()}" for path in (ROOT / "ssamba").rglob("*.py")}
+    for folder, pattern in (("recipes", "*.yaml"), ("recipes", "*.s*"), ("data_prep", "*.py")):
+        files = list((ROOT / folder).rglob(pattern))
+        assert files
+        inside |= {f"ssamba/{folder}/{path.relative_to(ROOT / folder).as_posix()}" for path in files}
+    assert inside | {"ssamba/py.typed", "ssamba/doctor/expected.json"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.split("/")[0] in ("tests", "benchmarks", "recipes", "data_prep") for name in names)
+
+
+def test_from_recordings_to_predictions(command: Command, corpus: Path, tmp_path: Path) -> None:
+    assert "pretrain/folder " in command("recipes", "list")
+    copied = Path(command("recipes", "copy", "pretrain/folder", tmp_path / "mine.yaml").split()[-1])
+    assert copied.read_text() == (packaged("recipes") / "pretrain" / "folder.yaml").read_text()
+    assert copied.read_text() == command("recipes", "show", "pretrain/folder")
+    sounds = tmp_path / "sounds"
+    for index in range(24):
+        name = sounds / ("low", "high")[index % 2] / f"{index}.wav"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        generator_of = [((index % 2 + 1) * step % 7) / 7 - 0.5 for step in range(16000)]
+        soundfile.write(name, generator_of, 16000)
+    command("prepare", "folder", sounds, tmp_path / "shards", "--test", "0.25", "--validation", "0.1")
+    small = ["model.size=nano", "audio.max_length=64", "trainer.max_steps=1", "data.batch_size=4", "data.num_workers=0"]
+    shards, runs = tmp_path / "shards", tmp_path / "runs"
+    splits = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}"]
+    command("pretrain", copied, f"run_dir={runs / 'pretrained'}", *splits, *small)
+    command("recipes", "copy", "finetune/folder", tmp_path / "labels.yaml")
+    command(
+        "finetune",
+        tmp_path / "labels.yaml",
+        f"run_dir={runs / 'labels'}",
+        *splits,
+        f"data.test={shards / 'test'}",
+        f"model.pretrained={runs / 'pretrained'}",
+        *small,
+    )
+    assert json.loads((runs / "labels" / "run.json").read_text())["steps"] == 1
+    said = command("predict", runs / "labels", sounds / "low" / "0.wav")
+    assert "low" in said and "high" in said
+
+
+def test_the_demo(command: Command, tmp_path: Path) -> None:
+    data = tmp_path / "recordings"
+    for index in range(20):
+        name = data / ("low", "high")[index % 2] / f"{index}.wav"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(name, [((index % 2 + 1) * step % 7) / 7 - 0.5 for step in range(16000)], 16000)
+    said = command("demo", "--data", data, "--out", tmp_path / "demo", "--scale", 0.005)
+    assert "without a network: " in said and (tmp_path / "demo" / "report.html").is_file()
