@@ -4,8 +4,4 @@ from setuptools import find_packages, setup
 
 BESIDE = {"ssamba.recipes": "recipes", "ssamba.data_prep": "data_prep"}
 
-setup(
-    packages=[*find_packages(include=["ssamba", "ssamba.*"]), *BESIDE],
-    package_dir=BESIDE,
-    package_data={"ssamba.recipes": ["*/*.yaml", "*/*.sh", "*/*.sbatch"]},
-)
+setup(packages=[*find_packages(include=["ssamba", "ssamba.*"]), *BESIDE], package_dir=BESIDE)

@@ -5,6 +5,7 @@ Every step is a command that is printed before it runs; the page is OUT/report.h
 """
 
 import csv
+import io
 import shlex
 import shutil
 import time
@@ -23,6 +24,7 @@ from ssamba.evaluation.pages import Block, Picture, Section, Table, Text, write_
 from ssamba.evaluation.pictures import draw_bars
 from ssamba.evaluation.report import baseline_text
 from ssamba.evaluation.tables import markdown_table
+from ssamba.files import write_text
 from ssamba.packaged import packaged
 
 RECIPES = packaged("recipes")
@@ -54,18 +56,16 @@ def synthetic_corpus(out: Path) -> Corpus:
     speech = out / "speech"
     call("prepare", "synthesize", speech)
     files = {name: out / f"{name}.csv" for name in ("keywords", "speakers")}
-    writers = {}
-    opened = [path.open("w", newline="") for path in files.values()]
-    for name, file in zip(files, opened, strict=True):
-        writers[name] = csv.writer(file)
-        writers[name].writerow(["path", "label", "split"])
+    rows = {name: [("path", "label", "split")] for name in files}
     for path in sorted((speech / "words").glob("*.wav")):
         word, voice, take = path.stem.split("_")
         relative = path.relative_to(out)
-        writers["keywords"].writerow([relative, word, "test" if voice in HELD_OUT_VOICES else "train"])
-        writers["speakers"].writerow([relative, voice, "test" if take in HELD_OUT_TAKES else "train"])
-    for file in opened:
-        file.close()
+        rows["keywords"].append((str(relative), word, "test" if voice in HELD_OUT_VOICES else "train"))
+        rows["speakers"].append((str(relative), voice, "test" if take in HELD_OUT_TAKES else "train"))
+    for name, file in files.items():
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows[name])
+        write_text(file, text.getvalue())
     tasks = {}
     for name, label, held_out in (("keywords", "word", "voices"), ("speakers", "speaker", "takes")):
         tasks[name] = (label, out / "shards" / name, held_out)
@@ -237,7 +237,7 @@ def run_demo(data: Path | None, out: Path, scale: float) -> None:
             raise UserError(f"{out} holds something that is no demo; give another --out")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("This folder is replaced by the next demo.\n")
+    write_text(mark, "This folder is replaced by the next demo.\n")
     corpus = synthetic_corpus(out) if data is None else given_corpus(data, out)
     folders = run_all(corpus, out, scale)
     report(corpus, folders, out, time.perf_counter() - started)

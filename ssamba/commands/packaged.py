@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-import runpy
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Any
 
 from ssamba.errors import UserError
 from ssamba.packaged import first_line, packaged, preparations, recipe_files
-from ssamba.values import add_argument, new_path, number, path
+from ssamba.values import add_argument, new_path, number, path, plain_text
 
 
 def add(commands: Any) -> None:
@@ -29,8 +29,9 @@ def _add_prepare(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Without NAME: what there is. `ssamba prepare NAME --help` says what a data set needs.",
     )
-    sub.add_argument("name", nargs="?", metavar="NAME", help="a data set, or folder, listed, huggingface, lhotse")
-    sub.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the arguments of its script")
+    kinds = "a data set, or folder, listed, huggingface, lhotse"
+    add_argument(sub, "name", plain_text, nargs="?", metavar="NAME", help=kinds)
+    add_argument(sub, "rest", plain_text, nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of its script")
     sub.set_defaults(call=prepare)
 
 
@@ -42,17 +43,19 @@ def prepare(arguments: argparse.Namespace) -> int:
         print("\n".join(f"{name:{width}}  {first_line(script)}" for name, script in scripts.items()))
         return 0
     script = scripts[_known(arguments.name, scripts, "data set", "ssamba prepare")]
+    spec = importlib.util.spec_from_file_location(f"ssamba_prepare_{script.stem}", script)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     before = sys.argv
-    sys.argv = [f"ssamba prepare {arguments.name}", *arguments.rest]
+    sys.argv = [f"ssamba prepare {arguments.name}"]  # which its messages say as the program
     try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        raise
+        status: int = module.main(arguments.rest)
+    except SystemExit as end:  # of argparse, after --help or a wrong argument
+        return end.code if isinstance(end.code, int) else 0
     finally:
         sys.argv = before
-    return 0
+    return status
 
 
 def _add_recipes(commands: Any) -> None:
@@ -61,10 +64,10 @@ def _add_recipes(commands: Any) -> None:
     listed = actions.add_parser("list", help=list_recipes.__doc__, description=list_recipes.__doc__)
     listed.set_defaults(call=list_recipes)
     shown = actions.add_parser("show", help=show_recipe.__doc__, description=show_recipe.__doc__)
-    shown.add_argument("name", metavar="NAME", help="as `ssamba recipes list` has it")
+    add_argument(shown, "name", plain_text, metavar="NAME", help="as `ssamba recipes list` has it")
     shown.set_defaults(call=show_recipe)
     copied = actions.add_parser("copy", help=copy_recipe.__doc__, description=copy_recipe.__doc__)
-    copied.add_argument("name", metavar="NAME", help="as `ssamba recipes list` has it")
+    add_argument(copied, "name", plain_text, metavar="NAME", help="as `ssamba recipes list` has it")
     add_argument(copied, "to", new_path, nargs="?", metavar="TO", help="a file; default: recipes/NAME.yaml, here")
     copied.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     copied.set_defaults(call=copy_recipe)

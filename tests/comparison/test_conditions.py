@@ -77,6 +77,7 @@ def test_every_key_is_of_a_kind_and_the_documentation_has_it() -> None:
         "optimizer",
         "trainer",
         "objective",
+        "mask",
         "evaluation",
     }
     text = (ROOT / "docs" / "comparing.md").read_text()

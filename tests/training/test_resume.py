@@ -411,7 +411,7 @@ def test_a_worker_is_missed_in_the_middle_of_anything(
 
     words = ["pretrain", str(recipes["pretrain"]), "model.encoder=ssast", "trainer.checkpoint_every_steps=1"]
     for place, fail, told in (
-        ("CheckpointFiles._write", save, "killed by signal: Killed.): give fewer"),
+        ("CheckpointFiles.write", save, "killed by signal: Killed.): give fewer"),
         ("Checkpoints.on_train_batch_end", _try_get_data, "Connection refused): give fewer"),
     ):
         with monkeypatch.context() as patch:
