@@ -199,6 +199,7 @@ def test_statistics_must_be_positive(tmp_path: Path) -> None:
         (PRETRAIN, ["optimizer.schedule=plateau"], "watches the validation loss; data.validation is empty"),
         (PRETRAIN, ["data.train=[]"], "data.train is empty"),
         (FINETUNE, ["data.short=pack"], "data.short is pack, which joins recordings of different labels"),
+        (FINETUNE, ["model.encode=visible"], "model.encode is visible, which is for pretraining"),
         (FINETUNE, ["audio.max_length=15"], "audio.max_length is 15; a clip must be at least one patch, 16"),
         (FINETUNE, ["audio.num_mel_bins=8"], "audio.num_mel_bins is 8; a clip must be at least one patch, 16"),
     ],
@@ -449,7 +450,7 @@ def test_every_choice_can_be_typed(tmp_path: Path, by: str) -> None:
     assert {"wandb.mode", "trainer.precision", "model.residual"} <= told.keys()
     for name, line in told.items():
         for choice in line.partition("expected one of ")[2].partition(" for encoder")[0].split(", "):
-            if choice not in ("pack", "streaming"):  # of pretraining
+            if choice not in ("pack", "streaming", "visible"):  # of pretraining
                 needed = {"data.validation": "b", "evaluation.probe": "c"}
                 assert values(tmp_path, {name: choice, **needed}, by)[name] == choice
 

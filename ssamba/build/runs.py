@@ -27,6 +27,7 @@ from ssamba.models.checkpoint import (
     ClassifierSettings,
     build_classifier,
 )
+from ssamba.models.decoder import decoder_of
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.objectives import HEADS, TAUGHT, Teacher
 from ssamba.training.callbacks import (
@@ -91,7 +92,8 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     encoder, parts = build_encoder(recipe), recipe.objective.parts.weights
-    model = MaskedPatchModel(encoder, {name: HEADS[name](encoder.hidden_size) for name in parts if name in HEADS})
+    heads = {name: HEADS[name](encoder.hidden_size) for name in parts if name in HEADS}
+    model = MaskedPatchModel(encoder, heads, decoder_of(encoder) if recipe.model.encode == "visible" else None)
     module = Pretraining(
         model,
         build_log_mel(recipe, audio),

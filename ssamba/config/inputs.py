@@ -67,6 +67,11 @@ class ModelConfig:
     drop_path: float = 0.0
     """In training a layer's residual branch is left out of a clip by this chance at the last layer, by less and less
     before it, down to none at the first (stochastic depth); SSAMBA's scripts have 0.1."""
+    encode: str = "all"
+    """all | visible, in pretraining: the encoder gets all patches, hidden ones behind a mask token; or the visible ones
+    alone, and a light decoder, three convolutions of a third of the width, fills in the hidden ones (MAE): the more
+    mask.share hides, the faster is a step. The decoder is exported, for `ssamba evaluate`; whatever else uses the model
+    takes the encoder alone."""
     pretrained: PathText | None = None
     """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
 
@@ -82,6 +87,7 @@ class ModelConfig:
         for name in ("fshape", "tshape", "frequency_stride", "time_stride"):
             yield from within(f"model.{name}", getattr(self, name), 1, MANY)
         yield from below_one("model.drop_path", self.drop_path)
+        yield from one_of("model.encode", self.encode, ("all", "visible"))
 
 
 @dataclass

@@ -82,6 +82,8 @@ class FinetuneRecipe:
                 "data.order is streaming; fine-tuning needs the labels that an index lists: `ssamba shards index "
                 "FOLDER --label KEY=FIELD` makes one"
             )
+        if self.model.encode == "visible":
+            yield "model.encode is visible, which is for pretraining; fine-tuning hides nothing: expected all"
         if self.data.short == "pack":
             yield "data.short is pack, which joins recordings of different labels; fine-tuning takes pad or repeat"
         if self.task.is_sequence:

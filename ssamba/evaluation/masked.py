@@ -66,14 +66,15 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
     mean_patch = mean_patches(model, log_mel, evaluation.train, evaluation.train_clips)
     added, clips = torch.zeros(6, dtype=torch.float64), 0
     masking = evaluation.masking
-    rows, columns = model.encoder.grid
+    patch_shape, (rows, columns) = model.encoder.patch_shape, model.encoder.grid
     for batch in evaluation.validation:
         spectrogram = log_mel(batch["waveform"], batch["lengths"])
         size = len(spectrogram)
         generators = [clip_generator(evaluation.seed, "evaluation", position) for position in batch["positions"]]
-        own = model.encoder.patch_shape.own_columns(log_mel.frames(batch["lengths"]), columns)
-        mask = masking.draw(rows, columns, generators, own)
-        prediction = model(spectrogram, mask, masking.masked, masking.padded)
+        frames = log_mel.frames(batch["lengths"])
+        mask = masking.draw(rows, columns, generators, patch_shape.own_columns(frames, columns))
+        own = patch_shape.own_patches(frames, rows, columns) if masking.padded else None
+        prediction = model(spectrogram, mask, masking.masked, own)
         contrast = info_nce(prediction.contrastive, prediction.target, prediction.hidden)
         baseline = gather_patches(mean_patch.expand(size, -1, -1), masked_places(mask, masking.masked))
         # Guessing among n patches, or within a row of n masked ones, is right once in n times for each: one hit.

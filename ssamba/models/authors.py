@@ -316,7 +316,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
         UserError: an encoder that no authors' checkpoints are of; what their format cannot say: a residual or an
             epsilon that their code does not have, pretraining with overlapping patches or with others than 256 pixels,
             a LayerNorm in the head that theirs lacks or the other way about, a pool that theirs lack, a pretraining
-            model of AuM.
+            model of AuM, or one with a decoder.
     """
     arguments = model.encoder.arguments
     family, options = arguments["encoder"], arguments["options"]
@@ -338,6 +338,11 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     state = model.state_dict()
     if pretraining and "contrastive_head" not in names.heads:
         problems.append("it is a pretraining model (theirs are all classifiers)")
+    if isinstance(model, MaskedPatchModel) and model.decoder is not None:
+        problems.append(
+            "its heads read a decoder, model.encode=visible (theirs read the encoder: export a classifier that was "
+            "fine-tuned from it, or pretrain with model.encode=all)"
+        )
     if not pretraining and ("head.0.weight" in state) != names.head_norm:
         problems.append(f"its head has {'no' if names.head_norm else 'a'} LayerNorm")
     # Where there is one row of patches, its mean is that of all.

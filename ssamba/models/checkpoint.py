@@ -3,7 +3,7 @@ and its classes) and preprocessor_config.json (what its spectrograms are), with 
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssamba.errors import UserError
 from ssamba.files import parse_json, read_bounded, read_json, write_json, written_beside
+from ssamba.models.decoder import PatchDecoder
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifier
 from ssamba.models.patches import fit_positions
@@ -96,6 +97,8 @@ def save_model(
         **arguments["options"],
         **{name: arguments[name] for name in _PATCH_FIELDS},
     }
+    if isinstance(model, MaskedPatchModel) and model.decoder is not None:
+        config["decoder"] = model.decoder.arguments
     if classifier:
         config |= {
             "label": classifier.label,
@@ -165,6 +168,12 @@ _FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
 
 
 @dataclass(frozen=True, kw_only=True)
+class _DecoderConfig:
+    hidden_size: Width
+    num_hidden_layers: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Config:
     num_mel_bins: Positive
     max_length: Frames
@@ -174,6 +183,7 @@ class _Config:
     time_stride: Frames
     hidden_size: Width
     num_hidden_layers: Positive
+    decoder: _DecoderConfig | None = None
     label: str | None = None
     problem_type: Problem | None = None
     pooling: Pooling | None = None
@@ -356,21 +366,39 @@ def _checked_model(
     Raises:
         UserError: it describes none, or another one than the header of the weights.
     """
+    model: MaskedPatchModel | AudioClassifier
     settings = _classifier_settings(config, path) if "id2label" in config else None
     header = read_header(model_folder(path) / "model.safetensors")
     # A number of layers costs nothing until the weights have as many: two more show which names are missing.
-    layers = {name.split(".")[3] for name in header if name.startswith("encoder.stack.layers.")}
-    described = {**config, "num_hidden_layers": min(config["num_hidden_layers"], len(layers) + 2)}
+    layers = _told_layers(header, "encoder.stack.layers.", config["num_hidden_layers"])
     try:
         with torch.device("meta"):
-            encoder = build_encoder(described, scan_backend)
-            model = MaskedPatchModel(encoder) if settings is None else build_classifier(encoder, settings)
+            encoder = build_encoder({**config, "num_hidden_layers": layers}, scan_backend)
+            if settings is None:
+                model = MaskedPatchModel(encoder, decoder=_build_decoder(config, encoder, header))
+            else:
+                model = build_classifier(encoder, settings)
     except ValueError as error:
         raise UserError(f"config.json in {path} describes no model: {error}") from error
     _compare(model, {name: shape for name, (_, shape) in header.items()}, path)
     if others := [f"{name} has type {dtype}" for name, (dtype, _) in header.items() if dtype not in _FLOATS]:
         raise UserError(f"the weights in {path} do not fit: {_some(others)}; expected one of {', '.join(_FLOATS)}")
     return model, settings
+
+
+def _told_layers(header: Iterable[str], layers: str, told: int) -> int:
+    """How many layers to build of those that a config.json tells, whose tensors' names begin with `layers`."""
+    weights = {name.removeprefix(layers).split(".")[0] for name in header if name.startswith(layers)}
+    return min(told, len(weights) + 2)
+
+
+def _build_decoder(config: Mapping[str, Any], encoder: AudioEncoder, header: Iterable[str]) -> PatchDecoder | None:
+    """The decoder that a config.json describes, with fresh weights; None: of an encoder that gets all patches."""
+    if "decoder" not in config:
+        return None
+    sizes = config["decoder"]
+    layers = _told_layers(header, "decoder.layers.", sizes["num_hidden_layers"])
+    return PatchDecoder(encoder.hidden_size, encoder.grid, sizes["hidden_size"], layers)
 
 
 def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> ClassifierSettings:

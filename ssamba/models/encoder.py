@@ -1,6 +1,7 @@
 """The audio encoder: log-mel patches, class tokens and positions around a stack of layers.
 
-Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, L = F * P patch tokens, D width.
+Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, L = F * P patch tokens, V visible
+patches of a clip, D width.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ssamba.models.aum import AumStack
 from ssamba.models.bilstm import BilstmStack
 from ssamba.models.conformer import ConformerStack
-from ssamba.models.patches import PatchShape, fit_positions
+from ssamba.models.patches import PatchShape, fit_positions, gather_patches
 from ssamba.models.ssamba import SsambaStack
 from ssamba.models.ssast import SsastStack
 
@@ -92,7 +93,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Encoded(NamedTuple):
-    """tokens: (B, L, D), one for each patch, frequency row by frequency row; class_tokens: (B, 1 or 2, D)."""
+    """tokens: (B, L, D), one for each patch, frequency row by frequency row, or (B, V, D), one for each that was asked
+    for; class_tokens: (B, 1 or 2, D)."""
 
     tokens: Tensor
     class_tokens: Tensor
@@ -151,15 +153,23 @@ class AudioEncoder(nn.Module):
         for parameter in (self.class_tokens, self.class_positions, self.positions, self.mask_token):
             nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(self, log_mel: Tensor, mask: Tensor | None = None, kept: Tensor | None = None) -> Encoded:
+    def forward(
+        self,
+        log_mel: Tensor,
+        mask: Tensor | None = None,
+        kept: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Encoded:
         """Encode normalised log-mel spectrograms.
 
         Args:
             log_mel: (B, T, M), any T and M of at least one patch.
             mask: bool (B, L), True where the patch is hidden behind the mask token (SSAST section 2.2), or None.
             kept: of the layers' residual branches, by `Stack.draw_kept` in training; None: all as they are.
+            visible: int64 (B, V), ascending: the patches that the stack gets, each with its own position, as if there
+                were no others (MAE, arXiv 2111.06377); None: all.
         """
-        return self._split(self.stack(self._embed(log_mel, mask), None, kept))
+        return self._split(self.stack(self._embed(log_mel, mask, visible), None, kept))
 
     def layers_above(self, name: str) -> int:
         """How many layers of the stack, and its end, the parameter of a name lies below: 0 of the final norm, 1 of the
@@ -176,16 +186,18 @@ class AudioEncoder(nn.Module):
     def hidden_states(self, log_mel: Tensor) -> list[Encoded]:
         """What each layer takes and, last, what `forward` gives: see `Stack`."""
         states: list[Tensor] = []
-        self.stack(self._embed(log_mel, None), states)
+        self.stack(self._embed(log_mel), states)
         return [self._split(x) for x in states]
 
-    def _embed(self, log_mel: Tensor, mask: Tensor | None) -> Tensor:
+    def _embed(self, log_mel: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         rows, columns = self.patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
-        x = self.projection(self.patch_shape.cut(log_mel))
+        patches, positions = self.patch_shape.cut(log_mel), fit_positions(self.positions, rows, columns).flatten(0, 1)
+        if visible is not None:
+            patches, positions = gather_patches(patches, visible), positions[visible]
+        x = self.projection(patches)
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = x + fit_positions(self.positions, rows, columns).flatten(0, 1)
-        return self._insert(x)
+        return self._insert(x + positions)
 
     def _insert(self, x: Tensor) -> Tensor:
         """Patch tokens (B, L, D) -> (B, L + class tokens, D), the class tokens where the stack wants them."""

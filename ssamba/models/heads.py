@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssamba.models.decoder import PatchDecoder
 from ssamba.models.encoder import AudioEncoder, Encoded
-from ssamba.models.patches import gather_patches, masked_places
+from ssamba.models.patches import gather_patches, masked_places, visible_places
 from ssamba.models.pools import Pool
 
 
@@ -41,23 +42,31 @@ class MaskedPatchModel(nn.Module):
     Args:
         encoder: what is pretrained.
         more_heads: further heads that pretraining needs and no exported model has: `head(tokens, class_tokens)`, of the
-            encoder's tokens of the masked patches (B, N, D) and its class tokens (B, 1 or 2, D).
+            tokens of the masked patches (B, N, D) and the encoder's class tokens (B, 1 or 2, D).
+        decoder: fills in the masked patches, and the encoder gets the visible ones alone; None: the encoder gets all,
+            the masked ones behind its mask token, and its own tokens are what heads read.
     """
 
-    def __init__(self, encoder: AudioEncoder, more_heads: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: AudioEncoder,
+        more_heads: Mapping[str, nn.Module] | None = None,
+        decoder: PatchDecoder | None = None,
+    ) -> None:
         super().__init__()
         width, pixels = encoder.hidden_size, encoder.projection.in_features
         self.encoder = encoder
         self.contrastive_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
         self.reconstruction_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, pixels))
         self.more_heads = nn.ModuleDict(more_heads)
+        self.decoder = decoder
 
     def forward(
         self,
         log_mel: Tensor,
         mask: Tensor,
         masked: int | None = None,
-        unequal: bool = False,
+        own: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> MaskedPrediction:
         """Predict what is hidden.
@@ -66,14 +75,22 @@ class MaskedPatchModel(nn.Module):
             log_mel: (B, T, M).
             mask: bool (B, L).
             masked: N, how many are True of a clip. None: they are counted, for which a GPU has to finish what it does.
-            unequal: clips may have fewer than `masked`, which is not None.
+            own: bool (B, L), the patches that are no padding: clips that have some may have fewer than `masked` hidden,
+                which is not None. None: all.
             kept: as of the encoder.
         """
         places = masked_places(mask, masked)
-        encoded = self.encoder(log_mel, mask, kept)
-        tokens = gather_patches(encoded.tokens, places)
-        target = gather_patches(self.encoder.patch_shape.cut(log_mel), places)
-        hidden = mask.gather(1, places) if unequal else None
+        patch_shape = self.encoder.patch_shape
+        if self.decoder is None:
+            encoded = self.encoder(log_mel, mask, kept)
+            tokens = gather_patches(encoded.tokens, places)
+        else:
+            visible = visible_places(mask, places.shape[1], own)
+            encoded = self.encoder(log_mel, None, kept, visible)
+            grid = patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
+            tokens = self.decoder(encoded.tokens, visible, places, grid)
+        target = gather_patches(patch_shape.cut(log_mel), places)
+        hidden = None if own is None else mask.gather(1, places)
         more = {name: head(tokens, encoded.class_tokens) for name, head in self.more_heads.items()}
         return MaskedPrediction(
             self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden, places, more

@@ -31,6 +31,11 @@ class PatchShape(NamedTuple):
         """How many of a grid's columns begin within so many frames (B,), the first at least: int64 (B,)."""
         return (frames + self.time_stride - 1).div(self.time_stride, rounding_mode="floor").clamp(1, columns)
 
+    def own_patches(self, frames: Tensor, rows: int, columns: int) -> Tensor:
+        """Which patches of a grid begin within so many frames (B,): bool (B, rows * columns); others are padding."""
+        own = self.own_columns(frames, columns).unsqueeze(1)
+        return (torch.arange(columns, device=own.device) < own).repeat(1, rows)
+
     def cut(self, log_mel: Tensor) -> Tensor:
         """(B, T, M) -> (B, F * P, K): patches one frequency row after another, their pixels mel bin by mel bin."""
         self.grid(log_mel.shape[2], log_mel.shape[1])
@@ -70,6 +75,22 @@ def masked_places(mask: Tensor, masked: int | None = None) -> Tensor:
     if masked is None:
         masked = int(mask[0].sum())
     return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
+
+
+def visible_places(mask: Tensor, masked: int, own: Tensor | None = None) -> Tensor:
+    """Which patches of each clip an encoder gets that gets no hidden ones: int64 (B, L - N), ascending.
+
+    Args:
+        mask: bool (B, L), True where a patch is hidden.
+        masked: N, the most that are hidden of a clip.
+        own: bool (B, L), the patches that are no padding. A clip with fewer hidden patches gives all that are visible
+            of its own and, to be as many as of the others, the first of its padding. None: all hide N.
+    """
+    order = (~mask).to(torch.uint8)
+    if own is not None:
+        order = order * (1 + own.to(torch.uint8))
+    chosen = order.argsort(dim=1, descending=True, stable=True)[:, : mask.shape[1] - masked]
+    return chosen.sort(dim=1).values
 
 
 def gather_patches(x: Tensor, places: Tensor) -> Tensor:

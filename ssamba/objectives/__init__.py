@@ -22,9 +22,12 @@ HEADS: dict[str, Callable[[int], nn.Module]] = {"latent": PatchHead, "clip": Cli
 """Of the parts that need a head of their own in `MaskedPatchModel.more_heads`, for an encoder of so many dimensions."""
 TAUGHT = ("latent", "clip")
 """Those that need a `Teacher`."""
+OF_PATCHES = ("contrastive", "reconstruction", "latent")
+"""Those that say something of hidden patches."""
 
 __all__ = [
     "HEADS",
+    "OF_PATCHES",
     "PARTS",
     "TAUGHT",
     "ClipHead",

@@ -13,7 +13,7 @@ from ssamba.data.batches import Batch
 from ssamba.errors import UserError
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.objectives import PARTS, Seen, Teacher
+from ssamba.objectives import OF_PATCHES, PARTS, Seen, Teacher
 from ssamba.training.common import OptimizerSettings, TrainingModule
 from ssamba.training.distributed import gathered
 
@@ -59,6 +59,9 @@ class Pretraining(TrainingModule):
         # What gets no gradient is not among what several devices wait for.
         model.contrastive_head.requires_grad_("contrastive" in parts)
         model.reconstruction_head.requires_grad_("reconstruction" in parts)
+        if model.decoder is not None:
+            model.decoder.requires_grad_(bool(parts.keys() & set(OF_PATCHES)))
+            model.encoder.mask_token.requires_grad_(False)
 
     def trained_parts(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.settings.learning_rate)]
@@ -90,9 +93,8 @@ class Pretraining(TrainingModule):
         """bool (B, L), the patches that are no padding; None: all."""
         if not self.masking.padded:
             return None
-        rows, columns = self.model.encoder.grid
-        own = self.model.encoder.patch_shape.own_columns(self.log_mel.frames(lengths), columns)
-        return (torch.arange(columns, device=own.device) < own.unsqueeze(1)).repeat(1, rows)
+        encoder = self.model.encoder
+        return encoder.patch_shape.own_patches(self.log_mel.frames(lengths), *encoder.grid)
 
     def objectives(
         self, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None, own: Tensor | None = None
@@ -107,8 +109,10 @@ class Pretraining(TrainingModule):
         """
         masks = len(mask) // len(log_mel)
         targets = None if self.teacher is None else self.teacher(log_mel, own)
-        clips = log_mel if masks == 1 else log_mel.repeat_interleave(masks, 0)
-        prediction = self.model(clips, mask, self.masking.masked, self.masking.padded, kept)
+        if masks > 1:
+            log_mel = log_mel.repeat_interleave(masks, 0)
+            own = None if own is None else own.repeat_interleave(masks, 0)
+        prediction = self.model(log_mel, mask, self.masking.masked, own, kept)
         seen = Seen(prediction, masks, targets)
         found = {name: PARTS[name](seen) for name in self.parts}
         losses = [weight * found[name][name] for name, weight in self.parts.items()]

@@ -12,6 +12,7 @@ from ssamba.audio import LogMel, samples_for
 from ssamba.data.batches import Batch
 from ssamba.evaluation.masked import MaskedEvaluation, MaskedScores, mean_patches, score_masked
 from ssamba.masking import Masking, clip_generator
+from ssamba.models.decoder import decoder_of
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
 
@@ -45,11 +46,13 @@ class Clips:
             )
 
 
-@pytest.fixture(scope="module")
-def evaluation() -> MaskedEvaluation:
+@pytest.fixture(scope="module", params=["all", "visible"])
+def evaluation(request: pytest.FixtureRequest) -> MaskedEvaluation:
+    """Of a model whose encoder gets all patches, and of one with a decoder."""
     torch.manual_seed(0)
     options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "layer_norm_eps": 1e-6}
-    model = MaskedPatchModel(AudioEncoder("ssast", options, BINS, FRAMES, SIDE, SIDE, SIDE, SIDE))
+    encoder = AudioEncoder("ssast", options, BINS, FRAMES, SIDE, SIDE, SIDE, SIDE)
+    model = MaskedPatchModel(encoder, decoder=decoder_of(encoder) if request.param == "visible" else None)
     train: Any = Clips([3, 3, 3], 1)
     held_out: Any = Clips([4, 2], 2)
     return MaskedEvaluation(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ssamba.errors import UserError
 from ssamba.models.authors import UNUSED, from_authors, to_authors
+from ssamba.models.decoder import decoder_of
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.pools import POOLINGS
@@ -117,6 +118,13 @@ def test_what_their_format_cannot_say(changes: dict[str, Any], said: str) -> Non
     with pytest.raises(UserError) as caught:
         to_authors(pretraining(**changes))
     assert said in str(caught.value)
+
+
+def test_their_heads_read_no_decoder() -> None:
+    encoder = make()
+    with pytest.raises(UserError, match="ssamba's authors: its heads read a decoder, model.encode=visible") as caught:
+        to_authors(MaskedPatchModel(encoder, decoder=decoder_of(encoder)))
+    assert str(caught.value).count(";") == 0
 
 
 def test_a_classifier_may_have_any_patch_but_needs_its_norm() -> None:

@@ -22,6 +22,7 @@ from ssamba.models.checkpoint import (
     save_model,
     write_safetensors,
 )
+from ssamba.models.decoder import decoder_of
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
@@ -81,6 +82,43 @@ def test_a_pretrained_model_comes_back_bitwise(encoder: str, tmp_path: Path) -> 
         ours, theirs = saved.model(spectrogram(), mask), model.eval()(spectrogram(), mask)
     for one, other in zip(ours[:3], theirs[:3], strict=True):
         assert torch.equal(one, other)
+
+
+@each_encoder
+def test_a_decoder_is_part_of_a_pretrained_model_and_of_no_encoder(encoder: str, tmp_path: Path) -> None:
+    first = make(encoder)
+    model = MaskedPatchModel(first, decoder=decoder_of(first))
+    save_model(tmp_path, model, AUDIO)
+    assert read_config(tmp_path)["decoder"] == {"hidden_size": 10, "num_hidden_layers": 3}
+    saved = load_model(tmp_path)
+    assert isinstance(saved.model, MaskedPatchModel) and equal(saved.model, model)
+    mask = torch.arange(24).expand(2, -1) % 4 > 0
+    with torch.inference_mode():
+        ours, theirs = saved.model(spectrogram(), mask), model.eval()(spectrogram(), mask)
+    for one, other in zip(ours[:3], theirs[:3], strict=True):
+        assert torch.equal(one, other)
+    other = make(encoder, seed=1)
+    load_pretrained_encoder(other, tmp_path)
+    assert equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [
+        (None, "decoder.embedding.bias is not known"),
+        ({"hidden_size": 24, "num_hidden_layers": 3}, r"decoder.mask_token has shape \(10,\), expected \(24,\)"),
+        ({"hidden_size": 10, "num_hidden_layers": 1000}, "decoder.layers.3.conv.weight is missing"),
+        ({"hidden_size": 10}, "Object missing required field `num_hidden_layers`"),
+        ({"hidden_size": 10, "num_hidden_layers": -1}, "Expected `int` >= 1"),
+        ("light", r"Expected `object \| null`, got `str`"),
+    ],
+)
+def test_weights_that_are_not_of_the_decoder_that_is_told(decoder: Any, said: str, tmp_path: Path) -> None:
+    encoder = make("ssast")
+    save_model(tmp_path, MaskedPatchModel(encoder, decoder=decoder_of(encoder)), AUDIO)
+    damaged(tmp_path, "config.json", "decoder", decoder)
+    with pytest.raises(UserError, match=said):
+        load_model(tmp_path)
 
 
 @each_encoder

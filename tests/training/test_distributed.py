@@ -79,12 +79,15 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
         "model.drop_path=0.3",
         "optimizer.ema_decay=0.5",
     ]
+    if kind == "visible":
+        common += ["model.encode=visible", "mask.share=0.75"]
     if kind == "finetune":  # the encoder is still frozen half way
         common += ["optimizer.layer_decay=0.7", "data.balance=true", f"task.freeze_steps={STEPS // 2 + 1}"]
     else:
         common += [f"evaluation.probe={test[0]}", "evaluation.label=sound", "mask.per_clip=2"]
         common += [f"objective.parts.{part}=1" for part in ("contrastive", "reconstruction", "latent", "clip")]
-    return [kind, str(recipes[kind]), f"run_dir={run}", *common, "data.batch_size=8", *words]
+    command = "finetune" if kind == "finetune" else "pretrain"
+    return [command, str(recipes[command]), f"run_dir={run}", *common, "data.batch_size=8", *words]
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -102,9 +105,10 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """pretrain, finetune -> the run of one process with the whole batch."""
+    """pretrain, visible (pretraining of which the encoder gets the visible patches alone), finetune -> the run of one
+    process with the whole batch."""
     runs: dict[str, Path] = {}
-    encoder = {"pretrain": "ssamba", "finetune": "ssast"}
+    encoder = {"pretrain": "ssamba", "visible": "ssast", "finetune": "ssast"}
 
     def run(kind: str) -> Path:
         if kind not in runs:
@@ -132,6 +136,8 @@ def together(recipes: dict[str, Path], alone: Runs, tmp_path_factory: pytest.Tem
         2: {
             "pretrain ddp": ["model.encoder=ssamba"],
             "pretrain fsdp": ["model.encoder=ssamba", "trainer.strategy=fsdp"],
+            "visible ddp": ["model.encoder=ssast"],
+            "visible fsdp": ["model.encoder=ssast", "trainer.strategy=fsdp"],
             "finetune ddp": ["model.encoder=ssast"],
             # Goes on with what one process has begun.
             "finetune fsdp": ["model.encoder=ssast", "trainer.strategy=fsdp", "trainer.accumulate=2", "--resume=auto"],
@@ -174,7 +180,10 @@ def assert_same(ours: Path, theirs: Path) -> None:
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pretrain ddp", "pretrain fsdp", "finetune ddp", "finetune fsdp", "finetune 4"])
+@pytest.mark.parametrize(
+    "name",
+    [*(f"{kind} {how}" for kind in ("pretrain", "visible", "finetune") for how in ("ddp", "fsdp")), "finetune 4"],
+)
 def test_ranks_learn_what_one_process_learns(name: str, together: Runs, alone: Runs) -> None:
     assert_same(together(name), alone(name.split()[0]))
 
