@@ -167,7 +167,7 @@ class AudioEncoder(nn.Module):
             mask: bool (B, L), True where the patch is hidden behind the mask token (SSAST section 2.2), or None.
             kept: of the layers' residual branches, by `Stack.draw_kept` in training; None: all as they are.
             visible: int64 (B, V), ascending: the patches that the stack gets, each with its own position, as if there
-                were no others (MAE, arXiv 2111.06377); None: all.
+                were no others (MAE, arXiv 2111.06377), and no mask beside it; None: all.
         """
         return self._split(self.stack(self._embed(log_mel, mask, visible), None, kept))
 
