@@ -102,6 +102,7 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
         masking=build_masking(recipe),
         masks=recipe.mask.per_clip,
         teacher=Teacher(encoder, **asdict(recipe.objective.teacher)) if parts.keys() & set(TAUGHT) else None,
+        mix=recipe.objective.mix,
         drop_path=recipe.model.drop_path,
         seed=recipe.seed,
     )

@@ -52,6 +52,10 @@ class ObjectiveConfig:
 
     parts: PartsConfig = field(default_factory=PartsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    mix: float = 0.0
+    """The chance that a training clip is heard mixed with another of its batch, on the same device; what a teacher says
+    of it is then the mean of what it says of both by themselves (SSLAM). Where batches are divided among other devices
+    or by another trainer.accumulate, partners are others."""
 
     def problems(self) -> Iterator[str]:
         for name, weight in vars(self.parts).items():
@@ -59,6 +63,7 @@ class ObjectiveConfig:
         if not self.parts.weights:
             yield "objective.parts leaves every part out; expected some with weights above 0, such as latent: 1"
         yield from self.teacher.problems()
+        yield from within("objective.mix", self.mix, 0, 1)
 
 
 @dataclass

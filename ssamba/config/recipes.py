@@ -38,6 +38,12 @@ class PretrainRecipe:
         for name, stride, shape in _strides(self.model):
             if stride is not None and stride != shape:
                 yield f"model.{name} is {stride}; pretraining needs patches side by side, {shape} (or null)"
+        clips = self.data.batch_size // (self.trainer.ranks * self.trainer.accumulate)
+        if self.objective.mix and clips < 2:
+            yield (
+                f"objective.mix is {self.objective.mix:g}, and each device takes {clips} clip at a time of "
+                f"data.batch_size {self.data.batch_size}; expected 2 at least, of which one is mixed with another"
+            )
         if self.optimizer.head_learning_rate is not None:
             yield "optimizer.head_learning_rate is for fine-tuning; leave it null in pretraining"
         if self.optimizer.layer_decay != 1:

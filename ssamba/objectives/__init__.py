@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ssamba.objectives.latent import ClipHead, PatchHead, clip, latent
+from ssamba.objectives.mixing import Mixture, draw_partners, mixed_with, retained
 from ssamba.objectives.patches import contrastive, reconstruction
 from ssamba.objectives.seen import Seen
 from ssamba.objectives.teacher import Targets, Teacher, spread
@@ -31,13 +32,17 @@ __all__ = [
     "PARTS",
     "TAUGHT",
     "ClipHead",
+    "Mixture",
     "PatchHead",
     "Seen",
     "Targets",
     "Teacher",
     "clip",
     "contrastive",
+    "draw_partners",
     "latent",
+    "mixed_with",
     "reconstruction",
+    "retained",
     "spread",
 ]

@@ -13,7 +13,7 @@ from ssamba.data.batches import Batch
 from ssamba.errors import UserError
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.objectives import OF_PATCHES, PARTS, Seen, Teacher
+from ssamba.objectives import OF_PATCHES, PARTS, Mixture, Seen, Teacher, draw_partners, mixed_with, retained
 from ssamba.training.common import OptimizerSettings, TrainingModule
 from ssamba.training.distributed import gathered
 
@@ -34,6 +34,7 @@ class Pretraining(TrainingModule):
         masking: which patches are hidden.
         masks: V, in training; a clip is validated behind one.
         teacher: of the parts that need one.
+        mix: the chance that a training clip is mixed with another of its batch.
         drop_path: of `Stack.draw_kept`.
     """
 
@@ -49,12 +50,13 @@ class Pretraining(TrainingModule):
         masking: Masking,
         masks: int = 1,
         teacher: Teacher | None = None,
+        mix: float = 0.0,
         drop_path: float,
         seed: int,
     ) -> None:
         super().__init__(settings, seed, drop_path)
         self.model, self.log_mel, self.teacher = model, log_mel, teacher
-        self.parts, self.masking, self.masks = dict(parts), masking, masks
+        self.parts, self.masking, self.masks, self.mix = dict(parts), masking, masks, mix
         self._scored: list[tuple[int, dict[str, Tensor]]] = []
         # What gets no gradient is not among what several devices wait for.
         model.contrastive_head.requires_grad_("contrastive" in parts)
@@ -96,8 +98,20 @@ class Pretraining(TrainingModule):
         encoder = self.model.encoder
         return encoder.patch_shape.own_patches(self.log_mel.frames(lengths), *encoder.grid)
 
+    def mixture(self, log_mel: Tensor, lengths: Tensor, positions: Sequence[int]) -> Mixture:
+        """Training clips, some mixed: each draws by the seed and its place in the order, its partner from this batch.
+        log_mel (B, T, M), lengths (B,) in samples."""
+        generators = [clip_generator(self.seed, "mix", position) for position in positions]
+        partners = draw_partners(self.mix, generators).to(self.device)
+        return mixed_with(log_mel, self.log_mel.frames(lengths), partners, 2 * self.log_mel.std)
+
     def objectives(
-        self, log_mel: Tensor, mask: Tensor, kept: Tensor | None = None, own: Tensor | None = None
+        self,
+        log_mel: Tensor,
+        mask: Tensor,
+        kept: Tensor | None = None,
+        own: Tensor | None = None,
+        mixture: Mixture | None = None,
     ) -> dict[str, Tensor]:
         """What is minimized, and all that makes it: float32 scalars, "loss" first.
 
@@ -105,10 +119,15 @@ class Pretraining(TrainingModule):
             log_mel: (B, T, M).
             mask: bool (B * V, L).
             kept: as of the encoder, of B * V clips.
-            own: bool (B, L), the patches that are no padding; None: all.
+            own: bool (B, L), the patches of log_mel that are no padding; None: all.
+            mixture: what is heard in place of log_mel, whose clips the teacher hears; None: they are.
         """
         masks = len(mask) // len(log_mel)
         targets = None if self.teacher is None else self.teacher(log_mel, own)
+        if mixture is not None:
+            log_mel = mixture.log_mel
+            targets = None if targets is None else retained(targets, mixture.partners, own)
+            own = None if own is None else own | own[mixture.partners]
         if masks > 1:
             log_mel = log_mel.repeat_interleave(masks, 0)
             own = None if own is None else own.repeat_interleave(masks, 0)
@@ -127,8 +146,12 @@ class Pretraining(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_mel = self.log_mel(batch["waveform"], batch["lengths"])
         positions, lengths = batch["positions"], batch["lengths"]
+        own, mixture = self.own_patches(lengths), None
+        if self.mix:
+            mixture = self.mixture(log_mel, lengths, positions)
+            lengths = torch.maximum(lengths, lengths[mixture.partners])
         mask = self.draw_mask("train", positions, lengths, self.masks)
-        values = self.objectives(log_mel, mask, self.draw_kept(positions, self.masks), self.own_patches(lengths))
+        values = self.objectives(log_mel, mask, self.draw_kept(positions, self.masks), own, mixture)
         self.watch(batch["keys"], **values)
         return values["loss"]
 

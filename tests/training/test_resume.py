@@ -91,7 +91,12 @@ CHANCE = [
     [
         ("pretrain", ["trainer.accumulate=2", "model.encoder=ssamba"], 3, False),
         ("pretrain", [*PLATEAU, "optimizer.ema_decay=0.9"], 4, True),
-        ("pretrain", ["objective.parts.latent=1", "objective.parts.clip=1", "mask.per_clip=2"], 3, False),
+        (
+            "pretrain",
+            ["objective.parts.latent=1", "objective.parts.clip=1", "objective.mix=0.7", "mask.per_clip=2"],
+            3,
+            False,
+        ),
         ("pretrain", ["model.encode=visible", "data.short=pad", "model.drop_path=0.5", "mask.per_clip=2"], 3, False),
         ("finetune", [*PLATEAU, *CHANCE, "trainer.accumulate=2", "trainer.average_checkpoints=3"], 3, False),
         ("finetune", ["data.num_workers=2", "trainer.log_every_steps=4"], 2, True),
