@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ssamba.config import (
     AUTHORS_FORMATS,
     MODEL_SIZES,
+    PATCH_ORDERS,
     POOLINGS,
     SCAN_BACKENDS,
     SCAN_LAYOUTS,
@@ -155,6 +156,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("model.size=huge", "'huge'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.size=large", "'large'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.scan_layout=bi", "model.scan_layout is 'bi'; expected one of fo_fo, fo_bi, bi_bi"),
+        ("model.patch_order=rows", "model.patch_order is 'rows'; expected one of frequency, time"),
         ("model.residual=no", "model.residual is 'no'; expected one of plain, doubling"),
         ("model.scan_backend=gpu", "'gpu'; expected one of auto, reference, torch-chunked"),
         ("model.frequency_stride=0", "model.frequency_stride is 0; expected at least 1"),
@@ -303,11 +305,12 @@ def test_the_schema_names_the_scans_backends() -> None:
     assert set(SCAN_BACKENDS) == set(BACKENDS)
 
 
-def test_the_schema_names_the_encoders_sizes_and_layouts() -> None:
+def test_the_schema_names_the_encoders_sizes_layouts_and_orders() -> None:
     from ssamba.models import aum, authors, encoder
 
     assert {name: tuple(sizes) for name, sizes in encoder.SIZES.items()} == MODEL_SIZES
     assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS and AUTHORS_FORMATS == authors.FORMATS
+    assert PATCH_ORDERS == encoder.PATCH_ORDERS
 
 
 def test_the_schema_names_the_pools() -> None:

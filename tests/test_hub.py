@@ -98,7 +98,8 @@ def test_layers_are_numbered_from_the_patches_to_the_output(run: Path) -> None:
     with torch.inference_mode():
         found = model(*features, layers=range(count)).hidden_states
         again = model(*features, layers=[-1, 0]).hidden_states
-        embedded = model.network.encoder._split(model.network.encoder._embed(features.input_values, None)).tokens
+        encoder = model.network.encoder
+        embedded = encoder._split(encoder._embed(features.input_values, None), encoder.grid).tokens
     assert len(found) == count
     assert torch.equal(again[0], found[-1]) and torch.equal(again[1], found[0])
     torch.testing.assert_close(found[0][0].flatten(0, 1), embedded[0])

@@ -34,7 +34,7 @@ AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe)
 _HEARD_CLIPS = 64
 
 
-VARIANTS = {"residual": "plain", "scan_layout": "fo_bi"}
+VARIANTS = {"patch_order": "frequency", "residual": "plain", "scan_layout": "fo_bi"}
 """What a recipe may leave open of its encoder, and what that is then."""
 
 
@@ -94,6 +94,7 @@ def build_encoder(recipe: Recipe) -> AudioEncoder:
         model.tshape,
         model.frequency_stride or model.fshape,
         model.time_stride or model.tshape,
+        model.patch_order or VARIANTS["patch_order"],
         model.scan_backend,
     )
     if model.pretrained:

@@ -69,7 +69,17 @@ pretraining.trainer.max_steps. Where nothing is known of it, nothing is asked.""
 TASK = ("task_type", "task.label", "task.loss", "task.hop_ms")
 """Keys whose scores are of different things; nothing admits a difference."""
 _OF_PRETRAINING = ("data", "split", "budget", "statistics", PRETRAINING)
-_SAME_MODEL = ("encoder", "size", "fshape", "tshape", "frequency_stride", "time_stride", "residual", "scan_layout")
+_SAME_MODEL = (
+    "encoder",
+    "size",
+    "fshape",
+    "tshape",
+    "frequency_stride",
+    "time_stride",
+    "patch_order",
+    "residual",
+    "scan_layout",
+)
 _SPLITS = ("data.train", "data.validation", "data.test")
 _TOLERANCE = 0.05  # of audio.std: each run measures its statistics by clips that its own seed draws
 _SHOWN = 4  # runs of a message
@@ -130,6 +140,7 @@ def _values(
         recipe["model.pretrained"] = f"from {origin['recipe'].get('task_type')}" if origin else masked(str(pretrained))
     for name, shape in (("frequency_stride", "fshape"), ("time_stride", "tshape")):  # null means side by side
         recipe[f"model.{name}"] = recipe.get(f"model.{name}") or recipe.get(f"model.{shape}")
+    recipe["model.patch_order"] = recipe.get("model.patch_order") or "frequency"  # of runs that knew no other
     if recipe.get("trainer.average_checkpoints", 1) == 1:  # how many there are changes nothing then
         recipe.pop("trainer.checkpoint_every_steps", None)
     data = record["data"] if fingerprints else {}

@@ -24,6 +24,7 @@ AUTHORS_FORMATS = ("ssamba", "ssast", "aum")
 POOLINGS = ("mean", "class", "rows", "statistics", "segments", "attentive")
 MOST_SEGMENTS = 1000
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
+PATCH_ORDERS = ("frequency", "time")
 AUDIO_RANGES: dict[str, tuple[float, float]] = {
     "sampling_rate": (1000, 768_000),
     "num_mel_bins": (1, 1024),

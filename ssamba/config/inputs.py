@@ -9,6 +9,7 @@ from ssamba.config.checks import (
     LARGE,
     MANY,
     MODEL_SIZES,
+    PATCH_ORDERS,
     SCAN_BACKENDS,
     SCAN_LAYOUTS,
     PathText,
@@ -56,6 +57,10 @@ class ModelConfig:
     """Mel bins from one patch to the next; null: fshape."""
     time_stride: int | None = None
     """Frames from one patch to the next; null: tshape."""
+    patch_order: str | None = None
+    """frequency | time: the order in which the layers meet patches: one frequency row after another, as the originals
+    have it, or one column after another, so that a scan meets all bands of a moment together (of ssast, which has no
+    order, the same); null: the pretrained model's, else frequency."""
     residual: str | None = None
     """plain | doubling, of ssamba: the stack as the paper draws it, or the original's residual, which its weights need;
     null: the pretrained model's, else plain."""
@@ -79,6 +84,8 @@ class ModelConfig:
         yield from one_of("model.encoder", self.encoder, ENCODERS)
         for complaint in one_of("model.size", self.size, MODEL_SIZES.get(self.encoder, (self.size,))):
             yield f"{complaint} for encoder {self.encoder}"
+        if self.patch_order is not None:
+            yield from one_of("model.patch_order", self.patch_order, PATCH_ORDERS)
         if self.residual is not None:
             yield from one_of("model.residual", self.residual, ("plain", "doubling"))
         if self.scan_layout is not None:

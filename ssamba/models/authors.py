@@ -251,6 +251,7 @@ def from_authors(
         "tshape": tshape,
         "frequency_stride": reading.frequency_stride,
         "time_stride": reading.time_stride,
+        "patch_order": "frequency",
     }
     tensors = {
         "encoder.projection.weight": kernel.flatten(1),
@@ -333,6 +334,9 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     strides = arguments["frequency_stride"], arguments["time_stride"]
     if pretraining and strides != (fshape, tshape):
         problems.append(f"its strides are {strides[0]} and {strides[1]} (theirs pretrain without overlap)")
+    # A single row is in both orders at once.
+    if arguments["patch_order"] != "frequency" and model.encoder.grid[0] > 1:
+        problems.append(f"its patch_order is {arguments['patch_order']} (theirs is always frequency)")
     if pretraining and fshape * tshape != _PREDICTED_PIXELS:
         problems.append(f"its patches have {fshape * tshape} pixels (theirs pretrain with {_PREDICTED_PIXELS} always)")
     state = model.state_dict()

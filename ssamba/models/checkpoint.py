@@ -22,7 +22,7 @@ from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifi
 from ssamba.models.patches import fit_positions
 from ssamba.models.pools import MOST_SEGMENTS, Pooling
 
-_PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride")
+_PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride", "patch_order")
 Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
 _PROBLEMS: dict[str, Problem] = {
     "cross_entropy": "single_label_classification",
@@ -181,6 +181,7 @@ class _Config:
     tshape: Frames
     frequency_stride: Positive
     time_stride: Frames
+    patch_order: Literal["frequency", "time"] = "frequency"  # folders without it are of versions that knew no other
     hidden_size: Width
     num_hidden_layers: Positive
     decoder: _DecoderConfig | None = None
@@ -444,7 +445,7 @@ def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:
     """
     config = read_config(path)
     arguments = encoder.arguments
-    held = {"encoder": config["model_type"], "fshape": config["fshape"], "tshape": config["tshape"]}
+    held = {"encoder": config["model_type"], **{name: config[name] for name in ("fshape", "tshape", "patch_order")}}
     asked: dict[str, Any] = {name: arguments[name] for name in held}
     for name in arguments["options"] if held["encoder"] == asked["encoder"] else ():
         held[name], asked[name] = config[name], arguments["options"][name]

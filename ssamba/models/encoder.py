@@ -92,6 +92,11 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+PATCH_ORDERS = ("frequency", "time")
+"""Of patches in a stack: one frequency row after another, as the originals' scans meet them, or one column after
+another, so that all bands of a moment are neighbours."""
+
+
 class Encoded(NamedTuple):
     """tokens: (B, L, D), one for each patch, frequency row by frequency row, or (B, V, D), one for each that was asked
     for; class_tokens: (B, 1 or 2, D)."""
@@ -109,6 +114,7 @@ class AudioEncoder(nn.Module):
         num_mel_bins, max_length: M and T (frames) of the clips it is made for; other lengths and numbers of bins work,
             the positional grid is cut or interpolated.
         fshape, tshape, frequency_stride, time_stride: the patch, in mel bins and frames.
+        patch_order: of `PATCH_ORDERS`, within the stack alone: masks, positions and what is given back are in rows.
         scan_backend: of `ssamba.ops.BACKENDS`, for encoders that scan.
     """
 
@@ -122,11 +128,14 @@ class AudioEncoder(nn.Module):
         tshape: int,
         frequency_stride: int,
         time_stride: int,
+        patch_order: str = "frequency",
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
         if encoder not in STACKS:
             raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(STACKS)}")
+        if patch_order not in PATCH_ORDERS:
+            raise ValueError(f"patch_order is {patch_order!r}; expected one of {', '.join(PATCH_ORDERS)}")
         # What rebuilds this module; the backend is no part of it, since it does not change the numbers.
         self.arguments: dict[str, Any] = {
             "encoder": encoder,
@@ -137,7 +146,9 @@ class AudioEncoder(nn.Module):
             "tshape": tshape,
             "frequency_stride": frequency_stride,
             "time_stride": time_stride,
+            "patch_order": patch_order,
         }
+        self.patch_order = patch_order
         width = options["hidden_size"]
         self.hidden_size: int = width
         self.patch_shape = PatchShape(fshape, tshape, frequency_stride, time_stride)
@@ -169,7 +180,8 @@ class AudioEncoder(nn.Module):
             visible: int64 (B, V), ascending: the patches that the stack gets, each with its own position, as if there
                 were no others (MAE, arXiv 2111.06377), and no mask beside it; None: all.
         """
-        return self._split(self.stack(self._embed(log_mel, mask, visible), None, kept))
+        out = self.stack(self._embed(log_mel, mask, visible), None, kept)
+        return self._split(out, self._grid_of(log_mel), visible)
 
     def layers_above(self, name: str) -> int:
         """How many layers of the stack, and its end, the parameter of a name lies below: 0 of the final norm, 1 of the
@@ -187,17 +199,21 @@ class AudioEncoder(nn.Module):
         """What each layer takes and, last, what `forward` gives: see `Stack`."""
         states: list[Tensor] = []
         self.stack(self._embed(log_mel), states)
-        return [self._split(x) for x in states]
+        return [self._split(x, self._grid_of(log_mel)) for x in states]
+
+    def _grid_of(self, log_mel: Tensor) -> tuple[int, int]:
+        return self.patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
 
     def _embed(self, log_mel: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        rows, columns = self.patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
-        patches, positions = self.patch_shape.cut(log_mel), fit_positions(self.positions, rows, columns).flatten(0, 1)
+        grid = self._grid_of(log_mel)
+        patches, positions = self.patch_shape.cut(log_mel), fit_positions(self.positions, *grid).flatten(0, 1)
         if visible is not None:
             patches, positions = gather_patches(patches, visible), positions[visible]
         x = self.projection(patches)
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        return self._insert(x + positions)
+        x = x + positions
+        return self._insert(_by_columns(x, grid, visible) if self.patch_order == "time" else x)
 
     def _insert(self, x: Tensor) -> Tensor:
         """Patch tokens (B, L, D) -> (B, L + class tokens, D), the class tokens where the stack wants them."""
@@ -205,9 +221,32 @@ class AudioEncoder(nn.Module):
         at = self.stack.class_token_index(x.shape[1])
         return torch.cat([x[:, :at], extra, x[:, at:]] if at else [extra, x], dim=1)
 
-    def _split(self, x: Tensor) -> Encoded:
-        """The inverse of `_insert`."""
+    def _split(self, x: Tensor, grid: tuple[int, int], visible: Tensor | None = None) -> Encoded:
+        """What the stack gives of a grid's patches, in rows and apart from the class tokens."""
         count = self.stack.num_class_tokens
         at = self.stack.class_token_index(x.shape[1] - count)
         tokens = torch.cat([x[:, :at], x[:, at + count :]], dim=1) if at else x[:, count:]
+        if self.patch_order == "time":
+            tokens = _by_rows(tokens, grid, visible)
         return Encoded(tokens, x[:, at : at + count])
+
+
+def _by_columns(x: Tensor, grid: tuple[int, int], visible: Tensor | None) -> Tensor:
+    """Tokens (B, L, D) of a grid's rows, one after another, with its columns one after another; (B, V, D) of the
+    `visible` patches alone."""
+    if visible is None:
+        return x.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+    return gather_patches(x, _column_order(visible, grid))
+
+
+def _by_rows(x: Tensor, grid: tuple[int, int], visible: Tensor | None) -> Tensor:
+    """The inverse of `_by_columns`."""
+    if visible is None:
+        return x.unflatten(1, (grid[1], grid[0])).transpose(1, 2).flatten(1, 2)
+    return gather_patches(x, _column_order(visible, grid).argsort(1))
+
+
+def _column_order(visible: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which of the `visible` patches (B, V) come one after another by columns: int64 (B, V)."""
+    rows, columns = grid
+    return (visible % columns * rows + visible // columns).argsort(1)

@@ -178,6 +178,12 @@ def test_groups_have_the_same_folds() -> None:
     assert found.admitted == ["data.fold"] and [one["data.fold"] for one in found.values] == ["a, b", "a"]
 
 
+def test_a_run_that_knew_no_order_of_patches_has_the_originals() -> None:
+    runs = [described("old", model_patch_order=None), described("new", seed=1, model_patch_order="frequency")]
+    found = sort(*runs, described("time", model_patch_order="time"))
+    assert [list(group) for group in found.members] == [[0, 1], [2]] and found.keys == ["model.patch_order"]
+
+
 # Pretraining
 
 

@@ -10,7 +10,15 @@ from ssamba.comparison.costs import Costs, mean_costs, model_macs, run_costs
 from ssamba.comparison.runs import Run, read_run
 from ssamba.models.checkpoint import read_config
 
-CLIP = {"num_mel_bins": 128, "max_length": 1024, "fshape": 16, "tshape": 16, "frequency_stride": 16, "time_stride": 16}
+CLIP = {
+    "num_mel_bins": 128,
+    "max_length": 1024,
+    "fshape": 16,
+    "tshape": 16,
+    "frequency_stride": 16,
+    "time_stride": 16,
+    "patch_order": "frequency",
+}
 PATCHES, PIXELS = 512, 256
 
 

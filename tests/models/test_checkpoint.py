@@ -193,6 +193,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
             "tshape": 8,
             "frequency_stride": 8,
             "time_stride": 8,
+            "patch_order": "frequency",
             "label": "word",
             "problem_type": "single_label_classification",
             "pooling": "mean",

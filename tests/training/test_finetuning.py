@@ -145,6 +145,7 @@ def test_sounds_are_learned(label: str, recipes: dict[str, Path], corpus: Path, 
     ("encoder", "name", "values"),
     [
         ("ssamba", "residual", ("plain", "doubling")),
+        ("ssamba", "patch_order", ("frequency", "time")),
         ("aum", "scan_layout", ("fo_bi", "bi_bi")),
     ],
 )
@@ -156,7 +157,8 @@ def test_a_variant_that_is_left_open_is_the_pretrained_models(
         recipe = load_recipe(recipes["pretrain"], [*words, *asked])
         assert isinstance(recipe, PretrainRecipe)
         built = build_pretrainer(recipe)
-        assert getattr(built.recipe.model, name) == value == built.module.model.encoder.arguments["options"][name]
+        arguments = built.module.model.encoder.arguments
+        assert getattr(built.recipe.model, name) == value == {**arguments, **arguments["options"]}[name]
         save_model(tmp_path / value, built.module.model, built.audio)
         tuned = load_recipe(recipes["finetune"], [*words, f"model.pretrained={tmp_path / value}"])
         assert isinstance(tuned, FinetuneRecipe)
