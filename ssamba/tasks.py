@@ -286,6 +286,16 @@ TASKS = (
         NONE,
         deviations="of the recipes for pretraining, in their comments",
     ),
+    Task(
+        "AudioSet, for pretraining",
+        "CC BY 4.0 (lists)",
+        f"{_YOUTUBE} (research.google.com/audioset)",
+        "ssamba prepare audioset AUDIOSET shards/audioset",
+        "recipes/pretrain/audioset_eat.yaml",
+        "its training part, without labels",
+        NONE,
+        deviations="EAT's objective (arXiv 2401.03497), not the papers'; of the recipe, in its comments",
+    ),
 )
 
 HEADER = Task(
