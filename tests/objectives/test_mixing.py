@@ -148,11 +148,12 @@ def batch_of(lengths: list[int]) -> Batch:
     }
 
 
-@pytest.mark.parametrize("short", ["pad", "repeat"])
-def test_a_step_hears_mixtures_and_is_told_of_their_sources(short: str, recipes: Recipes) -> None:
-    module = build(recipes, f"data.short={short}", "objective.mix=0.9", "mask.per_clip=2", *TAUGHT).module.eval()
+@pytest.mark.parametrize(("short", "encode"), [("pad", "all"), ("pad", "visible"), ("repeat", "all")])
+def test_a_step_hears_mixtures_and_is_told_of_their_sources(short: str, encode: str, recipes: Recipes) -> None:
+    words = [f"data.short={short}", f"model.encode={encode}", "objective.mix=0.9", "mask.per_clip=2"]
+    module = build(recipes, *words, *TAUGHT).module.eval()
     samples = samples_for(64, RATE)
-    batch = batch_of([samples, 3 * samples // 8, samples // 2] if short == "pad" else [samples] * 3)
+    batch = batch_of([3 * samples // 4, 3 * samples // 8, samples // 2] if short == "pad" else [samples] * 3)
     masks: list[tuple[Tensor, Tensor]] = []
     draw = module.draw_mask
 
@@ -170,14 +171,15 @@ def test_a_step_hears_mixtures_and_is_told_of_their_sources(short: str, recipes:
     assert (partners != torch.arange(3)).any()
     assert lengths.tolist() == [max(int(own_lengths[a]), int(own_lengths[b])) for a, b in enumerate(partners)]
     heard = mixed_with(clips, module.log_mel.frames(own_lengths), partners, 8.0).log_mel
-    own = None
+    own = both = views = None
     if short == "pad":
         columns = [-(-((int(length) - 400) // 160 + 1) // 16) for length in own_lengths]
         own = torch.tensor([[column < count for column in range(4)] * 8 for count in columns])
         # Nothing is hidden where both sources are padding.
         both = own | own[partners]
-        assert not (mask & ~both.repeat_interleave(2, 0)).any()
-    said = module.model(heard.repeat_interleave(2, 0), mask, module.masking.masked, short == "pad")
+        views = both.repeat_interleave(2, 0)
+        assert not (mask & ~views).any()
+    said = module.model(heard.repeat_interleave(2, 0), mask, module.masking.masked, views)
     told = retained(module.teacher(clips, own), partners, own)
     errors = (said.more["latent"] - gather_patches(told.patches.repeat_interleave(2, 0), said.places)).square().mean(2)
     counted = torch.ones_like(errors) if said.hidden is None else said.hidden.float()
@@ -185,7 +187,7 @@ def test_a_step_hears_mixtures_and_is_told_of_their_sources(short: str, recipes:
     expected = (said.more["clip"] - told.clips.repeat_interleave(2, 0)).square().mean()
     torch.testing.assert_close(values["clip"], expected)
     # The parts without a teacher are of what is heard.
-    parts = module.objectives(heard, mask, None, own)
+    parts = module.objectives(heard, mask, None, both)
     for name in ("contrastive", "accuracy", "reconstruction"):
         torch.testing.assert_close(values[name], parts[name])
     wanted = 0.5 * values["contrastive"] + 2 * values["reconstruction"] + values["latent"] + values["clip"]
