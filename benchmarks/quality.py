@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ["mask.kind=cluster", "mask.smallest=5", "mask.largest=5"]
 LATENT = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "objective.parts.latent=1"]
 FRAMES = ["model.fshape=96", "model.tshape=2"]
+VISIBLE = ["model.encode=visible", "mask.share=0.75"]
 SQUARES = ["model.fshape=16", "model.tshape=16", "mask.smallest=2", "mask.largest=3"]
 FIRST = "joint-runs"
 ROWS: dict[str, list[str]] = {
@@ -60,12 +61,16 @@ ROWS: dict[str, list[str]] = {
     "latent": [*FRAMES, *RUNS, *LATENT, "mask.per_clip=2", "data.batch_size=16"],
     "latent-clip": [*FRAMES, *RUNS, *LATENT, "objective.parts.clip=1", "mask.per_clip=2", "data.batch_size=16"],
     "joint-latent": [*FRAMES, *RUNS, "objective.parts.latent=1", "mask.per_clip=2", "data.batch_size=16"],
+    "joint-visible": [*FRAMES, *RUNS, *VISIBLE],
+    "latent-visible": [*FRAMES, *RUNS, *LATENT, *VISIBLE, "mask.per_clip=2", "data.batch_size=16"],
+    "joint-mixed": [*FRAMES, *RUNS, "objective.mix=0.5"],
     "ssast": [*FRAMES, *RUNS, "model.encoder=ssast", "optimizer.learning_rate=1e-3"],
     "aum": [*FRAMES, *RUNS, "model.encoder=aum"],
     "conformer": [*FRAMES, *RUNS, "model.encoder=conformer"],
     "bilstm": [*FRAMES, *RUNS, "model.encoder=bilstm"],
     "joint-squares": SQUARES,
     "joint-squares-scattered": [*SQUARES, "mask.kind=random"],
+    "joint-squares-visible": [*SQUARES, *VISIBLE],
     "latent-squares": [*SQUARES, *LATENT, "mask.per_clip=2", "data.batch_size=16"],
 }
 """Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction."""
@@ -99,11 +104,17 @@ class Work(NamedTuple):
     def pretraining(self, steps: int) -> PretrainRecipe:
         recipe = load_recipe(
             ROOT / "recipes/pretrain/fsdd.yaml",
-            [f"run_dir={self.folder / 'pretrain'}", f"data.train={self.out / 'tuning-shards/train'}",
-             f"seed={self.seed}", f"trainer.max_steps={steps}", "trainer.accelerator=cpu",
-             f"trainer.validate_every_steps={steps}", f"optimizer.warmup_steps={max(1, min(200, steps // 10))}",
-             *ROWS[self.row]],
-        )  # fmt: skip
+            [
+                f"run_dir={self.folder / 'pretrain'}",
+                f"data.train={self.out / 'tuning-shards/train'}",
+                f"seed={self.seed}",
+                f"trainer.max_steps={steps}",
+                "trainer.accelerator=cpu",
+                f"trainer.validate_every_steps={steps}",
+                f"optimizer.warmup_steps={max(1, min(200, steps // 10))}",
+                *ROWS[self.row],
+            ],
+        )
         assert isinstance(recipe, PretrainRecipe)
         return recipe
 
@@ -116,10 +127,18 @@ class Work(NamedTuple):
         strides = ["model.time_stride=8"] if "model.tshape=16" in self.model else []
         recipe = load_recipe(
             ROOT / "recipes/finetune/fsdd_digits.yaml",
-            [f"run_dir={self.folder / _named(task)}", f"data.train={shards / 'train'}", f"model.pretrained={weights}",
-             f"seed={self.seed}", f"trainer.max_steps={STEPS}", "trainer.accelerator=cpu", *self.model, *strides,
-             *words],
-        )  # fmt: skip
+            [
+                f"run_dir={self.folder / _named(task)}",
+                f"data.train={shards / 'train'}",
+                f"model.pretrained={weights}",
+                f"seed={self.seed}",
+                f"trainer.max_steps={STEPS}",
+                "trainer.accelerator=cpu",
+                *self.model,
+                *strides,
+                *words,
+            ],
+        )
         assert isinstance(recipe, FinetuneRecipe)
         return recipe
 
@@ -270,10 +289,15 @@ def report(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> None:
     rows, simple = lines(out, plan, seeds), baselines(out, plan, seeds)
     table: list[tuple[str, ...]] = [("pretraining", "minutes", "steps", "CPU s", *TASKS)]
     table += [
-        (line.row, f"{line.minutes:g}", line.steps, f"{line.cpu_seconds:.0f}",
-         *(str(line.scores[task]) if task in line.scores else "" for task in TASKS))
+        (
+            line.row,
+            f"{line.minutes:g}",
+            line.steps,
+            f"{line.cpu_seconds:.0f}",
+            *(str(line.scores[task]) if task in line.scores else "" for task in TASKS),
+        )
         for line in rows
-    ]  # fmt: skip
+    ]
     table.append((BASELINE, "", "", "", *(str(simple[task]) if task in simple else "" for task in TASKS)))
     against: list[tuple[str, ...]] = [(f"less {FIRST}", "minutes", *TASKS)]
     against += [
@@ -308,14 +332,25 @@ def draw(path: Path, rows: Sequence[Line], simple: dict[str, Interval]) -> None:
     names = list(dict.fromkeys(line.row for line in rows))
     for panel, task in zip(panels, TASKS, strict=True):
         for index, name in enumerate(names):
-            points = sorted((line.cpu_seconds / 60, *line.scores[task]) for line in rows
-                            if line.row == name and task in line.scores)  # fmt: skip
+            points = sorted(
+                (line.cpu_seconds / 60, *line.scores[task]) for line in rows if line.row == name and task in line.scores
+            )
             if points:
                 minutes, values, lows, highs = (list(column) for column in zip(*points, strict=True))
-                bars = [[v - low for v, low in zip(values, lows, strict=True)],
-                        [high - v for v, high in zip(values, highs, strict=True)]]  # fmt: skip
-                panel.errorbar(minutes, values, bars, marker="osv^D<>Pp*hX"[index % 12], linewidth=1, capsize=2,
-                               color=f"C{index % 10}", label=name)  # fmt: skip
+                bars = [
+                    [v - low for v, low in zip(values, lows, strict=True)],
+                    [high - v for v, high in zip(values, highs, strict=True)],
+                ]
+                panel.errorbar(
+                    minutes,
+                    values,
+                    bars,
+                    marker="osv^D<>Pp*hX"[index % 12],
+                    linewidth=1,
+                    capsize=2,
+                    color=f"C{index % 10}",
+                    label=name,
+                )
         if task in simple:
             panel.axhline(simple[task].value, color="black", linestyle=":", label=BASELINE)
         panel.set_title(f"digits, {task}")
