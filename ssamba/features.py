@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ssamba.audio import LogMel, frames_in, samples_for
 from ssamba.errors import BadAudio
+from ssamba.frames import FrameTimes
 from ssamba.models.checkpoint import AudioSettings
+from ssamba.models.patches import PatchShape
 from ssamba.recordings import Waveform, check_level, read_audio
 
 Audio = str | os.PathLike[str] | Waveform | Tensor
@@ -121,3 +123,11 @@ class FeatureExtractor(nn.Module):
         device = self.log_mel.window.device
         spectrograms = self.log_mel(batch.to(device), torch.tensor(sizes, device=device))
         return Features(spectrograms, torch.tensor(frames, device=device), torch.tensor(own, device=device))
+
+
+def column_times(patch: PatchShape, sampling_rate: int) -> FrameTimes:
+    """When the columns of patches of a spectrogram are; a column lasts from its first frame's first sample to the last
+    sample of its last frame."""
+    hop = samples_for(2, sampling_rate) - samples_for(1, sampling_rate)
+    middle = samples_for(patch.tshape, sampling_rate) / 2
+    return FrameTimes(middle / sampling_rate, sampling_rate / (patch.time_stride * hop))

@@ -108,6 +108,7 @@ def _run(
             open_run(folder, overwrite or resume is not None, lock)
         else:
             check_fits(start.path, built.module)
+            _check_teacher(built, start)
         training.checkpoints.record = _begin_record(built, start)
 
         fit(training, built.module, built.data, start.path if start else None)
@@ -211,10 +212,26 @@ def _begin_record(built: Pretrainer | Finetuner, start: Saved | None) -> dict[st
     if start is None:
         size, data = parameter_count(built.module.model), built.shards.fingerprints()
         origin = read_origin(recipe.model.pretrained)
-        return {**now, "seed": recipe.seed, "parameters": size, "data": data, "origin": origin, "resumed": []}
+        told = {"seed": recipe.seed, "parameters": size, "data": data, "origin": origin, "resumed": []}
+        return {**now, **told, "teacher_sha256": _teacher_of(built)}
     again = {"step": start.step, **{name: now[name] for name in ("started", "command", "git_commit", "hardware")}}
     begun = start.run["record"]
     return {**begun, "resumed": [*begun["resumed"], again]}
+
+
+def _teacher_of(built: Pretrainer | Finetuner) -> str | None:
+    """The sha256 of the weights of the model that a run learns from by distillation, if there is one."""
+    return built.distilled.teacher_sha256 if isinstance(built, Pretrainer) and built.distilled else None
+
+
+def _check_teacher(built: Pretrainer | Finetuner, start: Saved) -> None:
+    """UserError if the model that a run has learned from so far is another one now."""
+    ours, before = _teacher_of(built), start.run["record"].get("teacher_sha256")
+    if ours != before:
+        raise UserError(
+            f"the run in {built.recipe.run_dir} has learned from a model whose weights have the sha256 {before}, and "
+            f"those of objective.distillation.teacher have {ours}; expected the same model"
+        )
 
 
 def _finish_record(

@@ -84,6 +84,20 @@ def source_text(text: str) -> str:
     return plain_text(text) if is_remote(text) else pattern_text(text)
 
 
+STORED = "shards"
+"""A teacher whose features lie in the shards."""
+TRANSFORMERS = "hf:"
+"""What a teacher's name begins with that is a model of `transformers`."""
+
+
+def teacher_text(text: str) -> str:
+    """Where a teacher's features come from: a path as `path_text`, `STORED` as it is, or, behind `TRANSFORMERS`, a path
+    or a name on the Hugging Face Hub."""
+    if text.startswith(TRANSFORMERS):
+        return TRANSFORMERS + path_text(text.removeprefix(TRANSFORMERS))
+    return text if text == STORED else path_text(text)
+
+
 def is_remote(source: str) -> bool:
     """Whether a source is a url or a command, not a path."""
     return _REMOTE.match(source) is not None

@@ -30,6 +30,7 @@ from ssamba.config import (
     Recipe,
     SourceText,
     TaskConfig,
+    TeacherText,
     differences,
     load_recipe,
     save_recipe,
@@ -432,19 +433,19 @@ WORDS = [
 
 
 def test_the_kinds_are_all_that_there_are() -> None:
-    assert {inner(kind) for kind in FIELDS.values()} == {str, int, float, bool, PathText, SourceText}
+    assert {inner(kind) for kind in FIELDS.values()} == {str, int, float, bool, PathText, SourceText, TeacherText}
 
 
 @both_ways
 def test_a_text_is_the_text_typed(tmp_path: Path, by: str) -> None:
-    names = named(str, PathText, SourceText)
+    names = named(str, PathText, SourceText, TeacherText)
     for word in WORDS:
         told = refusals(tmp_path, {"model.size": word}, by)  # whose choices are an encoder's
         told |= refusals(tmp_path, dict.fromkeys(names, word), by)
         assert all(f"{name} is {word!r}; expected one of " in line for name, line in told.items())
         held = values(tmp_path, {name: word for name in names if name not in told}, by)
         assert all(value in (word, [word]) for value in held.values())
-        assert held.keys() >= {*named(PathText, SourceText), "task.label", "wandb.project"}
+        assert held.keys() >= {*named(PathText, SourceText, TeacherText), "task.label", "wandb.project"}
 
 
 @both_ways
@@ -530,7 +531,7 @@ def test_null_and_nothing_switch_off_what_is_optional(tmp_path: Path, by: str) -
 @both_ways
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/opt/of ${me}")
-    names = named(PathText, SourceText)
+    names = named(PathText, SourceText, TeacherText)
     for typed, path in (("~/a", "/opt/of ${me}/a"), ("./~", "./~"), ("a~", "a~")):
         held = values(tmp_path, dict.fromkeys(names, typed), by)
         assert all(value in (path, [path]) for value in held.values())
@@ -546,12 +547,14 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, by: str, monke
 
 @both_ways
 def test_paths_that_are_none(tmp_path: Path, by: str) -> None:
-    names = named(PathText, SourceText)
+    names = named(PathText, SourceText, TeacherText)
     for typed in ('""', r'"a\0b"', r'"a\ud800b"'):
         told = refusals(tmp_path, dict.fromkeys(names, typed), by)
         assert told.keys() == set(names) and all("expected a" in line for line in told.values())
-    told = refusals(tmp_path, dict.fromkeys(named(PathText), "a/" + "ü" * 128), by)
-    assert told.keys() == set(named(PathText)) and all("at most 255 bytes" in line for line in told.values())
+    told = refusals(tmp_path, dict.fromkeys(named(PathText, TeacherText), "a/" + "ü" * 128), by)
+    assert told.keys() == set(named(PathText, TeacherText)) and all(
+        "at most 255 bytes" in line for line in told.values()
+    )
 
 
 @both_ways
@@ -713,3 +716,33 @@ def test_a_recipe_may_have_been_written_elsewhere(tmp_path: Path, encoding: str)
     path = tmp_path / "recipe.yaml"
     path.write_bytes("task_type: finetune\r\nrun_dir: ü\r\ndata: {train: a}\r\n".encode(encoding))
     assert load_recipe(path).run_dir == "ü"
+
+
+@both_ways
+def test_a_teacher_is_a_path_or_a_word(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/opt/me")
+    name = "objective.distillation.teacher"
+    for typed, held in (
+        ("shards", "shards"),
+        ("hf:~/a", "hf:/opt/me/a"),
+        ("hf:A/b", "hf:A/b"),
+        ("./shards", "./shards"),
+    ):
+        assert values(tmp_path, {name: typed}, by) == {name: held}
+    for typed in ('"hf:"', "hf:~no-such-user/a", "s3://a/b"):
+        assert name in refusals(tmp_path, {name: typed}, by)
+
+
+def test_a_saved_recipe_names_its_teacher_by_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    source = write(tmp_path, "task_type: pretrain\nrun_dir: run\ndata: {train: a}")
+    for typed, saved in (
+        ("runs/a", f"{tmp_path}/runs/a"),
+        ("shards", "shards"),
+        ("hf:here", f"hf:{tmp_path}/here"),
+        ("hf:A/b", "hf:A/b"),
+    ):
+        save_recipe(load_recipe(source, [f"objective.distillation.teacher={typed}"]), tmp_path / "saved.yaml")
+        again = load_recipe(tmp_path / "saved.yaml")
+        assert isinstance(again, PretrainRecipe) and again.objective.distillation.teacher == saved

@@ -227,6 +227,7 @@ ALONE = {
 # What is called with the temporary name of one that does.
 CALLED_WITHIN = {
     "ssamba/data/prepare/writer.py:write_shard",
+    "ssamba/data/prepare/features.py:_write_shard",
     "ssamba/evaluation/scores.py:_write_predictions",
     "ssamba/evaluation/scores.py:_write_arrays",
     "ssamba/evaluation/scores.py:_write_mistakes",

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "ssamba"
 
 # Part -> the parts that it may import, itself aside. A part is a module or a folder of ssamba/.
 LEAVES = {"errors", "files", "launch", "printable", "progress", "shell", "values"}
-TORCH_ALONE = {"masking", "losses", "schedules"}
+TORCH_ALONE = {"frames", "masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
-DATA = {"audio", "recordings", "folders", "jobs", *LEAVES}
+DATA = {"audio", "frames", "recordings", "folders", "jobs", *LEAVES}
 EVALUATION = {"models", "data", *MODELS, *DATA, *TORCH_ALONE}
 TRAINING = {"evaluation", "objectives", *EVALUATION}
-BUILD = {"training", "config", *TRAINING}
-FEATURES = {"audio", "recordings", "folders", "models", *MODELS}
+BUILD = {"training", "config", "features", "teachers", *TRAINING}
+FEATURES = {"audio", "frames", "recordings", "folders", "models", *MODELS}
 # What uses a trained model knows nothing of how it was trained.
 INFERENCE = {"features", "hub", *FEATURES}
 BENCHMARKS = {"timeline", *INFERENCE}
@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_yaml": set(),
     "config": {"recipe_yaml", *LEAVES},
     "audio": LEAVES,
+    "frames": set(),
     "containers": set(),
     "decoders": {"containers", "pyav", "errors"},
     "pyav": {"errors"},
@@ -76,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"cli", "comparison", "packaged", "evaluation", *LEAVES},
     "cli": {"commands", "training", *LEAVES},
     "features": FEATURES,
+    "teachers": {"data", *INFERENCE},
     "hub": INFERENCE,
     "inference": {*INFERENCE, "evaluation"},
     "doctor": {"pyav", *BUILD},
@@ -179,7 +181,7 @@ ADAPTORS = {
 def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
     optional = {"mamba_ssm", "causal_conv1d", "numba", "triton"}
-    optional |= {"wandb", "pyarrow", "distributed", "av", "datasets", "lhotse"}
+    optional |= {"wandb", "pyarrow", "distributed", "av", "datasets", "lhotse", "transformers"}
     assert not used & optional - ADAPTORS.get(path.stem, set())
 
 

@@ -1,6 +1,6 @@
 """All of a run, ready to fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
+from ssamba.build.distillation import Distilled, build_distilled
 from ssamba.build.labels import build_groups, build_labels, build_probe, build_rows, check_labels
 from ssamba.build.models import build_audio, build_encoder, build_log_mel, check_machine, compile_model, settle
 from ssamba.build.shards import Shards, build_clip_settings, build_shards, build_training_shards
@@ -61,6 +63,7 @@ class Pretrainer:
     data: ClipDataModule
     audio: AudioSettings
     shards: Shards
+    distilled: Distilled | None
     classifier: None = None
 
 
@@ -87,12 +90,13 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
     """
     check_machine(recipe)
     shards, probe = build_shards(recipe), build_probe(recipe)
+    distilled = build_distilled(recipe, shards)
     recipe = settle(recipe, shards)
     audio = build_audio(recipe)
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     encoder, parts = build_encoder(recipe), recipe.objective.parts.weights
-    heads = {name: HEADS[name](encoder.hidden_size) for name in parts if name in HEADS}
+    heads = build_heads(parts, encoder.hidden_size, distilled)
     model = MaskedPatchModel(encoder, heads, decoder_of(encoder) if recipe.model.encode == "visible" else None)
     module = Pretraining(
         model,
@@ -103,15 +107,27 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
         masks=recipe.mask.per_clip,
         teacher=Teacher(encoder, **asdict(recipe.objective.teacher)) if parts.keys() & set(TAUGHT) else None,
         mix=recipe.objective.mix,
+        features=distilled.of_batch if distilled else None,
         drop_path=recipe.model.drop_path,
         seed=recipe.seed,
     )
     compile_model(recipe, module)
     train = build_training_shards(recipe, shards.train)
     data = ClipDataModule(
-        build_clip_settings(recipe), train=train, validation=shards.validation, probe=probe, stages=stages
+        build_clip_settings(recipe),
+        train=train,
+        validation=shards.validation,
+        probe=probe,
+        stages=stages,
+        features=distilled.stored if distilled else None,
     )
-    return Pretrainer(recipe, module, data, audio, shards)
+    return Pretrainer(recipe, module, data, audio, shards, distilled)
+
+
+def build_heads(parts: Mapping[str, float], width: int, distilled: Distilled | None) -> dict[str, nn.Module]:
+    """The heads of the parts that have one of their own, for an encoder of so many dimensions."""
+    told = {"distillation": distilled.width} if distilled else {}
+    return {name: HEADS[name](width, told.get(name, width)) for name in parts if name in HEADS}
 
 
 def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Finetuner:

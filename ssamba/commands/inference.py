@@ -1,12 +1,15 @@
 """`ssamba predict` and `ssamba embed`."""
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from ssamba.commands.protocols import add_layer, add_pool
-from ssamba.printable import printable
-from ssamba.values import add_argument, new_path, number, path_text, pattern_text, whole_number
+from ssamba.config import DataConfig
+from ssamba.errors import UserError
+from ssamba.printable import masked, printable
+from ssamba.values import TRANSFORMERS, add_argument, new_path, new_place, number, path_text, pattern_text, whole_number
 
 _SECONDS = (0.001, 1e6)  # of a window and a hop
 _MANY = 10**9  # more labels than there are
@@ -35,6 +38,14 @@ _ROWS = """rows:
   these but an imported classifier's own pool. Windows that overlap each have theirs.
   .npz: names and, for each row, recording (its place in names), window (its number; not for whole recordings), start
   and end in seconds, embeddings (float32). .parquet: name, window, start, end, embedding.
+
+shards:
+  With --into-shards FILES are shards, each argument those of one split, and MODEL is a teacher of other models: a model
+  of ours, or hf:FOLDER or hf:NAME, an audio encoder of transformers (extra `transformers`). New shards are made of each
+  split, OUT/<split>, in which every sample has a further member, teacher.npy: float16 (frames, width), each frame of
+  that layer standardised over its dimensions; of ours a frame is a column of patches. index.json says when frames are.
+  Pretraining learns from them with objective.parts.distillation=1 objective.distillation.teacher=shards. A call that
+  was interrupted goes on, given again, from the shards that it has finished.
 """
 
 
@@ -69,7 +80,10 @@ def add(commands: Any) -> None:
         sub.add_argument("--overwrite", action="store_true", help="replace what is there")
         sub.set_defaults(call=command)
         if command is embed:
-            add_argument(sub, "--out", new_path, required=True, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
+            into = sub.add_mutually_exclusive_group(required=True)
+            add_argument(into, "--out", new_path, metavar="FILE", help="x.npz, or x.parquet (pyarrow)")
+            shards = "FILES are shards, of which new ones are made; see below"
+            add_argument(into, "--into-shards", new_place, metavar="OUT", help=shards)
             add_layer(sub)
             add_pool(sub)
             sub.add_argument("--tokens", action="store_true", help="every patch's vector")
@@ -106,6 +120,13 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def embed(arguments: argparse.Namespace) -> int:
     """Write the vectors that a layer of a model has for recordings, with or without a classifier on it."""
+    if arguments.into_shards is not None:
+        _into_shards(arguments)
+        return 0
+    if arguments.model.startswith(TRANSFORMERS):
+        raise UserError(
+            f"{arguments.model} is a teacher's name, and --out takes a model of ours; expected --into-shards"
+        )
     from ssamba.inference.embed import embed_recordings
 
     failed, said = embed_recordings(
@@ -124,6 +145,38 @@ def embed(arguments: argparse.Namespace) -> int:
     )
     print(printable(said))
     return _failures(failed)
+
+
+def _into_shards(arguments: argparse.Namespace) -> None:
+    others = {"--window": "window", "--hop": "hop", "--tokens": "tokens", "--pooling": "pooling"}
+    if told := [option for option, name in {**others, "--segments": "segments"}.items() if getattr(arguments, name)]:
+        raise UserError(
+            f"{', '.join(told)}: --into-shards writes what a teacher says of whole recordings; leave it out"
+        )
+    from ssamba.data.prepare.features import write_features
+    from ssamba.data.shards.features import MEMBER, FeatureInfo
+    from ssamba.data.shards.remote import ShardCache
+    from ssamba.inference.windows import device_named
+    from ssamba.teachers import load_teacher
+
+    teacher = load_teacher(arguments.model, arguments.layer)
+    teacher.to(device_named(arguments.device))
+    times = teacher.times
+    info = FeatureInfo(
+        printable(arguments.model), teacher.fingerprint, arguments.layer, teacher.width, times.first, times.rate
+    )
+    made = write_features(
+        arguments.files,
+        arguments.into_shards,
+        lambda waveforms, rate: [frames.half().cpu().numpy() for frames in teacher.features(waveforms, rate)],
+        info,
+        batch_size=arguments.batch_size,
+        cache=ShardCache(DataConfig().cache_bytes),
+        overwrite=arguments.overwrite,
+    )
+    for split, index in made.items():
+        out = printable(masked(os.path.join(arguments.into_shards, split)))
+        print(f"{out}: {index.samples} recordings, {MEMBER} of {times.rate:g} x {teacher.width} numbers a second")
 
 
 def _failures(failed: int) -> int:

@@ -57,6 +57,10 @@ def shards_info(arguments: argparse.Namespace) -> None:
     for key, names in held.labels.items():
         some = f"{len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
         print(printable(f"{key}: {some if names else 'what is said'}"))
+    for place, index in held.indexes.items():
+        if told := index.features:
+            rate = f"{told.frame_rate:g} x {told.width} numbers a second"
+            print(printable(masked(f"{place}: features of layer {told.layer} of {told.teacher}, {rate}")))
     print(f"fingerprint {held.fingerprint}")
 
 

@@ -15,11 +15,19 @@ from ssamba.config.checks import (
     SCAN_LAYOUTS,
     PathText,
     SourceText,
+    TeacherText,
 )
 from ssamba.config.finetuning import AugmentationConfig, EvaluationConfig, TaskConfig
 from ssamba.config.inputs import AudioConfig, DataConfig, ModelConfig
 from ssamba.config.loading import load_recipe
-from ssamba.config.pretraining import MaskConfig, ObjectiveConfig, OnlineEvaluationConfig, PartsConfig, TeacherConfig
+from ssamba.config.pretraining import (
+    DistillationConfig,
+    MaskConfig,
+    ObjectiveConfig,
+    OnlineEvaluationConfig,
+    PartsConfig,
+    TeacherConfig,
+)
 from ssamba.config.recipes import FinetuneRecipe, PretrainRecipe, Recipe, recipe_keys
 from ssamba.config.running import OptimizerConfig, TrainerConfig, WandbConfig
 from ssamba.config.saving import described, differences, flat_recipe, save_recipe
@@ -37,6 +45,7 @@ __all__ = [
     "AudioConfig",
     "AugmentationConfig",
     "DataConfig",
+    "DistillationConfig",
     "EvaluationConfig",
     "FinetuneRecipe",
     "MaskConfig",
@@ -51,6 +60,7 @@ __all__ = [
     "SourceText",
     "TaskConfig",
     "TeacherConfig",
+    "TeacherText",
     "TrainerConfig",
     "WandbConfig",
     "described",

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
-from ssamba.values import expected_range, path_text, source_text
+from ssamba.values import expected_range, path_text, source_text, teacher_text
 
 PathText = Annotated[str, path_text]
 """A path, ~ in it replaced."""
 SourceText = Annotated[str, source_text]
 """A path or a pattern of paths, ~ in it replaced; or a url or a command as it is."""
+TeacherText = Annotated[str, teacher_text]
+"""What `teacher_text` reads."""
 
 SCAN_BACKENDS = ("auto", "reference", "torch-chunked", "cpu", "triton", "mamba-ssm")
 MODEL_SIZES = {

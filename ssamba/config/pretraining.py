@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ssamba.config.checks import LARGE, MANY, MOST_SIDE, SourceText, below_one, one_of, within
+from ssamba.config.checks import LARGE, MANY, MOST_SIDE, SourceText, TeacherText, below_one, one_of, within
+from ssamba.values import STORED
 
 SSAMBA_PARTS = {"contrastive": 1.0, "reconstruction": 10.0}
 
@@ -22,6 +23,8 @@ class PartsConfig:
     says of hidden patches (data2vec 2.0)."""
     clip: float | None = None
     """The same of the teacher's mean over the clip, told by the class token (EAT)."""
+    distillation: float | None = None
+    """The mean squared error of what objective.distillation.teacher, another model, says of every patch (USAD)."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -47,6 +50,26 @@ class TeacherConfig:
 
 
 @dataclass
+class DistillationConfig:
+    """The trained model whose features objective.parts.distillation learns from."""
+
+    teacher: TeacherText | None = None
+    """A run folder or its model/ folder, of any encoder, sampling rate and number of mel bins; hf:FOLDER or hf:NAME, an
+    audio encoder of transformers (extra `transformers`); or shards: the features that `ssamba embed --into-shards` has
+    put into those of data.train and data.validation."""
+    layer: int = -1
+    """Of the teacher: 0 is the embedded patches, -1 what it gives; of teacher=shards it is that of `ssamba embed`."""
+
+    def problems(self) -> Iterator[str]:
+        yield from within("objective.distillation.layer", self.layer, -1000, 1000)
+        if self.teacher == STORED and self.layer != -1:
+            yield (
+                f"objective.distillation.layer is {self.layer}; with teacher=shards the layer is the one of `ssamba "
+                "embed --layer`: leave it -1"
+            )
+
+
+@dataclass
 class ObjectiveConfig:
     """Masked-patch pretraining."""
 
@@ -56,6 +79,7 @@ class ObjectiveConfig:
     """The chance that a training clip is heard mixed with another of its batch, on the same device; what a teacher says
     of it is then the mean of what it says of both by themselves (SSLAM). Where batches are divided among other devices
     or by another trainer.accumulate, partners are others."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def problems(self) -> Iterator[str]:
         for name, weight in vars(self.parts).items():
@@ -64,6 +88,7 @@ class ObjectiveConfig:
             yield "objective.parts leaves every part out; expected some with weights above 0, such as latent: 1"
         yield from self.teacher.problems()
         yield from within("objective.mix", self.mix, 0, 1)
+        yield from self.distillation.problems()
 
 
 @dataclass

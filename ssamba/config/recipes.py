@@ -12,6 +12,7 @@ from ssamba.config.finetuning import AugmentationConfig, EvaluationConfig, TaskC
 from ssamba.config.inputs import AudioConfig, DataConfig, ModelConfig
 from ssamba.config.pretraining import MaskConfig, ObjectiveConfig, OnlineEvaluationConfig
 from ssamba.config.running import OptimizerConfig, TrainerConfig, WandbConfig
+from ssamba.values import STORED
 
 
 @dataclass
@@ -54,6 +55,27 @@ class PretrainRecipe:
             yield "data.balance is for fine-tuning; pretraining uses no labels"
         if self.data.fold_by is not None:
             yield "data.fold_by is for fine-tuning; pretraining uses no labels"
+        weight, teacher = self.objective.parts.distillation, self.objective.distillation.teacher
+        if weight and teacher is None:
+            yield (
+                f"objective.parts.distillation is {weight:g} and objective.distillation.teacher is null; expected a "
+                "model's folder, hf:NAME or shards"
+            )
+        if weight and self.model.encode == "visible":
+            yield (
+                f"objective.parts.distillation is {weight:g}, which all patches tell, and model.encode is visible; "
+                "expected model.encode=all"
+            )
+        if weight and self.objective.mix:
+            yield (
+                f"objective.parts.distillation is {weight:g}, whose teacher hears each clip by itself, and "
+                f"objective.mix is {self.objective.mix:g}; expected 0"
+            )
+        if weight and teacher == STORED and self.data.order == "streaming":
+            yield (
+                "objective.distillation.teacher is shards, whose features an index describes, and data.order is "
+                "streaming; expected data.order=indexed, or another teacher"
+            )
         patches, hidden = _patches(self.audio, self.model), self.masked_patches
         if patches and not 0 < hidden < patches:
             yield f"mask.share is {self.mask.share:g}, {hidden} of a clip's {patches} patches; expected some, not all"

@@ -11,13 +11,13 @@ from typing import Any, cast, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 
-from ssamba.config.checks import PathText, SourceText
+from ssamba.config.checks import PathText, SourceText, TeacherText
 from ssamba.config.recipes import Recipe, leaves
 from ssamba.config.variables import escaped
 from ssamba.errors import UserError
 from ssamba.files import write_text
 from ssamba.printable import masked
-from ssamba.values import is_remote
+from ssamba.values import STORED, TRANSFORMERS, is_remote
 
 # What may change while a run goes on: where, how fast and how long it is computed, and what is shown of it. Of where
 # the data lie, a fingerprint tells whether they are the same.
@@ -79,6 +79,8 @@ def described(recipe: Recipe) -> dict[str, Any]:
             return [placed(one, get_args(kind)[0]) for one in value]
         if kind == PathText:
             return os.path.join(os.getcwd(), value)
+        if kind == TeacherText:
+            return _placed_teacher(value)
         if kind == SourceText and is_remote(value):
             return masked(value)
         if kind == SourceText:
@@ -88,3 +90,13 @@ def described(recipe: Recipe) -> dict[str, Any]:
         return value
 
     return cast(dict[str, Any], placed(asdict(recipe), type(recipe)))
+
+
+def _placed_teacher(teacher: str) -> str:
+    """A teacher with its path absolute; behind `TRANSFORMERS` what is no folder here is a name on the Hub."""
+    if teacher == STORED:
+        return teacher
+    if teacher.startswith(TRANSFORMERS):
+        name = teacher.removeprefix(TRANSFORMERS)
+        return TRANSFORMERS + (os.path.abspath(name) if os.path.isdir(name) else name)
+    return os.path.join(os.getcwd(), teacher)

@@ -6,6 +6,8 @@ A clip is a sample as webdataset's filters take it:
 - `__place__`: where it stands in the order of training, an int: the same clip has the same place, whatever ranks and
   workers there are. Whoever changes clips at random seeds that by it, so that a run that goes on hears the same.
 - `waveform`: float32 (S,), zeros after its end; `length`: valid samples, an int.
+- `teacher_features`, where they are read: float16 (P, D), what a teacher says of the clip at the times of a student's
+  patches.
 - `label`, where labels are read: a class's index, float32 (C,) of several classes or of a mixture, or int64 (N,) of
   hops or characters.
 - the members of its sample that were asked for, in bytes, under their extensions; None where a sample lacks one, and of
@@ -18,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -38,6 +40,8 @@ Stage = Callable[[Iterator[Sample]], Iterable[Sample]]
 
 _JUDGED_AFTER = 200  # recordings read before the share of bad ones can end a run
 _MOST_WAITING = 1000  # clips that a stage takes before one comes out of it
+FEATURES: Final = "teacher_features"
+"""The key of what a teacher says of a clip."""
 _OWN = frozenset({"waveform", "length", "label"})
 
 
@@ -47,8 +51,9 @@ class Batch(TypedDict):
     `NO_LABEL` after a clip's last, empty without labels; keys: the clips' names; positions: their places in the order,
     the same whatever the ranks; consumed: clips of the order that are behind once every rank has had this batch;
     skipped: names and reasons of bad recordings met since the batch before; taken, ended: of shards without an index,
-    what `Progress.add` counts. What else clips have, from their samples or from stages, stands under its own name:
-    numbers and arrays of one shape as one array, tensors as one tensor (B, ...), anything else as a list."""
+    what `Progress.add` counts; teacher_features: float16 (B, P, D), where they are read. What else clips have, from
+    their samples or from stages, stands under its own name: numbers and arrays of one shape as one array, tensors as
+    one tensor (B, ...), anything else as a list."""
 
     waveform: Tensor
     lengths: Tensor
@@ -57,6 +62,7 @@ class Batch(TypedDict):
     positions: list[int]
     consumed: int
     skipped: list[str]
+    teacher_features: NotRequired[Tensor]
     taken: NotRequired[list[list[int]]]
     ended: NotRequired[list[list[int]]]
 

@@ -15,7 +15,8 @@ import lightning
 import torch
 import webdataset as wds
 
-from ssamba.data.batches import Batch, Stage
+from ssamba.data.batches import FEATURES, Batch, Stage
+from ssamba.data.features import StoredFeatures
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, ClipRules, Indices, Weights
@@ -68,6 +69,7 @@ class ClipDataModule(lightning.LightningDataModule):
     Args:
         mixup: the chance that a training clip is mixed with one of all training recordings.
         stages, members: of the training clips, as `ssamba.data.pipeline` has them.
+        features: what is read of the features of training and validation clips; None: nothing.
         rows: of the tables of "validation" and "test", those that are used; all of a split that is not named.
 
     Attributes:
@@ -89,10 +91,11 @@ class ClipDataModule(lightning.LightningDataModule):
         probe: ProbeShards | None = None,
         stages: Sequence[Stage] = (),
         members: Sequence[str] = (),
+        features: StoredFeatures | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.labels, self.mixup, self.rows = settings, labels, mixup, rows or {}
-        self.stages, self.members = stages, members
+        self.stages, self.members, self.features = stages, members, features
         self.train, self.validation, self.test, self.probe = train, validation, test, probe
         self.consumed = 0
         self.progress = Progress() if isinstance(train, ShardList) else None
@@ -128,12 +131,13 @@ class ClipDataModule(lightning.LightningDataModule):
         train, mixup = self._indexed(), None
         if self.mixup:
             mixup = Mixup.of(self.mixup, train.shards, self.settings.rules, train.rows)
-        return self._stream(train.shards, self.order, True, trainer, mixup=mixup, **options)
+        return self._stream(train.shards, self.order, True, trainer, mixup=mixup, features=self.features, **options)
 
     def validation_stream(self) -> ClipStream:
         """This rank's share of the validation clips."""
         assert self.validation is not None
-        return self._stream(self.validation, self._as_they_lie(self.validation, "validation"), False, self.trainer)
+        order = self._as_they_lie(self.validation, "validation")
+        return self._stream(self.validation, order, False, self.trainer, features=self.features)
 
     def test_stream(self) -> ClipStream:
         """All test clips, for the one rank that scores them."""
@@ -153,7 +157,7 @@ class ClipDataModule(lightning.LightningDataModule):
         """A batch as large as one device's, for which no recording is read: whole clips of noise, all of one class."""
         size, samples = self.settings.batch_size, self.settings.rules.clip_samples
         labels = torch.empty(0) if self.labels is None else self.labels.noise(size, samples)
-        return Batch(
+        batch = Batch(
             waveform=0.1 * torch.randn(size, samples, generator=torch.Generator().manual_seed(0)),
             lengths=torch.full((size,), samples),
             labels=labels,
@@ -162,6 +166,9 @@ class ClipDataModule(lightning.LightningDataModule):
             consumed=0,
             skipped=[],
         )
+        if self.features is not None:
+            batch[FEATURES] = self.features.noise(size)
+        return batch
 
     def train_dataloader(self) -> wds.WebLoader:
         return self._loader(self.training_stream())

@@ -12,7 +12,8 @@ import torch
 import webdataset as wds
 
 from ssamba.audio import samples_for
-from ssamba.data.batches import Row, Rows, Sample, Tally, this_worker
+from ssamba.data.batches import FEATURES, Row, Rows, Sample, Tally, this_worker
+from ssamba.data.features import Heard, StoredFeatures
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, Segment
@@ -43,6 +44,7 @@ class _Making:
     keys: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     members: list[Sample] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
     label: int | np.ndarray[Any, Any] | None = None
 
 
@@ -203,8 +205,16 @@ class IndexedClips:
     are; elsewhere it has no waveform.
     """
 
-    def __init__(self, source: IndexedShards, sampling_rate: int, labels: Labels | None) -> None:
+    def __init__(
+        self,
+        source: IndexedShards,
+        sampling_rate: int,
+        labels: Labels | None,
+        members: Sequence[str] = (),
+        features: StoredFeatures | None = None,
+    ) -> None:
         self.source, self.sampling_rate, self.labels = source, sampling_rate, labels
+        self.members, self.features = members, features
         self.short, self.least_samples = source.order.rules.short, samples_for(1, sampling_rate)
 
     def decode(self, sample: Sample) -> Sample:
@@ -229,6 +239,8 @@ class IndexedClips:
                 raise BadAudio(f"it has {len(out)} samples; one frame takes {self.least_samples}")
             if part.unread:
                 raise part.unread[1]
+            if self.features is not None:
+                sample["__features__"] = self.features.read(sample)
             # What is decoded is let go: the next recording finds its memory warm.
             read_segment(sample.pop(part.audio), self.sampling_rate, segment.start, out)
             if (full_scale := described.get("full_scale", 1)) != 1:
@@ -251,10 +263,12 @@ class IndexedClips:
         clip.filled += len(sample["waveform"])
         clip.keys.append(described["key"])
         clip.urls.append(sample["__url__"])
-        if self.source.members:
-            clip.members.append({name: sample.get(name) for name in self.source.members})
+        if self.members:
+            clip.members.append({name: sample.get(name) for name in self.members})
+        segment = sample["__part__"].segment
+        if self.features is not None:
+            clip.heard.append(Heard(segment.start, len(sample["waveform"]), sample["__features__"]))
         if self.labels is not None:
-            segment = sample["__part__"].segment
             clip.label = self.labels.encode(described, sample["__url__"], segment.start, segment.stop)
 
     def join(self, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -314,7 +328,9 @@ class IndexedClips:
         if self.labels is not None and clip.label is not None:
             # Where some clips are mixed, all have vectors.
             made["label"] = clip.label if self.source.mixup is None else self.labels.vector(clip.label)
-        for name in self.source.members:
+        if self.features is not None:
+            made[FEATURES] = self.features.of_clip(clip.heard, clip.filled)
+        for name in self.members:
             held = [members[name] for members in clip.members]
             made[name] = held if self.short == "pack" else held[0]
         return made

@@ -9,9 +9,11 @@ from typing import Any
 import webdataset as wds
 
 from ssamba.data.batches import Batch, InPlace, Stage, collated
+from ssamba.data.features import StoredFeatures
 from ssamba.data.indexed import IndexedClips, IndexedShards
 from ssamba.data.labels import Labels
 from ssamba.data.order import ClipOrder, ClipRules
+from ssamba.data.shards.features import MEMBER
 from ssamba.data.shards.finding import ShardList, find_shards, list_shards
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
@@ -38,6 +40,8 @@ class ClipStream(BatchStream):
 
     Args:
         labels: what is read of the samples' labels, if anything.
+        features: what is read of the samples' features, if anything.
+        members: of samples that are passed on.
         stages: of a user, behind the clips.
         others: those of `IndexedShards`.
     """
@@ -49,12 +53,15 @@ class ClipStream(BatchStream):
         *,
         sampling_rate: int,
         labels: Labels | None = None,
+        features: StoredFeatures | None = None,
+        members: Sequence[str] = (),
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        self.source: IndexedShards = IndexedShards(shards, order, **options)
+        read = dict.fromkeys((*members, MEMBER) if features else members)
+        self.source: IndexedShards = IndexedShards(shards, order, members=tuple(read), **options)
         self.order, self.sampling_rate = order, sampling_rate
-        clips = IndexedClips(self.source, sampling_rate, labels)
+        clips = IndexedClips(self.source, sampling_rate, labels, members, features)
         in_place = InPlace(stages) if stages else None
         super().__init__(
             self.source, wds.map(clips.decode), clips.join, in_place, functools.partial(collated, labels=labels)

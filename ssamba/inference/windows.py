@@ -160,11 +160,16 @@ def _windows_of(path: str, job: Job) -> Iterator[Window]:
 
 def load(model: str, device: str) -> SsambaModel:
     """A model as a command names it, on "cpu", "cuda" or, by "auto", a GPU if there is one."""
+    return SsambaModel.from_pretrained(model).to(device_named(device))
+
+
+def device_named(device: str) -> torch.device:
+    """ "cpu", "cuda" or, by "auto", a GPU if there is one; UserError for one that is not here."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but torch finds no GPU; expected auto or cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SsambaModel.from_pretrained(model).to(device)
+    return torch.device(device)
 
 
 def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:

@@ -25,7 +25,7 @@ class MaskedPrediction(NamedTuple):
         target: the patches, (B, N, K).
         hidden: bool (B, N), which of the N are masked patches, where clips have unequal numbers of them; None: all.
         places: int64 (B, N), which of the L patches they are.
-        more: by the further heads, each by its name.
+        more: by the further heads, each by its name, of whatever they speak.
     """
 
     contrastive: Tensor
@@ -41,8 +41,8 @@ class MaskedPatchModel(nn.Module):
 
     Args:
         encoder: what is pretrained.
-        more_heads: further heads that pretraining needs and no exported model has: `head(tokens, class_tokens)`, of the
-            tokens of the masked patches (B, N, D) and the encoder's class tokens (B, 1 or 2, D).
+        more_heads: further heads that pretraining needs and no exported model has: `head(tokens, encoded)`, of the
+            tokens of the masked patches (B, N, D) and of what the encoder gives.
         decoder: fills in the masked patches, and the encoder gets the visible ones alone; None: the encoder gets all,
             the masked ones behind its mask token, and its own tokens are what heads read.
     """
@@ -91,7 +91,7 @@ class MaskedPatchModel(nn.Module):
             tokens = self.decoder(encoded.tokens, visible, places, grid)
         target = gather_patches(patch_shape.cut(log_mel), places)
         hidden = None if own is None else mask.gather(1, places)
-        more = {name: head(tokens, encoded.class_tokens) for name, head in self.more_heads.items()}
+        more = {name: head(tokens, encoded) for name, head in self.more_heads.items()}
         return MaskedPrediction(
             self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden, places, more
         )

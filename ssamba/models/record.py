@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssamba.files import Count, read_json
+from ssamba.files import Count, Sha256, read_json
 
 RECORD_NAME = "run.json"
 _EXPECTED = "the record of a finished run, as training writes it"
@@ -45,7 +45,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Start:
-    """What is known when a run starts. origin: of its weights; None from scratch, or where nothing is known."""
+    """What is known when a run starts. origin: of its weights; None from scratch, or where nothing is known.
+    teacher_sha256: of the weights of the model that it learned from by distillation, if there was one."""
 
     command: list[str]
     started: str
@@ -56,6 +57,7 @@ class Start:
     data: dict[str, SplitRecord]
     resumed: list[dict[str, Any]]
     origin: Origin | None = field(default=None, kw_only=True)
+    teacher_sha256: Sha256 | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

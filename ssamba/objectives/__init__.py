@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ssamba.objectives.distillation import FeatureHead, distillation
 from ssamba.objectives.latent import ClipHead, PatchHead, clip, latent
 from ssamba.objectives.mixing import Mixture, draw_partners, mixed_with, retained
 from ssamba.objectives.patches import contrastive, reconstruction
@@ -17,10 +18,16 @@ PARTS: dict[str, Callable[[Seen], dict[str, Tensor]]] = {
     "reconstruction": reconstruction,
     "latent": latent,
     "clip": clip,
+    "distillation": distillation,
 }
 """Each gives float32 scalars: the loss, by the part's own name, and what is logged beside it."""
-HEADS: dict[str, Callable[[int], nn.Module]] = {"latent": PatchHead, "clip": ClipHead}
-"""Of the parts that need a head of their own in `MaskedPatchModel.more_heads`, for an encoder of so many dimensions."""
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "latent": PatchHead,
+    "clip": ClipHead,
+    "distillation": FeatureHead,
+}
+"""Of the parts that need a head of their own in `MaskedPatchModel.more_heads`, for an encoder of so many dimensions and
+targets of so many."""
 TAUGHT = ("latent", "clip")
 """Those that need a `Teacher`."""
 OF_PATCHES = ("contrastive", "reconstruction", "latent")
@@ -32,6 +39,7 @@ __all__ = [
     "PARTS",
     "TAUGHT",
     "ClipHead",
+    "FeatureHead",
     "Mixture",
     "PatchHead",
     "Seen",
@@ -39,6 +47,7 @@ __all__ = [
     "Teacher",
     "clip",
     "contrastive",
+    "distillation",
     "draw_partners",
     "latent",
     "mixed_with",

@@ -1,29 +1,31 @@
 """What a teacher that hears the whole clip says of it, told by a student that hears a part: of each hidden patch
 (data2vec 2.0, arXiv 2212.07525), and of the clip (EAT, arXiv 2401.03497, section 3.3).
 
-Shapes: B clips, V masks of each, N masked patches of a clip, D width.
+Shapes: B clips, V masks of each, N masked patches of a clip, D width, of the encoder and of what a head tells.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssamba.models.encoder import Encoded
 from ssamba.models.patches import gather_patches
 from ssamba.objectives.seen import Seen
 from ssamba.objectives.teacher import spread
 
 
-def _projection(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+def projection(width: int, told: int) -> nn.Sequential:
+    """Vectors of `width` dimensions -> of `told`."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, told))
 
 
 class PatchHead(nn.Module):
     """Tokens of masked patches (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, told: int) -> None:
         super().__init__()
-        self.projection = _projection(width)
+        self.projection = projection(width, told)
 
-    def forward(self, tokens: Tensor, class_tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, encoded: Encoded) -> Tensor:
         said: Tensor = self.projection(tokens)
         return said
 
@@ -31,12 +33,12 @@ class PatchHead(nn.Module):
 class ClipHead(nn.Module):
     """Class tokens (B, 1 or 2, D), whose mean is taken -> (B, D)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, told: int) -> None:
         super().__init__()
-        self.projection = _projection(width)
+        self.projection = projection(width, told)
 
-    def forward(self, tokens: Tensor, class_tokens: Tensor) -> Tensor:
-        said: Tensor = self.projection(class_tokens.mean(1))
+    def forward(self, tokens: Tensor, encoded: Encoded) -> Tensor:
+        said: Tensor = self.projection(encoded.class_tokens.mean(1))
         return said
 
 

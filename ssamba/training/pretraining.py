@@ -3,7 +3,7 @@
 Shapes: B batch, V masks of a clip, S samples, T frames, M mel bins, L patch tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class Pretraining(TrainingModule):
         masks: V, in training; a clip is validated behind one.
         teacher: of the parts that need one.
         mix: the chance that a training clip is mixed with another of its batch.
+        features: gives (B, P, D) of a batch, what another model says of its clips at the times of their P columns of
+            patches; of the part that needs that. It is no part of this module: no checkpoint has it, no gradient
+            reaches it.
         drop_path: of `Stack.draw_kept`.
     """
 
@@ -51,11 +54,12 @@ class Pretraining(TrainingModule):
         masks: int = 1,
         teacher: Teacher | None = None,
         mix: float = 0.0,
+        features: Callable[[Batch], Tensor] | None = None,
         drop_path: float,
         seed: int,
     ) -> None:
         super().__init__(settings, seed, drop_path)
-        self.model, self.log_mel, self.teacher = model, log_mel, teacher
+        self.model, self.log_mel, self.teacher, self.features = model, log_mel, teacher, features
         self.parts, self.masking, self.masks, self.mix = dict(parts), masking, masks, mix
         self._scored: list[tuple[int, dict[str, Tensor]]] = []
         # What gets no gradient is not among what several devices wait for.
@@ -105,6 +109,10 @@ class Pretraining(TrainingModule):
         partners = draw_partners(self.mix, generators).to(self.device)
         return mixed_with(log_mel, self.log_mel.frames(lengths), partners, 2 * self.log_mel.std)
 
+    def features_of(self, batch: Batch) -> Tensor | None:
+        """(B, P, D), as of the module."""
+        return None if self.features is None else self.features(batch)
+
     def objectives(
         self,
         log_mel: Tensor,
@@ -112,6 +120,7 @@ class Pretraining(TrainingModule):
         kept: Tensor | None = None,
         own: Tensor | None = None,
         mixture: Mixture | None = None,
+        features: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What is minimized, and all that makes it: float32 scalars, "loss" first.
 
@@ -121,6 +130,7 @@ class Pretraining(TrainingModule):
             kept: as of the encoder, of B * V clips.
             own: bool (B, L), the patches of log_mel that are no padding; None: all.
             mixture: what is heard in place of log_mel, whose clips the teacher hears; None: they are.
+            features: (B, P, D), as of the module; None: none are needed.
         """
         masks = len(mask) // len(log_mel)
         targets = None if self.teacher is None else self.teacher(log_mel, own)
@@ -132,7 +142,7 @@ class Pretraining(TrainingModule):
             log_mel = log_mel.repeat_interleave(masks, 0)
             own = None if own is None else own.repeat_interleave(masks, 0)
         prediction = self.model(log_mel, mask, self.masking.masked, own, kept)
-        seen = Seen(prediction, masks, targets)
+        seen = Seen(prediction, masks, targets, features, own)
         found = {name: PARTS[name](seen) for name in self.parts}
         losses = [weight * found[name][name] for name, weight in self.parts.items()]
         loss = losses[0]
@@ -151,7 +161,8 @@ class Pretraining(TrainingModule):
             mixture = self.mixture(log_mel, lengths, positions)
             lengths = torch.maximum(lengths, lengths[mixture.partners])
         mask = self.draw_mask("train", positions, lengths, self.masks)
-        values = self.objectives(log_mel, mask, self.draw_kept(positions, self.masks), own, mixture)
+        kept = self.draw_kept(positions, self.masks)
+        values = self.objectives(log_mel, mask, kept, own, mixture, self.features_of(batch))
         self.watch(batch["keys"], **values)
         return values["loss"]
 
@@ -160,7 +171,8 @@ class Pretraining(TrainingModule):
         log_mel = self.log_mel(batch["waveform"], lengths)
         # The mask of a validation clip is the same every time, so that the curve shows the model alone.
         mask = self.draw_mask("validation", batch["positions"], lengths)
-        self._scored.append((len(log_mel), self.objectives(log_mel, mask, None, self.own_patches(lengths))))
+        values = self.objectives(log_mel, mask, None, self.own_patches(lengths), None, self.features_of(batch))
+        self._scored.append((len(log_mel), values))
 
     def on_validation_epoch_end(self) -> None:
         # Lightning's own mean over ranks rounds their numbers of clips.
@@ -182,8 +194,12 @@ class Pretraining(TrainingModule):
         for name, value in parts.items():
             if name.endswith("_spread") and value < COLLAPSED:
                 who = "the teacher" if name == "teacher_spread" else f"the predictions of objective.parts.{name[:-7]}"
+                mend = (
+                    "raise objective.teacher.decay, or add a part with fixed targets (objective.parts.reconstruction)"
+                )
+                if name == "distillation_spread":
+                    mend = "or take another objective.distillation.teacher or layer"
                 raise UserError(
                     f"step {self.trainer.global_step}: {who} collapsed: {name} is {value:.2g}, so all clips are told "
-                    "alike, and nothing more is learned. Lower optimizer.learning_rate, raise objective.teacher.decay, "
-                    "or add a part with fixed targets (objective.parts.reconstruction)"
+                    f"alike, and nothing more is learned. Lower optimizer.learning_rate, {mend}"
                 )

@@ -22,6 +22,9 @@ from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.data import pipeline
 from ssamba.errors import UserError
 from ssamba.launch import check_launch, rank
+from ssamba.models.checkpoint import AudioSettings, save_model
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import MaskedPatchModel
 
 SECONDS = 150  # of a launch; more is a hang
 STEPS = 10  # more than an epoch
@@ -85,9 +88,22 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
         common += ["optimizer.layer_decay=0.7", "data.balance=true", f"task.freeze_steps={STEPS // 2 + 1}"]
     else:
         common += [f"evaluation.probe={test[0]}", "evaluation.label=sound", "mask.per_clip=2"]
-        common += [f"objective.parts.{part}=1" for part in ("contrastive", "reconstruction", "latent", "clip")]
+        parts = ("contrastive", "reconstruction", "latent", "clip", "distillation")
+        common += [f"objective.parts.{part}=1" for part in parts]
+        common += [f"objective.distillation.teacher={teacher_beside(recipes['pretrain'])}"]
     command = "finetune" if kind == "finetune" else "pretrain"
     return [command, str(recipes[command]), f"run_dir={run}", *common, "data.batch_size=8", *words]
+
+
+def teacher_beside(recipe: Path) -> Path:
+    """The folder of a model that others learn from, with weights at random."""
+    folder = recipe.with_name("teacher")
+    if not folder.exists():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            encoder = AudioEncoder("ssast", SIZES["ssast"]["nano"], 128, 64, 16, 16, 16, 16)
+        save_model(folder, MaskedPatchModel(encoder), AudioSettings(16000, -4.0, 4.0, "keep"))
+    return folder
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

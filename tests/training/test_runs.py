@@ -186,6 +186,7 @@ def assert_record(run: Path, corpus: Path, splits: tuple[str, ...]) -> dict[str,
         "stopped_early",
         "exported",
         "origin",
+        "teacher_sha256",
         "energy_joules",
     }
     assert record["peak_memory_bytes"]["process"] > 10**8  # torch alone

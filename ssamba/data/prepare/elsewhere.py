@@ -24,7 +24,7 @@ from ssamba.data.prepare.unfinished import (
     what_stays,
     with_what_stays,
 )
-from ssamba.data.shards.index import INDEX_NAME, SAMPLES_NAME
+from ssamba.data.shards.index import DESCRIPTIONS_NAME, INDEX_NAME, SAMPLES_NAME
 from ssamba.data.shards.stores import check_writable
 from ssamba.data.shards.transport import bytes_of, files_below, move, put, put_bytes, read_if_there, remove
 from ssamba.errors import UserError
@@ -105,9 +105,10 @@ class Url:
             for old, new in renamed(shards):
                 remove(self._record(split, old))
                 move(f"{self.out}/{split}/{old}", f"{self.out}/{split}/{new}")
-        for name in (SAMPLES_NAME, INDEX_NAME):
+        for name in (DESCRIPTIONS_NAME, SAMPLES_NAME, INDEX_NAME):
             for split in finished:
-                put(folder / split / name, f"{self.out}/{split}/{name}")
+                if (folder / split / name).exists():
+                    put(folder / split / name, f"{self.out}/{split}/{name}")
         remove(f"{self.out}.partial")
 
     def how_to_go_on(self) -> str:

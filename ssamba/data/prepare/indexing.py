@@ -29,6 +29,7 @@ from ssamba.data.prepare.elsewhere import probe
 from ssamba.data.prepare.scanning import MOST_FIELDS, MOST_NAMES, SAME_KEY, Job, Scanned, key_of, scan
 from ssamba.data.prepare.writer import MAX_BAD_FRACTION
 from ssamba.data.shards.descriptions import TEXT_LABEL, as_list
+from ssamba.data.shards.features import FeatureInfo
 from ssamba.data.shards.finding import list_folder
 from ssamba.data.shards.index import (
     DESCRIPTIONS_NAME,
@@ -136,7 +137,8 @@ def index_folder(
         for one in scanned
     )
     index = ShardIndex(*names, rate, listed, tuple(bad), tuple(infos), "", dict(sorted(passed_over.items())))
-    index = replace(index, above_full_scale=before.above_full_scale if before else 0)
+    if before:
+        index = replace(index, above_full_scale=before.above_full_scale, features=before.features)
     try:
         if isinstance(folder, Path):
             return Indexed(_write(folder, index, scanned, fields), unlabelled, seen)
@@ -230,6 +232,7 @@ class _Replaced:
     labels: Mapping[Text, tuple[Text, ...]]
     descriptions: Descriptions | None = None
     above_full_scale: Count = 0
+    features: FeatureInfo | None = None
 
 
 def _replaced(folder: Path | str, overwrite: bool) -> _Replaced | None:

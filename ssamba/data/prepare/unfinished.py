@@ -19,7 +19,15 @@ from pathlib import Path, PurePath
 import msgspec
 import numpy as np
 
-from ssamba.data.shards.index import INDEX_NAME, SAMPLE, SAMPLES_NAME, Samples, ShardInfo, Skipped
+from ssamba.data.shards.index import (
+    DESCRIPTIONS_NAME,
+    INDEX_NAME,
+    SAMPLE,
+    SAMPLES_NAME,
+    Samples,
+    ShardInfo,
+    Skipped,
+)
 from ssamba.errors import UserError
 from ssamba.files import (
     TEMPORARY,
@@ -114,7 +122,8 @@ def check_new(out: object, files: Sequence[str], overwrite: bool) -> None:
         raise UserError(f"{out} exists; expected a new folder: give another, or replace it with --overwrite")
     for file in files:
         split, _, name = file.partition("/")
-        if not name or "/" in name or not (name in (INDEX_NAME, SAMPLES_NAME) or name.endswith(".tar")):
+        ours = name in (INDEX_NAME, SAMPLES_NAME, DESCRIPTIONS_NAME) or name.endswith(".tar")
+        if not name or "/" in name or not ours:
             raise UserError(
                 f"{out} holds more than folders of shards, so it is not overwritten: give another, or remove it "
                 "yourself"

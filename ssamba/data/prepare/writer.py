@@ -314,8 +314,8 @@ def write_shard(job: _Job, digest: str, path: Path) -> Finished:
             described = {**described, "seconds": len(samples) / job.sampling_rate}
             if full_scale > 1:
                 described, above = {**described, "full_scale": full_scale}, above + 1
-            audio = _add(archive, f"{recording.key}.flac", _flac(samples, job.sampling_rate))
-            text = _add(archive, f"{recording.key}.json", json.dumps(described, ensure_ascii=False).encode())
+            audio = add_member(archive, f"{recording.key}.flac", _flac(samples, job.sampling_rate))
+            text = add_member(archive, f"{recording.key}.json", json.dumps(described, ensure_ascii=False).encode())
             rows.append((*audio, *text, len(samples)))
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -357,7 +357,7 @@ def _flac(samples: npt.NDArray[np.int16], sampling_rate: int) -> bytes:
     return flac.getvalue()
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
     """Append a member; where its content begins, and how many bytes it has."""
     member = tarfile.TarInfo(name)  # of time 0, owner 0 and mode 0644
     member.size = len(content)

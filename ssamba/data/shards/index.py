@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.data.shards.arrays import MOST_HEADER, parse_array
 from ssamba.data.shards.descriptions import TEXT_LABEL
+from ssamba.data.shards.features import FeatureInfo
 from ssamba.data.shards.urls import renamed
 from ssamba.errors import UserError
 from ssamba.files import Count, Sha256, parse_json, read_bounded, write_text, written_beside
@@ -42,7 +43,6 @@ SAMPLING_RATES = (100, 1_000_000)
 MAKE_AGAIN = "make the shards again with their data_prep script"
 _EXPECTED = f"the {INDEX_NAME} of a writer: {MAKE_AGAIN}, or `ssamba shards index --overwrite` for those of others"
 MOST_BYTES = 1 << 26  # of an index.json: some 300,000 shards, or recordings that were skipped
-_MOST_HEADER = 4096  # bytes, of samples.npy
 _MOST_NAME = 255  # bytes of a file's name
 _ROUNDING = 0.01  # s, by which the seconds of shards may differ from those of their samples
 
@@ -109,6 +109,8 @@ class ShardIndex:
     """How many recordings had samples above full scale when the shards were made; they are read at their level."""
     descriptions: Descriptions | None = None
     """None: each sample's JSON is in its shard."""
+    features: FeatureInfo | None = None
+    """What a teacher said of each sample, if that is in the shards."""
 
     @property
     def samples(self) -> int:
@@ -158,7 +160,7 @@ class ShardIndex:
     @property
     def most_table_bytes(self) -> int:
         """That samples.npy may have."""
-        return self.samples * SAMPLE.itemsize + _MOST_HEADER
+        return self.samples * SAMPLE.itemsize + MOST_HEADER
 
     def read_samples(self, path: Path) -> Samples:
         """The table of the samples in a file: (samples,) of SAMPLE.
@@ -174,8 +176,9 @@ class ShardIndex:
     def write(self, folder: Path) -> None:
         """Write the index into a folder, whole or not at all."""
         said = asdict(self)
-        if self.descriptions is None:
-            del said["descriptions"]
+        for name in ("descriptions", "features"):
+            if said[name] is None:
+                del said[name]
         head = {name: said.pop(name) for name in ("dataset", "split", "sampling_rate")}
         content = {"format": FORMAT, **head, "samples": self.samples, "seconds": self.seconds, **said}
         write_text(folder / INDEX_NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
@@ -217,19 +220,12 @@ def same_seconds(seconds: float, others: float) -> bool:
 
 def _parse_samples(content: bytes, samples: int, place: Path) -> Samples:
     """The rows in the bytes of a samples.npy, whose header is compared before anything is made of it."""
-    stream = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
-        ]
-        shape, _, dtype = read_header(stream, max_header_size=_MOST_HEADER)
-    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise UserError(f"{place} is no array of numpy; expected the table of the samples: {MAKE_AGAIN}") from error
-    rest = len(content) - stream.tell()
-    if dtype != SAMPLE or shape != (samples,) or rest != samples * SAMPLE.itemsize:
-        raise UserError(f"{place} does not fit its {INDEX_NAME}, which has {samples} samples: {MAKE_AGAIN}")
-    return np.frombuffer(content, SAMPLE, samples, stream.tell())
+        return parse_array(content, SAMPLE, (samples,))
+    except ValueError as error:
+        raise UserError(
+            f"{place} does not fit its {INDEX_NAME}, which has {samples} samples: {error}; {MAKE_AGAIN}"
+        ) from error
 
 
 def write_samples(folder: Path, samples: Samples) -> str:
