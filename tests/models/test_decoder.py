@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssamba.masking import Masking
 from ssamba.models.decoder import PatchDecoder, decoder_of
-from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.encoder import SIZES, AudioEncoder, Encoded
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.patches import masked_places, visible_places
 
@@ -160,11 +160,11 @@ def convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @each_encoder
 def test_heads_read_the_decoders_tokens_and_the_encoders_class_tokens(name: str) -> None:
-    read: list[tuple[Tensor, Tensor]] = []
+    read: list[tuple[Tensor, Encoded]] = []
 
     class Reader(nn.Module):
-        def forward(self, tokens: Tensor, class_tokens: Tensor) -> Tensor:
-            read.append((tokens, class_tokens))
+        def forward(self, tokens: Tensor, encoded: Encoded) -> Tensor:
+            read.append((tokens, encoded))
             return tokens.sum(1)
 
     encoder = make_encoder(name)
@@ -178,8 +178,8 @@ def test_heads_read_the_decoders_tokens_and_the_encoders_class_tokens(name: str)
         tokens = model.decoder(encoded.tokens, visible, said.places, (4, 6))
         assert torch.equal(said.contrastive, model.contrastive_head(tokens))
         assert torch.equal(said.reconstruction, model.reconstruction_head(tokens))
-    ((tokens_read, class_tokens_read),) = read
-    assert torch.equal(tokens_read, tokens) and torch.equal(class_tokens_read, encoded.class_tokens)
+    ((tokens_read, encoded_read),) = read
+    assert torch.equal(tokens_read, tokens) and torch.equal(encoded_read.class_tokens, encoded.class_tokens)
     patches = encoder.patch_shape.cut(log_mel)
     assert all(torch.equal(said.target[clip], patches[clip, mask[clip]]) for clip in range(2))
 
