@@ -88,8 +88,9 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
         common += ["optimizer.layer_decay=0.7", "data.balance=true", f"task.freeze_steps={STEPS // 2 + 1}"]
     else:
         common += [f"evaluation.probe={test[0]}", "evaluation.label=sound", "mask.per_clip=2"]
-        parts = ("contrastive", "reconstruction", "latent", "clip", "distillation")
-        common += [f"objective.parts.{part}=1" for part in parts]
+        common += [f"objective.parts.{part}=1" for part in ("contrastive", "reconstruction", "latent", "clip")]
+    if kind == "pretrain":
+        common += ["objective.parts.distillation=1"]
         common += [f"objective.distillation.teacher={teacher_beside(recipes['pretrain'])}"]
     command = "finetune" if kind == "finetune" else "pretrain"
     return [command, str(recipes[command]), f"run_dir={run}", *common, "data.batch_size=8", *words]
