@@ -171,6 +171,7 @@ ADAPTORS = {
     "triton_conv": {"triton"},
     "cpu": {"numba"},
     "cpu_conv": {"numba"},
+    "cpu_ssd": {"numba"},
     "kernels": set(),
     "kernel_cache": {"numba", "llvmlite"},
     "simd": {"numba", "llvmlite"},

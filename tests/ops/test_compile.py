@@ -44,6 +44,13 @@ def test_the_convolution_keeps_the_contract_of_an_operator(directions: int, widt
     opcheck(torch.ops.ssamba.conv.default, (x, weight, bias, False, "cpu"))
 
 
+def test_the_state_space_model_keeps_the_contract_of_an_operator() -> None:
+    x, z = (torch.randn(2, 32, 19, requires_grad=True).transpose(1, 2) for _ in "xz")
+    step, log_decay = (sign * torch.rand(2, 2, 19, 2).requires_grad_() for sign in (1, -1))
+    b, c, d = (torch.randn(shape, requires_grad=True) for shape in ((2, 2, 19, 3), (2, 2, 19, 3), (2,)))
+    opcheck(torch.ops.ssamba.ssd.default, (x, step, log_decay, b, c, d, z, "cpu", True))
+
+
 class Mixer(nn.Module):
     """A convolution and a scan in both directions."""
 
