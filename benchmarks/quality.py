@@ -68,6 +68,7 @@ ROWS: dict[str, list[str]] = {
     "aum": [*FRAMES, *RUNS, "model.encoder=aum"],
     "conformer": [*FRAMES, *RUNS, "model.encoder=conformer"],
     "bilstm": [*FRAMES, *RUNS, "model.encoder=bilstm"],
+    "ssd": [*FRAMES, *RUNS, "model.encoder=ssd"],
     "joint-squares": SQUARES,
     "joint-squares-scattered": [*SQUARES, "mask.kind=random"],
     "joint-squares-visible": [*SQUARES, *VISIBLE],

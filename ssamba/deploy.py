@@ -49,9 +49,9 @@ def export_program(model: SsambaModel) -> ExportedProgram:
     is shorter as in training, computes the spectrogram and gives logits, float32 (B, C), those of
     `model(*model.feature_extractor(...))`. Recordings longer than a clip are the caller's to cut.
 
-    An encoder that scans becomes calls of `ssamba::scan` and `ssamba::conv`, which `import ssamba.ops` registers; with
-    the scan backend "auto" these choose one where they run. Others need torch alone. Of LSTMs torch traces each token,
-    which takes minutes for clips of many.
+    An encoder that scans becomes calls of `ssamba::scan`, `ssamba::ssd` and `ssamba::conv`, which `import ssamba.ops`
+    registers; with the scan backend "auto" these choose one where they run. Others need torch alone. Of LSTMs torch
+    traces each token, which takes minutes for clips of many.
 
     Raises:
         UserError: a model without a classifier, or one whose short clips are left short.

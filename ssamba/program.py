@@ -19,7 +19,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-import ssamba.ops  # noqa: F401 - registers ssamba::scan and ssamba::conv
+import ssamba.ops  # noqa: F401 - registers ssamba::scan, ssamba::conv and ssamba::ssd
 from ssamba.errors import UserError
 from ssamba.files import parse_json
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-# Besides every vector: the scan's A_log is a matrix, positions and tokens are stored with the shape of their grid.
-_UNDECAYED = ("A_log", "positions", "class_tokens", "class_positions", "mask_token")
+# Besides every vector: A_log and Mamba-2's dt_bias are matrices, positions and tokens are stored with the shape of
+# their grid.
+_UNDECAYED = ("A_log", "dt_bias", "positions", "class_tokens", "class_positions", "mask_token")
 
 
 def parameter_groups(
@@ -19,8 +20,8 @@ def parameter_groups(
     """AdamW's groups of the trainable parameters, two for each rate: decayed matrices, and what must not shrink towards
     zero.
 
-    Without decay: norms, biases and D (all vectors), A_log, positional grids, class and mask tokens. The rate of a
-    parameter is learning_rate * layer_decay ** layers_above(its name); the highest rate comes first.
+    Without decay: norms, biases and D (all vectors), A_log, dt_bias, positional grids, class and mask tokens. The rate
+    of a parameter is learning_rate * layer_decay ** layers_above(its name); the highest rate comes first.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

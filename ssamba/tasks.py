@@ -25,9 +25,9 @@ INTRODUCTION = """# Tasks
 
 What the papers of SSAMBA (arXiv 2405.11831), SSAST (arXiv 2110.09784) and AuM (arXiv 2406.03344) were judged on, and
 what there is besides, from a data set's public layout to a score: run the preparation, then `ssamba finetune RECIPE`.
-Each recipe takes any encoder by one word (`model.encoder=ssamba`, `ssast`, `aum`, `conformer` or `bilstm`), and its own
-comment says where its hyper-parameters come from and all that differs. Beside every score but that of texts stands that
-of log-mel statistics without a network.
+Each recipe takes any encoder by one word (`model.encoder=ssamba`, `ssast`, `aum`, `conformer`, `bilstm` or `ssd`), and
+its own comment says where its hyper-parameters come from and all that differs. Beside every score but that of texts
+stands that of log-mel statistics without a network.
 
 Published figures are per cent, of base models, and none of this package's. SSAST's are those of its patch model with
 400 masked patches in Table 2; AuM's those of its repository's README, from scratch and, behind a comma, from weights

@@ -153,7 +153,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("data.train=null", "data.train is empty; expected the folder of a training split"),
         ("data.label_fraction=0", "data.label_fraction is 0.0; expected more than 0 and at most 1"),
         ("data.num_workers=-1", "data.num_workers is -1; expected at least 0"),
-        ("model.encoder=rnn", "'rnn'; expected one of ssamba, ssast, aum, conformer, bilstm"),
+        ("model.encoder=rnn", "'rnn'; expected one of ssamba, ssast, aum, conformer, bilstm, ssd"),
         ("model.size=huge", "'huge'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.size=large", "'large'; expected one of nano, tiny, small, base for encoder ssamba"),
         ("model.scan_layout=bi", "model.scan_layout is 'bi'; expected one of fo_fo, fo_bi, bi_bi"),
@@ -321,7 +321,7 @@ def test_the_schema_names_the_pools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base"), ("bilstm", "tiny")]
+    ("encoder", "size"), [("aum", "large"), ("aum", "nano"), ("ssast", "base"), ("bilstm", "tiny"), ("ssd", "nano")]
 )
 def test_an_encoders_own_sizes_are_taken(tmp_path: Path, encoder: str, size: str) -> None:
     model = load_recipe(write(tmp_path, PRETRAIN), [f"model.encoder={encoder}", f"model.size={size}"]).model

@@ -36,6 +36,7 @@ POOLS = {
     ("aum", "repeat"): "class",
     ("conformer", "repeat"): "class",
     ("bilstm", "repeat"): "mean",
+    ("ssd", "repeat"): "mean",
 }
 
 

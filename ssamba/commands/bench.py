@@ -11,7 +11,7 @@ from ssamba.values import add_argument, new_path, number, plain_text, whole_numb
 _MOST_VALUES = 2**31  # of a tensor whose speed is measured
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 22000, 32768, 49152, 76800)
 ROWS = 8  # of patches of a clip
-KINDS = ("ssamba", "aum", "ssast", "ssast-plain", "conformer", "bilstm")
+KINDS = ("ssamba", "aum", "ssast", "ssast-plain", "conformer", "bilstm", "ssd")
 PASSES = ("forward", "forward+backward")
 SIZES = [size for size in MODEL_SIZES["ssamba"] if all(size in sizes for sizes in MODEL_SIZES.values())]
 

@@ -3,9 +3,9 @@
 Multiply-adds (MACs) of a forward pass of one clip are counted by torch's flop counter (a flop is half of one) over the
 network without its spectrogram: products of matrices, attention, convolutions, LSTMs. Our own operators count as they
 compute: the selective scan 4 for each of directions x tokens x inner width x states (step * A, drive * B, decay * h +
-..., C * h), its exponential not among them, and the convolution before it its taps for each of directions x tokens x
-inner width. Sums, norms and activations are not counted. A training step counts as three forward passes, or as one
-where the encoder is frozen; so does one of pretraining, whose heads are not counted.
+..., C * h), its exponential not among them, Mamba-2's recurrence the last 3 of these, and the convolution before it its
+taps for each of directions x tokens x inner width. Sums, norms and activations are not counted. A training step counts
+as three forward passes, or as one where the encoder is frozen; so does one of pretraining, whose heads are not counted.
 """
 
 import statistics
@@ -24,6 +24,7 @@ from ssamba.models.checkpoint import ClassifierSettings, build_encoder, read_con
 from ssamba.models.heads import AudioClassifier, TokenClassifier
 
 _SCAN_MACS = 4
+_SSD_MACS = 3  # drive * B, decay * h + ..., C * h
 _TRAINING = 3  # forward passes that a training step counts as
 Shape = Sequence[int]
 
@@ -32,6 +33,12 @@ def _scan_flops(u: Shape, delta: Shape, a: Shape, *_: Any, **__: Any) -> int:
     """Of `ssamba::scan`: u (K, B, L, E), A (K, E, N)."""
     directions, batch, tokens, width = u
     return 2 * _SCAN_MACS * directions * batch * tokens * width * a[-1]
+
+
+def _ssd_flops(x: Shape, step: Shape, log_decay: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """Of `ssamba::ssd`: x (B, L, E), B (2, B, L, N)."""
+    batch, tokens, width = x
+    return 2 * _SSD_MACS * 2 * batch * tokens * width * b[-1]
 
 
 def _conv_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
@@ -50,6 +57,7 @@ def count_macs(module: nn.Module, frames: int, mel_bins: int) -> int:
     """Of a module made under `FakeTensorMode`, for one spectrogram (1, frames, mel_bins)."""
     own = {
         torch.ops.ssamba.scan: _scan_flops,
+        torch.ops.ssamba.ssd: _ssd_flops,
         torch.ops.ssamba.conv: _conv_flops,
         torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
     }

@@ -19,6 +19,7 @@ MODEL_SIZES = {
     "aum": ("nano", "tiny", "small", "base", "large"),
     "conformer": ("nano", "tiny", "small", "base"),
     "bilstm": ("nano", "tiny", "small", "base"),
+    "ssd": ("nano", "tiny", "small", "base"),
 }
 ENCODERS = tuple(MODEL_SIZES)
 AUTHORS_FORMATS = ("ssamba", "ssast", "aum")

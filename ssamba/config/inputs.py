@@ -46,7 +46,7 @@ class ModelConfig:
     """The encoder and its patches."""
 
     encoder: str = "ssamba"
-    """ssamba | ssast | aum | conformer | bilstm: the one word that switches the network."""
+    """ssamba | ssast | aum | conformer | bilstm | ssd: the one word that switches the network."""
     size: str = "tiny"
     """nano | tiny | small | base, and large of aum."""
     fshape: int = 16

@@ -29,7 +29,7 @@ MEL_BINS, SIDE = 128, 16
 ROWS = MEL_BINS // SIDE
 PLAIN = "ssast-plain"
 """SSAST with the original's attention, whose matrices of tokens x tokens are in memory."""
-KINDS = ("ssamba", "aum", "ssast", PLAIN, "conformer", "bilstm")
+KINDS = ("ssamba", "aum", "ssast", PLAIN, "conformer", "bilstm", "ssd")
 PASSES = ("forward", "forward+backward")
 
 Status = Literal["done", "out of memory", "out of time", "failed"]

@@ -239,12 +239,23 @@ class _BilstmConfig(_Config):
     layer_norm_eps: Epsilon
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SsdConfig(_Config):
+    model_type: Literal["ssd"]
+    state_size: Positive
+    expand: Positive
+    head_dim: Width
+    conv_kernel: Positive
+    layer_norm_eps: Epsilon
+
+
 _CONFIGS: dict[str, type[_Config]] = {
     "ssamba": _SsambaConfig,
     "ssast": _SsastConfig,
     "aum": _AumConfig,
     "conformer": _ConformerConfig,
     "bilstm": _BilstmConfig,
+    "ssd": _SsdConfig,
 }
 
 

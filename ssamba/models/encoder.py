@@ -16,6 +16,7 @@ from ssamba.models.conformer import ConformerStack
 from ssamba.models.patches import PatchShape, fit_positions, gather_patches
 from ssamba.models.ssamba import SsambaStack
 from ssamba.models.ssast import SsastStack
+from ssamba.models.ssd import SsdStack
 
 STACKS: dict[str, Any] = {
     "ssamba": SsambaStack,
@@ -23,6 +24,7 @@ STACKS: dict[str, Any] = {
     "aum": AumStack,
     "conformer": ConformerStack,
     "bilstm": BilstmStack,
+    "ssd": SsdStack,
 }
 
 _SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
@@ -30,9 +32,10 @@ _SSAST = {"layer_norm_eps": 1e-6}
 _AUM = {"state_size": 16, "expand": 2, "conv_kernel": 4, "scan_layout": "fo_bi", "rms_norm_eps": 1e-5}
 _CONFORMER = {"conv_depthwise_kernel_size": 31}
 _BILSTM = {"layer_norm_eps": 1e-5}
+_SSD = {"expand": 2, "conv_kernel": 4, "layer_norm_eps": 1e-5}
 
 # The papers' sizes (SSAMBA table 1, SSAST section 3.1, AuM's scripts); "nano", of half a million parameters, is for
-# CPUs and tests. Conformers and LSTMs have SSAMBA's widths, and as many parameters within 5 %.
+# CPUs and tests. Conformers, LSTMs and Mamba-2's blocks have SSAMBA's widths, and as many parameters within 5 %.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "ssamba": {
         "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_SSAMBA, "state_size": 8},
@@ -88,6 +91,12 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "state_size": 272, **_BILSTM},
         "small": {"hidden_size": 384, "num_hidden_layers": 6, "state_size": 512, **_BILSTM},
         "base": {"hidden_size": 768, "num_hidden_layers": 6, "state_size": 1024, **_BILSTM},
+    },
+    "ssd": {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 7, "state_size": 8, "head_dim": 32, **_SSD},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 28, "state_size": 16, "head_dim": 64, **_SSD},
+        "small": {"hidden_size": 384, "num_hidden_layers": 27, "state_size": 16, "head_dim": 64, **_SSD},
+        "base": {"hidden_size": 768, "num_hidden_layers": 26, "state_size": 16, "head_dim": 64, **_SSD},
     },
 }
 

@@ -63,6 +63,25 @@ def test_a_scan_counts_four_for_each_state(directions: int, family: str) -> None
     assert model_macs(config) == PATCHES * PIXELS * width + layers * tokens * (projections + directions * each)
 
 
+def test_a_head_of_mamba_2_counts_three_for_each_state() -> None:
+    width, states, layers, tokens, taps, heads = 96, 8, 2, PATCHES + 1, 4, 6
+    inner, convolved = 2 * width, 2 * width + 4 * states
+    config = {
+        "model_type": "ssd",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "state_size": states,
+        "expand": 2,
+        "head_dim": inner // heads,
+        "conv_kernel": taps,
+        "layer_norm_eps": 1e-5,
+        **CLIP,
+    }
+    projections = width * (inner + convolved + 2 * heads) + inner * width
+    each = projections + convolved * taps + 2 * 3 * inner * states
+    assert model_macs(config) == PATCHES * PIXELS * width + layers * tokens * each
+
+
 def test_an_lstm_is_its_products_in_both_directions() -> None:
     width, cells, layers, tokens = 96, 40, 2, PATCHES + 1
     config = {

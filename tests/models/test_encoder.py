@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "aum": {**SIZES["aum"]["nano"], "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4},
     "conformer": {**SIZES["conformer"]["nano"], "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48},
     "bilstm": {**SIZES["bilstm"]["nano"], "hidden_size": 32, "state_size": 24},
+    "ssd": {**SIZES["ssd"]["nano"], "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, "head_dim": 16},
 }
 each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
 
@@ -243,6 +244,9 @@ def counted(encoder: str, options: dict[str, Any], patches: int, pixels: int) ->
         convolution = norm + (d + 1) * 2 * d + (taps + 1) * d + norm + (d + 1) * d
         # Every layer ends with a norm, and nothing follows the last.
         layer, norm = 2 * half + norm + (d + 1) * 3 * d + (d + 1) * d + convolution + norm, 0
+    elif encoder == "ssd":
+        e, n, h = options["expand"] * d, options["state_size"], options["expand"] * d // options["head_dim"]
+        layer = norm + d * (2 * e + 4 * n + 2 * h) + (e + 4 * n) * (options["conv_kernel"] + 1) + 5 * h + e * d
     elif encoder == "bilstm":
         n = options["state_size"]
         layer = norm + 2 * 4 * n * (d + n + 2) + (2 * n + 1) * d
@@ -263,6 +267,7 @@ MILLIONS = {
     "aum": [0.47, 6.34, 23.73, 91.70, 322.39],
     "conformer": [0.51, 7.02, 24.20, 95.88],
     "bilstm": [0.52, 6.86, 24.73, 98.22],
+    "ssd": [0.50, 6.82, 25.23, 95.09],
 }
 
 
@@ -279,7 +284,7 @@ def test_every_size_has_the_parameters_of_its_description(encoder: str, size: st
 
 
 @pytest.mark.parametrize("size", SIZES["ssamba"])
-@pytest.mark.parametrize("encoder", ["conformer", "bilstm"])
+@pytest.mark.parametrize("encoder", ["conformer", "bilstm", "ssd"])
 def test_what_ssamba_is_compared_with_has_as_many_parameters(encoder: str, size: str) -> None:
     ours, theirs = (counted(name, WHOLE[name][size], patches=512, pixels=256) for name in ("ssamba", encoder))
     assert theirs == pytest.approx(ours, rel=0.05)
@@ -339,7 +344,7 @@ def test_the_mask_token_stands_for_hidden_patches_only_and_keeps_their_positions
     with torch.no_grad():
         model(log_mel, mask)
         model(log_mel)
-    first = {"aum": 12, "bilstm": 12}.get(encoder, 0)
+    first = {"aum": 12, "bilstm": 12, "ssd": 12}.get(encoder, 0)
     count = 2 if encoder == "ssast" else 1
     hidden, plain = (torch.cat([x[:, :first], x[:, first + count :]], 1) for x in embedded)
     positions = model.positions.flatten(0, 1).unsqueeze(0)
@@ -472,6 +477,8 @@ def test_pretraining_gradients_reach_every_parameter(encoder: str) -> None:
         ("conformer", "class", []),
         ("bilstm", "mean", []),
         ("bilstm", "class", []),
+        ("ssd", "mean", []),
+        ("ssd", "class", []),
     ],
 )
 def test_classification_gradients_reach_every_parameter_but_the_mask_token(
@@ -521,7 +528,7 @@ def test_without_the_heads_norm_logits_are_a_linear_layer_on_the_pooled_tokens(e
 
 
 def test_wrong_names_are_errors_that_say_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"'gru'; expected one of ssamba, ssast, aum, conformer, bilstm"):
+    with pytest.raises(ValueError, match=r"'gru'; expected one of ssamba, ssast, aum, conformer, bilstm, ssd"):
         AudioEncoder("gru", SMALL["ssast"], 32, 48, 8, 8, 8, 8)
     with pytest.raises(ValueError, match=r"'max'; expected one of mean, class, rows"):
         AudioClassifier(make_encoder("ssast"), 5, "max")

@@ -762,7 +762,7 @@ def test_kept_tensors_that_are_damaged_or_others(small: Path, tmp_path: Path, re
     assert f"{kept} is damaged" in refused(*given)
 
 
-@pytest.mark.parametrize("encoder", ["conformer", "bilstm"])
+@pytest.mark.parametrize("encoder", ["conformer", "bilstm", "ssd"])
 def test_an_export_of_what_has_no_authors_format(encoder: str, tmp_path: Path, refused: Refused) -> None:
     model = MaskedPatchModel(AudioEncoder(encoder, SIZES[encoder]["nano"], 32, 32, 16, 16, 16, 16))
     save_model(tmp_path / "model", model, AUDIOSET_LIBRISPEECH)

@@ -24,6 +24,7 @@ STACK_OPTIONS = [
     ("aum", {}),
     ("conformer", {}),
     ("bilstm", {}),
+    ("ssd", {}),
 ]
 each_stack = pytest.mark.parametrize(("encoder", "options"), STACK_OPTIONS, ids=lambda value: str(value))
 

@@ -50,6 +50,7 @@ def plain_rate(name: str, layers: int, pairs: bool, rate: float, decay: float) -
         ("aum", {}, 6),
         ("conformer", {}, 6),
         ("bilstm", {}, 6),
+        ("ssd", {}, 6),
     ],
 )
 def test_each_layer_has_its_own_rate(encoder: str, options: dict[str, str], layers: int) -> None:
