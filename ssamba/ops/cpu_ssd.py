@@ -6,8 +6,8 @@ They walk as the selective scan's kernels do (ssamba/ops/cpu.py): in chunks of `
 each from the state that forward kept at its start, `BLOCK` of the N states at a time. But a head has one decay a token,
 made before, where that scan takes an exponential for each channel and state: a state costs its multiply-adds alone. At
 the N of these encoders that is less than the dual form's products of matrices cost, which read and write every tensor
-several times. The work is cut into (clip, head or heads) tasks by the shapes alone, so results are bitwise the same for
-every number of threads; a task does both directions, since they share input, output and gate.
+again and again. The work is cut into (clip, head or heads) tasks by the shapes alone, so results are bitwise the same
+for every number of threads; a task does both directions, since they share input, output and gate.
 """
 
 import numpy as np
@@ -137,12 +137,12 @@ def _backward(call, x, step, decay, b, c, d, z, saved, dout, dx, dstep, ddecay, 
     length, width = x.shape[1], x.shape[2]
     heads, states = step.shape[3], b.shape[3]
     dim = width // heads
-    several = max(1, GROUP // dim)
-    groups = (heads + several - 1) // several
+    task_heads = max(1, GROUP // dim)
+    groups = (heads + task_heads - 1) // task_heads
     chunks = (length + CHUNK - 1) // CHUNK
     row = CHUNK * LANES
     zero = splat(0.0)
-    grads = np.empty(several * dim * states, np.float32)
+    grads = np.empty(task_heads * dim * states, np.float32)
     sum_b = np.empty(states * row, np.float32)
     sum_c = np.empty(states * row, np.float32)
     factors, drives, dys = np.empty(row, np.float32), np.empty(row, np.float32), np.empty(row, np.float32)
@@ -156,10 +156,10 @@ def _backward(call, x, step, decay, b, c, d, z, saved, dout, dx, dstep, ddecay, 
             return
         clip = task // groups
         group = task % groups
-        first = group * several
+        first = group * task_heads
         start = first * dim
         for k in range(2):
-            for i in range(0, several * dim * states, LANES):
+            for i in range(0, task_heads * dim * states, LANES):
                 store(grads, (i,), zero)
             for chunk in range(chunks - 1, -1, -1):
                 begin = chunk * CHUNK
@@ -167,7 +167,7 @@ def _backward(call, x, step, decay, b, c, d, z, saved, dout, dx, dstep, ddecay, 
                 for i in range(0, states * row, LANES):
                     store(sum_b, (i,), zero)
                     store(sum_c, (i,), zero)
-                for head in range(first, min(first + several, heads)):
+                for head in range(first, min(first + task_heads, heads)):
                     for j in range(count):
                         t = length - 1 - begin - j if k else begin + j
                         store(factors, (j * LANES,), spread(decay, (k, clip, t, head)))

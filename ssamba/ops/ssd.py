@@ -67,8 +67,8 @@ def _has_kernel(backend: str, head_dim: int) -> bool:
 
 def _check(x: Tensor, step: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor) -> None:
     if x.ndim != 4 or b.ndim != 4:
-        given = f"x has shape {tuple(x.shape)} and B {tuple(b.shape)}"
-        raise ValueError(f"{given}; expected (B, L, H, P) and (2, B, L, N)")
+        shapes = f"x has shape {tuple(x.shape)} and B {tuple(b.shape)}"
+        raise ValueError(f"{shapes}; expected (B, L, H, P) and (2, B, L, N)")
     batch, length, heads, _ = x.shape
     wanted = {
         "step": (step, (2, batch, length, heads)),

@@ -46,8 +46,8 @@ def described(layer: SsdLayer, x: Tensor) -> Tensor:
 def test_each_layer_adds_what_its_equations_give(stack: SsdStack) -> None:
     x, states = tokens(2, 37), list[Tensor]()
     out, wanted = stack(x, states), x
-    for number, layer in enumerate(stack.layers):
-        torch.testing.assert_close(states[number], wanted, rtol=1e-4, atol=1e-4)
+    for place, layer in enumerate(stack.layers):
+        torch.testing.assert_close(states[place], wanted, rtol=1e-4, atol=1e-4)
         wanted = wanted + described(layer, wanted)
     torch.testing.assert_close(out, stack.norm(wanted), rtol=1e-4, atol=1e-4)
     assert torch.equal(states[-1], out) and len(states) == stack.num_hidden_states == 4
