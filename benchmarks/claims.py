@@ -28,7 +28,7 @@ from ssamba.evaluation.tables import markdown_table
 from ssamba.files import read_json, write_text
 
 COLUMNS = {
-    "Audio Mamba": ("ssamba", "aum", "ssd"),
+    "Audio Mamba": ("ssamba", "aum"),
     "transformer, Conformer": ("ssast", "ssast-plain", "conformer"),
     "RNN": ("bilstm",),
 }
