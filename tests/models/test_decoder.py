@@ -20,6 +20,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "aum": ("aum", {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 4}),
     "conformer": ("conformer", {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}),
     "bilstm": ("bilstm", {"hidden_size": 32, "state_size": 24}),
+    "ssd": ("ssd", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "head_dim": 16}),
 }
 each_encoder = pytest.mark.parametrize("name", list(SMALL))
 PATCHES, HIDDEN = 24, 18  # a grid of 4 x 6
@@ -98,7 +99,7 @@ def test_an_encoder_of_visible_patches_is_its_stack_on_them(name: str) -> None:
                 tokens.append(encoder.projection(patch) + encoder.positions[row, column])
             classes = list(encoder.class_tokens + encoder.class_positions)
             # Of the tokens that are there: in the middle, or before them.
-            at = len(tokens) // 2 if name in ("aum", "bilstm") else 0
+            at = len(tokens) // 2 if name in ("aum", "bilstm", "ssd") else 0
             out = list(encoder.stack(torch.stack(tokens[:at] + classes + tokens[at:]).unsqueeze(0))[0])
             wanted = torch.stack(out[:at] + out[at + len(classes) :])
             torch.testing.assert_close(encoded.tokens[clip], wanted, rtol=1e-5, atol=1e-5)

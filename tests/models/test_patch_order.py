@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "aum": {**SIZES["aum"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "conformer": {**SIZES["conformer"]["nano"], "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48},
     "bilstm": {**SIZES["bilstm"]["nano"], "hidden_size": 32, "state_size": 24},
+    "ssd": {**SIZES["ssd"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "head_dim": 16},
 }
 AUDIO = AudioSettings(16000, -4.25, 4.5, "repeat")
 each_encoder = pytest.mark.parametrize("encoder", list(SMALL))
