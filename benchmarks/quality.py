@@ -129,7 +129,7 @@ class Work(NamedTuple):
         recipe = load_recipe(
             ROOT / "recipes/finetune/fsdd_digits.yaml",
             [
-                f"run_dir={self.folder / _named(task)}",
+                f"run_dir={self.folder / named(task)}",
                 f"data.train={shards / 'train'}",
                 f"model.pretrained={weights}",
                 f"seed={self.seed}",
@@ -144,7 +144,7 @@ class Work(NamedTuple):
         return recipe
 
 
-def _named(task: str) -> str:
+def named(task: str) -> str:
     return task.replace(" %", "-percent").replace(" ", "-")
 
 
@@ -178,7 +178,7 @@ def make(work: Work) -> str:
             write_json(folder / "pretrain.json", {"steps": steps, "cpu_seconds": round(time.process_time() - began)})
             told.append(f"{steps} steps")
         for task in (*SHARES, "speaker"):
-            if not (folder / _named(task) / "run.json").is_file():
+            if not (folder / named(task) / "run.json").is_file():
                 finetune(work.finetuning(task), overwrite=True)
         if work.row != SCRATCH:
             for task, share in (("frozen", SHARES["5 %"]), ("frozen all", 1.0)):
@@ -188,7 +188,7 @@ def make(work: Work) -> str:
 
 def _probe(work: Work, task: str, share: float) -> None:
     """Scores of a linear classifier and of its baseline, laid out as those of a run."""
-    folder, shards = work.folder / _named(task), work.out / "tuning-shards"
+    folder, shards = work.folder / named(task), work.out / "tuning-shards"
     if folder.exists():
         return
     settings = ProbeSettings(
@@ -221,7 +221,7 @@ def _start() -> None:
 
 def scored(out: Path, row: str, minutes: float, seeds: int, task: str, part: str = "test") -> list[Scored]:
     """What the seeds of a row said of the judged clips; of those that are finished."""
-    folders = [Work(row, minutes, seed, out).folder / _named(task) / part for seed in range(seeds)]
+    folders = [Work(row, minutes, seed, out).folder / named(task) / part for seed in range(seeds)]
     # Speakers differ from seed to seed: each is a fold, whose clips are others.
     folds = [SPEAKERS[seed % len(SPEAKERS)] if task == "speaker" else "" for seed in range(seeds)]
     return [Scored(read_scores(one)[0], fold) for one, fold in zip(folders, folds, strict=True) if one.is_dir()]

@@ -1,0 +1,67 @@
+"""benchmarks/quality.py: every row is a recipe, and a row goes from recordings to its line of the table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssamba.evaluation.scores import read_scores
+
+Script = Callable[[str], Any]
+
+
+def test_every_row_is_a_recipe(benchmark: Script, tmp_path: Path) -> None:
+    quality = benchmark("quality")
+    for row in quality.ROWS:
+        work = quality.Work(row, 1.0, 2, tmp_path)
+        pretraining = work.pretraining(100)
+        assert pretraining.seed == 2 and pretraining.trainer.max_steps == 100
+        for task in (*quality.SHARES, "speaker"):
+            finetuning = work.finetuning(task)
+            assert finetuning.model.pretrained == str(work.folder / "pretrain")
+            for name in ("encoder", "size", "fshape", "tshape", "patch_order"):
+                assert getattr(finetuning.model, name) == getattr(pretraining.model, name)
+    # Takes 0 to 4, the official test, are in no shards that it reads.
+    assert {str(path) for path in pretraining.data.train} == {str(tmp_path / "tuning-shards" / "train")}
+
+
+def test_a_row_is_pretrained_scored_and_told(
+    benchmark: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quality, fsdd = benchmark("quality"), benchmark("fsdd")
+    recordings, out = tmp_path / "recordings", tmp_path / "out"
+    recordings.mkdir()
+    generator = np.random.default_rng(0)
+    for take in (0, 5, 6, *range(15, 19)):
+        for digit in range(4):
+            for speaker in ("george", "jackson"):
+                sound = 0.1 * np.sin(np.arange(4000) * (0.05 + 0.2 * digit)) + 0.01 * generator.standard_normal(4000)
+                soundfile.write(recordings / f"{digit}_{speaker}_{take}.wav", sound, 8000)
+    fsdd.Benchmark(out, 1, ()).prepare(recordings)
+    for name, value in (("STEPS", 1), ("SPEAKERS", ("george", "jackson")), ("SHARES", {"5 %": 0.5, "1 %": 0.25})):
+        monkeypatch.setattr(quality, name, value)
+    monkeypatch.setattr(quality, "TASKS", (*quality.SHARES, "speaker", "frozen", "frozen all"))
+    monkeypatch.setattr(quality, "steps_within", lambda work: 2)
+    plan = [("scratch", 0.0), ("joint-runs", 1.0), ("latent", 1.0)]
+    works = [quality.Work(row, minutes, 0, out) for row, minutes in plan]
+    told = [quality.make(work) for work in works]
+    assert told[1] == "joint-runs, 1 min, seed 0: 2 steps"
+    assert quality.make(works[1]) == "joint-runs, 1 min, seed 0: was there"
+
+    quality.report(out, plan, 1)
+    results = json.loads((out / "results.json").read_text())
+    assert [row["row"] for row in results["rows"]] == ["scratch", "joint-runs", "latent"]
+    for row, work in zip(results["rows"], works, strict=True):
+        for task, (accuracy, low, high) in row["scores"].items():
+            predictions, _ = read_scores(work.folder / quality.named(task) / "test")
+            assert accuracy == pytest.approx((predictions.logits.argmax(1) == predictions.labels).float().mean())
+            assert low <= accuracy <= high and len(predictions.keys) == 16
+    assert set(results["rows"][2]["differences"]) == set(quality.TASKS) and not results["rows"][1]["differences"]
+    assert set(results["baseline"]) == set(quality.TASKS)
+    table = (out / "results.md").read_text()
+    assert table.count("| latent ") == 2 and "| log-mel " in table
+    assert (out / "quality.png").read_bytes()[:4] == b"\x89PNG"
