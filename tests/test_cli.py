@@ -153,12 +153,24 @@ def commands(
         yield words, parser._actions
 
 
+def alternatives(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[list[argparse.Action]]]]:
+    """The words of each command, and of what arguments it needs one."""
+    for action in parser._actions:
+        for name, sub in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from alternatives(sub, (*words, name))
+    yield words, [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
+
+
+PARSER = cli.build_parser()
 ARGUMENTS = [
     (words, action)
-    for words, actions in commands(cli.build_parser())
+    for words, actions in commands(PARSER)
     for action in actions
     if action.nargs != 0 and action.choices is None and action.dest != "overrides"
 ]
+ALTERNATIVES = dict(alternatives(PARSER))
 NUMBERS = [
     (words, action.type)
     for words, action in ARGUMENTS
@@ -181,6 +193,9 @@ def line(words: tuple[str, ...], action: argparse.Action, value: str) -> list[st
     for other in dict(commands(cli.build_parser()))[words]:
         if other.required and other.option_strings and other.dest != action.dest:
             options.append(f"{other.option_strings[0]}={next(iter(other.choices or ['x']))}")
+    for group in ALTERNATIVES.get(words, ()):
+        if action not in group:
+            options.append(f"{group[0].option_strings[0]}=x")
     return [*words, *given, *options]
 
 

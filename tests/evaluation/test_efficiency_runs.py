@@ -169,7 +169,7 @@ def test_the_report_has_exponents_and_where_lines_cross(machine: Machine, out: P
     tokens = ["512", "2048", "8192", "16384", "32768"]
     assert call(out, "--tokens", *tokens, "--most-gigabytes", "10000") == 0
     found = results(out)
-    assert len(found["points"]) == 6 * 2 * 5
+    assert len(found["points"]) == len(KINDS) * 2 * 5
     exponents = {(one["encoder"], one["passes"], one["quantity"]): one["growth"]["exponent"] for one in found["growth"]}
     for encoder in KINDS:
         attends = encoder.startswith(("ssast", "conformer"))

@@ -214,6 +214,7 @@ def test_aums_sizes_and_layout_are_read_off_its_tensors(layout: str) -> None:
     source = from_authors(checkpoint_of(f"aum_{layout}"))
     assert source.arguments == {
         "encoder": "aum",
+        "patch_order": "frequency",
         "num_mel_bins": 128,
         "max_length": 128,
         "fshape": 16,

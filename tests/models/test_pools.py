@@ -201,6 +201,7 @@ def classifier() -> Callable[..., AudioClassifier]:
     def make(encoder: str, pooling: str, **options: Any) -> AudioClassifier:
         torch.manual_seed(0)
         sizes = {**SIZES[encoder]["nano"], "hidden_size": 24}
+        sizes |= {"head_dim": 16} if "head_dim" in sizes else {}
         body = AudioEncoder(encoder, sizes, 32, 48, 8, 8, 8, 4)  # 4 rows of 11 overlapping columns
         return AudioClassifier(body, 5, pooling, **options)
 
