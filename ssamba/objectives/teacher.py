@@ -50,7 +50,7 @@ class Teacher(nn.Module):
         """teacher <- decay * teacher + (1 - decay) * student, when a share of `done` of all steps is behind."""
         decay = self.decay + (self.final_decay - self.decay) * min(1.0, done)
         pairs = zip(self.encoder.parameters(), encoder.parameters(), strict=True)
-        ours, theirs = zip(*[(_own(mine), _own(its)) for mine, its in pairs], strict=True)
+        ours, theirs = zip(*[(local_part(mine), local_part(its)) for mine, its in pairs], strict=True)
         torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
 
     @torch.no_grad()
@@ -101,6 +101,6 @@ def spread(x: Tensor, own: Tensor | None = None) -> Tensor:
     return (((x - mean).square() * own).sum() / (x.square() * own).sum().clamp(min=1e-30)).sqrt()
 
 
-def _own(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part, where a tensor is spread over ranks; it shares memory with the whole."""
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

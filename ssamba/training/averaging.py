@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ssamba.objectives.teacher import local_part
+
 
 class WeightAverage:
     """The exponential moving average of a module's trained parameters: after each step decay * average +
@@ -27,14 +29,16 @@ class WeightAverage:
         """Take in the weights as they are now; `steps` were taken in before."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(
-            [_own(tensor) for tensor in self._tensors.values()], [_own(p) for p in self._parameters.values()], 1 - decay
+            [local_part(tensor) for tensor in self._tensors.values()],
+            [local_part(p) for p in self._parameters.values()],
+            1 - decay,
         )
 
     @torch.no_grad()
     def exchange(self) -> None:
         """Put the average into the module, or the trained weights back, bit for bit."""
         for name, parameter in self._parameters.items():
-            ours, theirs = _own(self._tensors[name]), _own(parameter)
+            ours, theirs = local_part(self._tensors[name]), local_part(parameter)
             before = theirs.clone()
             theirs.copy_(ours)
             ours.copy_(before)
@@ -53,13 +57,8 @@ class WeightAverage:
         for name, tensor in self._tensors.items():
             given = whole[name].to(tensor.device)
             if isinstance(tensor, DTensor):
-                given = _own(distribute_tensor(given, tensor.device_mesh, tensor.placements))
-            _own(tensor).copy_(given)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """This rank's part, which shares memory with the whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+                given = local_part(distribute_tensor(given, tensor.device_mesh, tensor.placements))
+            local_part(tensor).copy_(given)
 
 
 def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
