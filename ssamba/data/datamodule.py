@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
 import lightning
@@ -28,6 +29,9 @@ from ssamba.data.streaming import Progress
 from ssamba.errors import UserError
 
 log = logging.getLogger(__name__)
+
+WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")
+"""macOS has none."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,7 @@ class ClipDataModule(lightning.LightningDataModule):
             num_workers=self.settings.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_parent_alone,
+            multiprocessing_context=_WorkerContext() if self.settings.num_workers and WAITS_FOR_SIGNALS else None,
         )
         # Lightning reads a batch ahead of what has no length, and loses it in a checkpoint.
         return loader.with_length(len(stream), silent=True) if stream.source.batches is not None else loader
@@ -266,13 +271,28 @@ def _place(trainer: lightning.Trainer | None) -> dict[str, Any]:
     return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {"rank": 0, "world_size": 1}
 
 
+class _Worker(ForkProcess):
+    """Begun with SIGTERM blocked, so that no thread takes it which a library starts in every forked process (wandb's
+    telemetry does)."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(ForkContext):
+    Process = _Worker
+
+
 def _obey_the_parent_alone(worker: int) -> None:
     """What asks a run to end is often sent to all its processes; a worker leaves it to the one that has its batches."""
     sys.excepthook = lambda *_: None  # a connection that breaks with another worker's end prints a traceback by it
     for kind in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(kind, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if WAITS_FOR_SIGNALS:
         threading.Thread(target=_await_the_parent, daemon=True).start()
 
 
