@@ -4,16 +4,18 @@
 
 RECORDINGS is FSDD's folder of {digit}_{speaker}_{take}.wav. Of its official split nothing but the training part is
 used, so that defaults can be chosen by this benchmark: takes 15 to 49 are pretrained on and labelled, takes 5 to 14 are
-judged. Each row of `ROWS` is pretrained by one thread for so many minutes of its CPU, to its steps' own pace, as it is
-measured first; with every seed the weights, the order, the masks and the labelled clips are others. Then:
+judged. Each row of `ROWS` is pretrained by one thread for so many minutes of its CPU, to its steps' own pace; with
+every seed the weights, the order, the masks and the labelled clips are others. Then:
 
     5 %, 1 %   digits by fine-tuning with as many labels as 5 % and 1 % of the official training part are, 135 and 27
     speaker    digits of a speaker of whom nothing is labelled, a different one for each seed, all labels of the others
     frozen     digits by a linear classifier on the features as they are, 5 % of the labels; frozen all: all labels
 
-The first row, `joint-runs`, is what others are compared with, and alone has every number of minutes; the others have
---budget. Beside them stand a network without pretraining and the best of the log-mel baselines. What is finished in OUT
-is not made again, so the work can be cut into several calls. Results: OUT/results.md, results.json, quality.png.
+A row is compared with the first one of its patches, `joint-runs` or `joint-squares`, after as many minutes and after
+the most; these two have every number of --minutes, the others --budget. Beside them stand networks without pretraining
+and the best of the log-mel baselines. The pace of all rows is measured first, on a machine with nothing else to do, and
+is kept in OUT/paces.json. What is finished in OUT is not made again, so the work can be cut into several calls.
+Results: OUT/results.md, results.json, quality.png.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,19 +52,20 @@ LATENT = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "
 FRAMES = ["model.fshape=96", "model.tshape=2"]
 VISIBLE = ["model.encode=visible", "mask.share=0.75"]
 SQUARES = ["model.fshape=16", "model.tshape=16", "mask.smallest=2", "mask.largest=3"]
-FIRST = "joint-runs"
+TWO_MASKS = ["mask.per_clip=2", "data.batch_size=16"]
 ROWS: dict[str, list[str]] = {
-    FIRST: [*FRAMES, *RUNS],
+    "joint-runs": [*FRAMES, *RUNS],
     "joint-scattered": [*FRAMES, "mask.kind=random"],
     "joint-runs-65": [*FRAMES, *RUNS, "mask.share=0.65"],
-    "joint-runs-two-masks": [*FRAMES, *RUNS, "mask.per_clip=2", "data.batch_size=16"],
+    "joint-runs-two-masks": [*FRAMES, *RUNS, *TWO_MASKS],
+    "joint-runs-16-clips": [*FRAMES, *RUNS, "data.batch_size=16"],
     "contrastive": [*FRAMES, *RUNS, "objective.parts.reconstruction=0"],
     "reconstruction": [*FRAMES, *RUNS, "objective.parts.contrastive=0", "objective.parts.reconstruction=1"],
-    "latent": [*FRAMES, *RUNS, *LATENT, "mask.per_clip=2", "data.batch_size=16"],
-    "latent-clip": [*FRAMES, *RUNS, *LATENT, "objective.parts.clip=1", "mask.per_clip=2", "data.batch_size=16"],
-    "joint-latent": [*FRAMES, *RUNS, "objective.parts.latent=1", "mask.per_clip=2", "data.batch_size=16"],
+    "latent": [*FRAMES, *RUNS, *LATENT, *TWO_MASKS],
+    "latent-clip": [*FRAMES, *RUNS, *LATENT, "objective.parts.clip=1", *TWO_MASKS],
+    "joint-latent": [*FRAMES, *RUNS, "objective.parts.latent=1", *TWO_MASKS],
     "joint-visible": [*FRAMES, *RUNS, *VISIBLE],
-    "latent-visible": [*FRAMES, *RUNS, *LATENT, *VISIBLE, "mask.per_clip=2", "data.batch_size=16"],
+    "latent-visible": [*FRAMES, *RUNS, *LATENT, *VISIBLE, *TWO_MASKS],
     "joint-mixed": [*FRAMES, *RUNS, "objective.mix=0.5"],
     "ssast": [*FRAMES, *RUNS, "model.encoder=ssast", "optimizer.learning_rate=1e-3"],
     "aum": [*FRAMES, *RUNS, "model.encoder=aum"],
@@ -70,22 +73,26 @@ ROWS: dict[str, list[str]] = {
     "bilstm": [*FRAMES, *RUNS, "model.encoder=bilstm"],
     "ssd": [*FRAMES, *RUNS, "model.encoder=ssd"],
     "joint-squares": SQUARES,
+    "joint-squares-16-clips": [*SQUARES, "data.batch_size=16"],
     "joint-squares-scattered": [*SQUARES, "mask.kind=random"],
     "joint-squares-visible": [*SQUARES, *VISIBLE],
-    "latent-squares": [*SQUARES, *LATENT, "mask.per_clip=2", "data.batch_size=16"],
+    "latent-squares": [*SQUARES, *LATENT, *TWO_MASKS],
+    "joint-latent-squares": [*SQUARES, "objective.parts.latent=1", *TWO_MASKS],
 }
 """Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction."""
-SCRATCH, BASELINE = "scratch", "log-mel"
+SCRATCH = {"scratch": FRAMES, "scratch-squares": SQUARES}
+BASELINE = "log-mel"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TRAINED = 2100  # recordings of takes 15 to 49
 SHARES = {"5 %": 135 / TRAINED, "1 %": 27 / TRAINED}
 STEPS = 250  # of fine-tuning
-TIMED = 12  # steps by which the pace is measured
+TIMED = 12  # steps by which a pace is measured,
+ROUNDS = 2  # so often, all rows in turn
 TASKS = (*SHARES, "speaker", "frozen", "frozen all")
 
 
 class Work(NamedTuple):
-    """A row with a number of minutes and a seed; of row `SCRATCH` 0 minutes."""
+    """A row with a number of minutes and a seed; of those of `SCRATCH` 0 minutes."""
 
     row: str
     minutes: float
@@ -99,8 +106,13 @@ class Work(NamedTuple):
     @property
     def model(self) -> list[str]:
         """What a fine-tuning recipe has of the row's model section."""
-        words = [word for word in ROWS.get(self.row, FRAMES) if word.startswith("model.")]
+        words = [word for word in (ROWS | SCRATCH)[self.row] if word.startswith("model.")]
         return [word for word in words if not word.startswith("model.encode=")]
+
+    @property
+    def reference(self) -> str:
+        """The row that this one is compared with."""
+        return "joint-squares" if "model.tshape=16" in self.model else "joint-runs"
 
     def pretraining(self, steps: int) -> PretrainRecipe:
         recipe = load_recipe(
@@ -124,7 +136,7 @@ class Work(NamedTuple):
         words = [f"data.test={shards / 'test'}", f"data.label_fraction={SHARES.get(task, 1)}"]
         if task == "speaker":
             words = ["data.test=[]", "data.fold_by=speaker", f"data.fold={SPEAKERS[self.seed % len(SPEAKERS)]}"]
-        weights = "null" if self.row == SCRATCH else self.folder / "pretrain"
+        weights = "null" if self.row in SCRATCH else self.folder / "pretrain"
         strides = ["model.time_stride=8"] if "model.tshape=16" in self.model else []
         recipe = load_recipe(
             ROOT / "recipes/finetune/fsdd_digits.yaml",
@@ -148,31 +160,39 @@ def named(task: str) -> str:
     return task.replace(" %", "-percent").replace(" ", "-")
 
 
-def steps_within(work: Work) -> int:
-    """How many optimizer steps of a row one thread makes in its minutes."""
+def pace(work: Work) -> float:
+    """Seconds of one thread's CPU that an optimizer step of a row takes."""
     built = build_pretrainer(work.pretraining(10))
     module, batch = built.module, built.data.noise()
-    optimizer = torch.optim.AdamW(module.model.parameters())
+    optimizer = torch.optim.AdamW(module.model.parameters(), fused=True)
     seconds = []
     for step in range(TIMED):
         began = time.process_time()
-        log_mel = module.log_mel(batch["waveform"], batch["lengths"])
-        mask = module.draw_mask("train", batch["positions"], batch["lengths"], module.masks)
-        module.objectives(log_mel, mask)["loss"].backward()
+        module.training_step(batch, step).backward()
         optimizer.step()
         optimizer.zero_grad()
         module.after_step(step)
         seconds.append(time.process_time() - began)
-    return max(1, int(60 * work.minutes / sorted(seconds)[TIMED // 2]))
+    return statistics.median(seconds)
 
 
-def make(work: Work) -> str:
-    """Pretrain a row and score it; what is finished is left as it is. Called in a process with one thread."""
+def measured_paces(out: Path, works: Sequence[Work], pool: Executor) -> dict[str, float]:
+    """`pace` of each row, the least of some rounds; what was measured before is kept."""
+    path = out / "paces.json"
+    paces = json.loads(path.read_text()) if path.is_file() else {}
+    new = {work.row: work for work in works if work.row not in SCRATCH and work.row not in paces}
+    rounds = [list(pool.map(pace, new.values())) for _ in range(ROUNDS)]
+    paces |= {row: min(seconds) for row, seconds in zip(new, zip(*rounds, strict=True), strict=True)}
+    write_json(path, paces)
+    return paces
+
+
+def make(work: Work, steps: int) -> str:
+    """Pretrain a row for so many steps and score it; what is finished is left as it is."""
     folder, told = work.folder, []
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        if work.row != SCRATCH and not (folder / "pretrain" / "run.json").is_file():
-            steps = steps_within(work)
+        if steps and not (folder / "pretrain" / "run.json").is_file():
             began = time.process_time()
             pretrain(work.pretraining(steps), overwrite=True)
             write_json(folder / "pretrain.json", {"steps": steps, "cpu_seconds": round(time.process_time() - began)})
@@ -180,7 +200,7 @@ def make(work: Work) -> str:
         for task in (*SHARES, "speaker"):
             if not (folder / named(task) / "run.json").is_file():
                 finetune(work.finetuning(task), overwrite=True)
-        if work.row != SCRATCH:
+        if steps:
             for task, share in (("frozen", SHARES["5 %"]), ("frozen all", 1.0)):
                 _probe(work, task, share)
     return f"{work.row}, {work.minutes:g} min, seed {work.seed}: {', '.join(told) or 'was there'}"
@@ -233,44 +253,50 @@ def difference(first: Sequence[Scored], second: Sequence[Scored]) -> str:
 
 
 class Line(NamedTuple):
-    """Of a row: its minutes, steps and CPU seconds as they were, and the mean accuracy of each task."""
+    """Of a row: its minutes, steps and CPU seconds as they were, the mean accuracy of each task, and how much that is
+    above what it is compared with: {(row, minutes): {task: difference}}, as text."""
 
     row: str
     minutes: float
-    steps: str
+    steps: int
     cpu_seconds: float
     scores: dict[str, Interval]
-    differences: dict[str, str]
+    differences: dict[str, dict[str, str]]
 
 
 def lines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> list[Line]:
-    """Of all rows whose seeds are all finished; differences are to the first row's after as many minutes."""
-    found = []
+    """Of all rows whose seeds are all finished."""
+    table = []
     for row, minutes in plan:
-        tasks = [task for task in TASKS if row != SCRATCH or not task.startswith("frozen")]
+        tasks = [task for task in TASKS if row not in SCRATCH or not task.startswith("frozen")]
         ours = {task: scored(out, row, minutes, seeds, task) for task in tasks}
         if any(len(one) < seeds for one in ours.values()):
             continue
-        told = []
-        if row != SCRATCH:
+        records = []
+        if row not in SCRATCH:
             folders = [Work(row, minutes, seed, out).folder for seed in range(seeds)]
-            told = [json.loads((folder / "pretrain.json").read_text()) for folder in folders]
+            records = [json.loads((folder / "pretrain.json").read_text()) for folder in folders]
+        reference = Work(row, minutes, 0, out).reference
+        most = max((m for name, m in plan if name == reference), default=0.0)
         differences = {}
-        for task in tasks:
-            theirs = scored(out, FIRST, minutes, seeds, task)
-            if row not in (FIRST, SCRATCH) and len(theirs) == seeds:
-                differences[task] = difference(ours[task], theirs)
-        found.append(
+        for theirs in dict.fromkeys(((reference, minutes), (reference, most))):
+            if theirs == (row, minutes):
+                continue
+            pairs = {task: scored(out, *theirs, seeds, task) for task in tasks}
+            if all(len(one) == seeds for one in pairs.values()):
+                told = {task: difference(ours[task], pairs[task]) for task in tasks}
+                differences[f"{theirs[0]}, {theirs[1]:g} min"] = told
+        table.append(
             Line(
                 row,
                 minutes,
-                ", ".join(f"{one['steps']:,}" for one in told),
-                statistics.mean(one["cpu_seconds"] for one in told) if told else 0.0,
+                records[0]["steps"] if records else 0,
+                statistics.mean(one["cpu_seconds"] for one in records) if records else 0.0,
                 {task: mean_intervals(one)["accuracy"] for task, one in ours.items()},
                 differences,
             )
         )
-    return found
+    return table
 
 
 def baselines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> dict[str, Interval]:
@@ -293,18 +319,18 @@ def report(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> None:
         (
             line.row,
             f"{line.minutes:g}",
-            line.steps,
+            f"{line.steps:,}",
             f"{line.cpu_seconds:.0f}",
             *(str(line.scores[task]) if task in line.scores else "" for task in TASKS),
         )
         for line in rows
     ]
     table.append((BASELINE, "", "", "", *(str(simple[task]) if task in simple else "" for task in TASKS)))
-    against: list[tuple[str, ...]] = [(f"less {FIRST}", "minutes", *TASKS)]
+    against: list[tuple[str, ...]] = [("pretraining", "minutes", "less", *TASKS)]
     against += [
-        (line.row, f"{line.minutes:g}", *(line.differences[task] for task in TASKS))
+        (line.row, f"{line.minutes:g}", theirs, *(values.get(task, "") for task in TASKS))
         for line in rows
-        if line.differences
+        for theirs, values in line.differences.items()
     ]
     text = (
         "Accuracy on digits, FSDD's training takes: 15 to 49 learned from, 5 to 14 judged; means of "
@@ -367,23 +393,26 @@ def main() -> None:
     parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 3.0, 10.0], help=f"of {FIRST}")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 3.0, 10.0], help="of the rows compared with")
     parser.add_argument("--budget", type=float, default=3.0, metavar="MINUTES", help="of the other rows (default: 3)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="at a time, one thread each (default: 2)")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     fsdd.Benchmark(out, arguments.jobs, ()).prepare(arguments.recordings)
-    plan = [(SCRATCH, 0.0)]
+    plan = [(row, 0.0) for row in SCRATCH]
     for row in arguments.rows:
-        plan += [(row, minutes) for minutes in (arguments.minutes if row == FIRST else [arguments.budget])]
-    works = [Work(row, minutes, seed, out) for row, minutes in plan for seed in range(arguments.seeds)]
+        compared = row in (Work(one, 0.0, 0, out).reference for one in arguments.rows)
+        plan += [(row, minutes) for minutes in (arguments.minutes if compared else [arguments.budget])]
+    works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(arguments.jobs, context, _start) as pool,
         progress_bar(len(works), "run", "quality") as bar,
     ):
-        for told in pool.map(make, works):
+        paces = measured_paces(out, works, pool)
+        steps = [round(60 * work.minutes / paces[work.row]) if work.minutes else 0 for work in works]
+        for told in pool.map(make, works, steps):
             print_above(told, sys.stderr)
             bar.update()
     report(out, plan, arguments.seeds)

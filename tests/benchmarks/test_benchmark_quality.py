@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,43 @@ def test_a_row_is_pretrained_scored_and_told(
     for name, value in (("STEPS", 1), ("SPEAKERS", ("george", "jackson")), ("SHARES", {"5 %": 0.5, "1 %": 0.25})):
         monkeypatch.setattr(quality, name, value)
     monkeypatch.setattr(quality, "TASKS", (*quality.SHARES, "speaker", "frozen", "frozen all"))
-    monkeypatch.setattr(quality, "steps_within", lambda work: 2)
-    plan = [("scratch", 0.0), ("joint-runs", 1.0), ("latent", 1.0)]
+    plan = [("scratch", 0.0), ("joint-runs", 1.0), ("joint-runs", 2.0), ("latent", 1.0)]
     works = [quality.Work(row, minutes, 0, out) for row, minutes in plan]
-    told = [quality.make(work) for work in works]
+    told = [quality.make(work, int(2 * work.minutes)) for work in works]
     assert told[1] == "joint-runs, 1 min, seed 0: 2 steps"
-    assert quality.make(works[1]) == "joint-runs, 1 min, seed 0: was there"
+    assert quality.make(works[1], 2) == "joint-runs, 1 min, seed 0: was there"
 
     quality.report(out, plan, 1)
     results = json.loads((out / "results.json").read_text())
-    assert [row["row"] for row in results["rows"]] == ["scratch", "joint-runs", "latent"]
+    assert [row["row"] for row in results["rows"]] == ["scratch", "joint-runs", "joint-runs", "latent"]
+    assert [row["steps"] for row in results["rows"]] == [0, 2, 4, 2]
     for row, work in zip(results["rows"], works, strict=True):
         for task, (accuracy, low, high) in row["scores"].items():
             predictions, _ = read_scores(work.folder / quality.named(task) / "test")
             assert accuracy == pytest.approx((predictions.logits.argmax(1) == predictions.labels).float().mean())
             assert low <= accuracy <= high and len(predictions.keys) == 16
-    assert set(results["rows"][2]["differences"]) == set(quality.TASKS) and not results["rows"][1]["differences"]
+    less = [list(row["differences"]) for row in results["rows"]]
+    first, most = "joint-runs, 1 min", "joint-runs, 2 min"
+    assert less[1:] == [[most], [], [first, most]]
+    assert set(results["rows"][3]["differences"][first]) == set(quality.TASKS)
     assert set(results["baseline"]) == set(quality.TASKS)
     table = (out / "results.md").read_text()
-    assert table.count("| latent ") == 2 and "| log-mel " in table
+    assert table.count("| latent ") == 3 and "| log-mel " in table
     assert (out / "quality.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_paces_are_measured_once(benchmark: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = benchmark("quality")
+    asked: list[str] = []
+
+    def pace(work: Any) -> float:
+        asked.append(work.row)
+        return float(len(asked))
+
+    monkeypatch.setattr(quality, "pace", pace)
+    rows = ("scratch", "joint-runs", "latent", "joint-runs")
+    works = [quality.Work(row, 1.0, 0, tmp_path) for row in rows]
+    with ThreadPoolExecutor(1) as pool:
+        assert quality.measured_paces(tmp_path, works[:2], pool) == {"joint-runs": 1.0}
+        assert quality.measured_paces(tmp_path, works, pool) == {"joint-runs": 1.0, "latent": 3.0}
+    assert asked == ["joint-runs", "joint-runs", "latent", "latent"]
