@@ -20,8 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ssamba.ops import triton as scan
-from ssamba.ops import triton_conv as conv
+from ssamba.ops.conv import triton_kernels as conv
+from ssamba.ops.scan import triton_kernels as scan
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 COUNTED = ("MUFU.EX2", "FFMA", "FMUL", "FADD", "FSEL", "SHFL", "LDG", "STG", "LDS", "STS", "LDL", "STL", "BAR")

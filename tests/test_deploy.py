@@ -20,7 +20,8 @@ from ssamba.hub import SsambaModel
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
-from ssamba.ops import reference, reference_conv
+from ssamba.ops.conv import reference as reference_conv
+from ssamba.ops.scan import reference as reference_scan
 from ssamba.program import Program, load_program
 
 ROOT = Path(__file__).parents[1]
@@ -151,10 +152,10 @@ def test_the_scans_backend_is_chosen_where_the_program_runs(chosen: str, monkeyp
         return chosen
 
     # Stand-ins with the same functions: the package needs a GPU.
-    monkeypatch.setitem(sys.modules, "ssamba.ops.mamba_ssm", reference)
-    monkeypatch.setitem(sys.modules, "ssamba.ops.causal_conv1d", reference_conv)
-    monkeypatch.setattr("ssamba.ops.scan.resolve_backend", elsewhere)
-    monkeypatch.setattr("ssamba.ops.conv.resolve_backend", elsewhere)
+    monkeypatch.setitem(sys.modules, "ssamba.ops.scan.mamba_ssm_kernels", reference_scan)
+    monkeypatch.setitem(sys.modules, "ssamba.ops.conv.mamba_ssm_kernels", reference_conv)
+    monkeypatch.setattr("ssamba.ops.scan.operator.resolve_backend", elsewhere)
+    monkeypatch.setattr("ssamba.ops.conv.operator.resolve_backend", elsewhere)
     torch.testing.assert_close(program.module()(batch, own), here, rtol=1e-5, atol=1e-5)
     assert asked == [("auto", "cpu")] * 4
 

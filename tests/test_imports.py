@@ -114,11 +114,9 @@ def imported(path: Path, module_level: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports relatively"
             # `from ssamba import audio` imports ssamba.audio.
-            yield from (
-                (f"{node.module}.{alias.name}" for alias in node.names)
-                if node.module in ("ssamba", "ssamba.data")
-                else [str(node.module)]
-            )
+            module = str(node.module)
+            in_a_folder = module.split(".")[0] == "ssamba" and ROOT.joinpath(*module.split(".")).is_dir()
+            yield from (f"{module}.{alias.name}" for alias in node.names) if in_a_folder else [module]
 
 
 def part(path: Path) -> str:
@@ -163,19 +161,17 @@ def test_the_schema_imports_no_torch() -> None:
     assert used - set(sys.stdlib_module_names) <= {"omegaconf", "ssamba"}
 
 
-# Modules of ssamba/ops that are imported when their backend is chosen, and the optional packages they bring in.
+# Modules of ssamba/ops and its folders that are imported when their backend is chosen, and the optional packages that
+# they bring in.
 ADAPTORS = {
-    "mamba_ssm": {"mamba_ssm"},
-    "causal_conv1d": {"causal_conv1d"},
-    "triton": {"triton"},
-    "triton_conv": {"triton"},
+    "mamba_ssm_kernels": {"mamba_ssm", "causal_conv1d"},
+    "triton_kernels": {"triton"},
     "cpu": {"numba"},
-    "cpu_conv": {"numba"},
-    "cpu_ssd": {"numba"},
     "kernels": set(),
     "kernel_cache": {"numba", "llvmlite"},
     "simd": {"numba", "llvmlite"},
 }
+OPS = PACKAGE / "ops"
 
 
 @each_source
@@ -183,14 +179,19 @@ def test_optional_packages_wait_until_they_are_asked_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imported(path, module_level=True)}
     optional = {"mamba_ssm", "causal_conv1d", "numba", "triton"}
     optional |= {"wandb", "pyarrow", "distributed", "av", "datasets", "lhotse", "transformers"}
-    assert not used & optional - ADAPTORS.get(path.stem, set())
+    assert not used & optional - (ADAPTORS.get(path.stem, set()) if path.is_relative_to(OPS) else set())
 
 
 @each_source
 def test_adaptors_wait_too(path: Path) -> None:
-    if path.parent.name != "ops" or path.stem not in ADAPTORS:
-        used = set(imported(path, module_level=True))
-        assert not used & {f"ssamba.ops.{name}" for name in ADAPTORS}
+    if not path.is_relative_to(OPS) or path.stem not in ADAPTORS:
+        used = {name for name in imported(path, module_level=True) if name.startswith("ssamba.ops.")}
+        assert not {name.rpartition(".")[2] for name in used} & ADAPTORS.keys()
+
+
+def test_no_module_has_the_name_of_a_package_that_it_adapts() -> None:
+    adapted = set().union(*ADAPTORS.values())
+    assert not {path.stem for path in SOURCES} & adapted
 
 
 @pytest.mark.parametrize("part", ["models", "ops"])

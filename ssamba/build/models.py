@@ -22,7 +22,7 @@ from ssamba.models.checkpoint import (
     read_config,
 )
 from ssamba.models.encoder import SIZES, STACKS, AudioEncoder
-from ssamba.ops.scan import resolve_backend
+from ssamba.ops import resolve_backend
 from ssamba.training.finetuning import FineTuning
 from ssamba.training.pretraining import Pretraining
 

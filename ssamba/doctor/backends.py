@@ -18,8 +18,7 @@ def backends() -> Iterator[Finding]:
     """Scan and convolution by each backend, forward and backward, on a CPU and on a GPU if there is one."""
     import torch
 
-    from ssamba.ops import BACKENDS, bidirectional_conv_silu, bidirectional_scan
-    from ssamba.ops.scan import resolve_backend
+    from ssamba.ops import BACKENDS, bidirectional_conv_silu, bidirectional_scan, resolve_backend
 
     operators: dict[str, tuple[Callable[..., Any], Callable[[str], tuple[dict[str, Any], Any]]]] = {
         "scan": (bidirectional_scan, _of_scan),

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.evaluation.tables import markdown_table
-from ssamba.ops.scan import BACKENDS, MAX_STATES, bidirectional_scan, resolve_backend, selective_scan
+from ssamba.ops import BACKENDS, bidirectional_scan, resolve_backend, selective_scan
+from ssamba.ops.scan import MAX_STATES
 from ssamba.progress import progress_bar
 
 SCAN_BACKENDS = BACKENDS[1:]  # without "auto", which is one of the others

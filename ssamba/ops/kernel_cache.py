@@ -58,7 +58,7 @@ class _Cache(NullCache):
     """Where `CFunc` asks for a compiled kernel, and puts it otherwise."""
 
     def __init__(self, kernel: Callable[[Any], None]) -> None:
-        self.kernel = f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
+        self.kernel = f"{kernel.__module__.removeprefix('ssamba.ops.')}.{kernel.__name__}"
         self.name, self.source = "", b""
         self.folders: list[Path] = []
         self.damaged: list[str] = []
@@ -135,11 +135,14 @@ def _file_name(kernel: str, target_context: Any) -> str:
 
 
 def source_digest() -> bytes:
-    """Of every source in this package: what a kernel calls, and how it is called, may stand in any of them.
-    Empty where there is none."""
-    paths = sorted(SOURCES.glob("*.py*"))  # .pyc where a package comes without its sources
+    """Of every source in this package and its folders: what a kernel calls, and how it is called, may stand in any of
+    them. Empty where there is none."""
+    # .pyc where a package comes without its sources, not those that Python keeps beside them.
+    paths = sorted(path for path in SOURCES.rglob("*.py*") if path.parent.name != "__pycache__")
     try:
-        contents = [f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes() for path in paths]
+        contents = [
+            f"{path.relative_to(SOURCES)} {path.stat().st_size}\n".encode() + path.read_bytes() for path in paths
+        ]
     except OSError:
         contents = []
     return hashlib.sha256(b"".join(contents)).digest() if contents else b""

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from ssamba import ops
 from ssamba.doctor import backends
 from ssamba.doctor.findings import Finding
-from ssamba.ops import cpu, cpu_conv, scan
+from ssamba.ops.conv import cpu as cpu_conv
+from ssamba.ops.scan import cpu as cpu_scan
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def test_those_that_are_here_are_called_and_agree() -> None:
 
 
 @pytest.mark.parametrize("pass_of", ["forward", "backward"])
-@pytest.mark.parametrize(("module", "operator"), [(cpu, "scan"), (cpu_conv, "convolution")])
+@pytest.mark.parametrize(("module", "operator"), [(cpu_scan, "scan"), (cpu_conv, "convolution")])
 def test_one_that_is_wrong_is_told(module: Any, operator: str, pass_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., Any] = getattr(module, pass_of)
 
@@ -57,20 +59,20 @@ def test_one_that_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(*_: Any) -> Any:
         raise RuntimeError("illegal instruction")
 
-    monkeypatch.setattr(cpu, "forward", raises)
+    monkeypatch.setattr(cpu_scan, "forward", raises)
     one = found()["scan by cpu on cpu"]
     assert (one.state, one.said) == ("problem", "it fails: RuntimeError: illegal instruction")
 
 
 def test_one_that_does_not_import_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = scan.resolve_backend
+    real = ops.resolve_backend
 
     def missing(backend: str, device: str, dtype: torch.dtype) -> str:
         if backend == "cpu":
             raise RuntimeError("scan backend 'cpu': it does not import: ImportError: numba needs NumPy 2")
         return real(backend, device, dtype)
 
-    monkeypatch.setattr(scan, "resolve_backend", missing)
+    monkeypatch.setattr(ops, "resolve_backend", missing)
     one = found()["cpu on cpu"]
     assert one.state == "problem" and one.said.startswith("it does not import: ImportError: numba needs NumPy 2; auto")
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.models.ssd import SsdLayer, SsdStack
-from ssamba.ops import reference_ssd
+from ssamba.ops.ssd import reference
 
 WIDTH, STATES, HEAD_DIM, TAPS = 24, 3, 16, 4
 HEADS, INNER = 3, 48
@@ -39,7 +39,7 @@ def described(layer: SsdLayer, x: Tensor) -> Tensor:
     log_decay = step * -layer.A_log.exp().view(2, 1, 1, HEADS)
     b, c = torch.stack([b_ahead, b_back]), torch.stack([c_ahead, c_back])
     heads = (*x.shape[:2], HEADS, HEAD_DIM)
-    y = reference_ssd.ssd(x.reshape(heads), step, log_decay, b, c, layer.D, z.reshape(heads))
+    y = reference.ssd(x.reshape(heads), step, log_decay, b, c, layer.D, z.reshape(heads))
     return y.flatten(2) @ layer.out_proj.weight.T
 
 

@@ -65,7 +65,18 @@ def test_a_kernel_is_compiled_once(folder: Path, said: Callable[[], list[str]]) 
     assert said() == []
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in SOURCES.glob("*.py")))
+def test_kernels_of_one_name_in_the_folders_of_two_operators_are_kept_apart(folder: Path) -> None:
+    for operator in ("conv", "scan"):
+
+        def kernel(call):  # type: ignore[no-untyped-def]
+            integer(call, 1)
+
+        kernel.__module__ = f"ssamba.ops.{operator}.cpu"
+        assert kernel_cache.compile_kernel(kernel).cache_hits == 0
+    assert sorted(file.name.split("-")[0] for file in folder.iterdir()) == ["conv.cpu.kernel", "scan.cpu.kernel"]
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.py")))
 def test_a_kernel_is_compiled_anew_after_a_change_in_any_source(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
@@ -77,7 +88,7 @@ def test_a_kernel_is_compiled_anew_after_a_change_in_any_source(
         file.write("# changed\n")
     assert not is_kept() and is_kept()
     kept_file(folder)  # the older one is replaced
-    (copy / name).rename(copy / f"renamed_{name}")
+    (copy / name).rename((copy / name).with_stem("renamed"))
     assert not is_kept()
     assert said() == []
 

@@ -12,8 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.ops import BACKENDS, bidirectional_conv_silu, bidirectional_scan, chunked, resolve_backend, selective_scan
-from ssamba.ops import scan as scan_module
+from ssamba.ops import (
+    BACKENDS,
+    backends,
+    bidirectional_conv_silu,
+    bidirectional_scan,
+    resolve_backend,
+    selective_scan,
+)
+from ssamba.ops.scan import chunked, operator
 
 OURS = ("cpu", "torch-chunked")
 DIRECTIONS = ("forward", "reverse")
@@ -357,14 +364,14 @@ def test_uniformly_extreme_step_sizes_are_correct(level: float, backend: str) ->
 def test_without_gradients_the_output_is_the_same_and_no_states_are_kept(
     how: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, kept = scan_module.load_backend(backend), []
+    module, kept = backends.load_backend("scan", backend), []
 
     def spy(*arguments: Any) -> tuple[Tensor, Tensor]:
         y, saved = module.forward(*arguments)
         kept.append(saved.numel())
         return y, saved
 
-    monkeypatch.setattr(scan_module, "load_backend", lambda name: type("Spy", (), {"forward": staticmethod(spy)}))
+    monkeypatch.setattr(operator, "load_backend", lambda *_: type("Spy", (), {"forward": staticmethod(spy)}))
     inputs = make_inputs(2, 40, 20, 4, bidirectional="exchanged" in how)
     inputs = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     with_gradients = scan(inputs, backend=backend, **how)
@@ -445,8 +452,8 @@ def unresolved() -> Iterator[None]:
     """What is available is looked up anew, in the test and after it."""
 
     def forget() -> None:
-        scan_module.first_backend.cache_clear()
-        scan_module.why_missing.cache_clear()
+        backends.first_backend.cache_clear()
+        backends.why_missing.cache_clear()
 
     forget()
     yield
@@ -473,13 +480,13 @@ def test_a_backend_asked_for_by_name_that_cannot_run_is_an_error_with_the_cause(
 
 def hide_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "ssamba.ops.cpu", raising=False)
+    monkeypatch.delitem(sys.modules, "ssamba.ops.scan.cpu", raising=False)
 
 
 def test_auto_takes_the_fastest_that_keeps_the_precision_and_logs_once(
     unresolved: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="ssamba.ops.scan"):
+    with caplog.at_level(logging.INFO, logger="ssamba.ops.backends"):
         chosen = [resolve_backend("auto", "cpu", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)]
         assert chosen == ["cpu", "cpu", "torch-chunked"]
         assert resolve_backend("auto", "cpu", torch.float32) == "cpu"
@@ -496,7 +503,7 @@ def test_auto_without_numba_is_plain_torch_and_one_warning_with_the_cause(
 ) -> None:
     hide_numba(monkeypatch)
     inputs, taps = make_inputs(2, 20, 16, 4, bidirectional=True), torch.ones(2, 16, 4)
-    with caplog.at_level(logging.INFO, logger="ssamba.ops.scan"):
+    with caplog.at_level(logging.INFO, logger="ssamba.ops.backends"):
         for _ in range(2):
             y = bidirectional_scan(**inputs)
             convolved = bidirectional_conv_silu(inputs["z"], taps, taps[..., 0])
@@ -513,10 +520,10 @@ def test_auto_without_numba_is_plain_torch_and_one_warning_with_the_cause(
 def test_auto_on_a_gpu_without_its_packages_is_plain_torch_and_one_warning_with_each_cause(
     unresolved: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("ssamba.ops.triton", "mamba_ssm"):
+    for name in ("ssamba.ops.scan.triton_kernels", "mamba_ssm"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "ssamba.ops.mamba_ssm", raising=False)
-    with caplog.at_level(logging.INFO, logger="ssamba.ops.scan"):
+    monkeypatch.delitem(sys.modules, "ssamba.ops.scan.mamba_ssm_kernels", raising=False)
+    with caplog.at_level(logging.INFO, logger="ssamba.ops.backends"):
         assert resolve_backend("auto", "cuda", torch.bfloat16) == "torch-chunked"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING

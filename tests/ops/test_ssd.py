@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import bidirectional_ssd, reference_ssd, ssd
+from ssamba.ops import bidirectional_ssd
+from ssamba.ops.ssd import dual, reference
 
 # (B, L, H, P, N): one token, part and whole chunks of either way, part blocks of states, heads of whole vectors and
 # heads that the kernels do not take, more channels than one task of the backward pass.
@@ -61,26 +62,26 @@ def test_the_reference_is_the_recurrence_one_number_at_a_time() -> None:
                     state[n] = decay * state[n] + drive
                     wanted[clip, t, head, channel] += c[k, clip, t, n] * state[n]
     wanted = (wanted + d[:, None] * x) * z / (1 + np.exp(-z))
-    ours = reference_ssd.ssd(*(tensor.double() for tensor in inputs))
+    ours = reference.ssd(*(tensor.double() for tensor in inputs))
     np.testing.assert_allclose(ours.numpy(), wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernels_equal_the_reference_in_values_and_gradients(shape: tuple[int, ...]) -> None:
     inputs = make_inputs(*shape)
-    assert_near(run(bidirectional_ssd, inputs, torch.float32), run(reference_ssd.ssd, inputs, torch.float64), 3e-6)
+    assert_near(run(bidirectional_ssd, inputs, torch.float32), run(reference.ssd, inputs, torch.float64), 3e-6)
 
 
 @pytest.mark.parametrize("shape", OTHERS)
 def test_the_matrices_equal_the_reference_in_values_and_gradients(shape: tuple[int, ...]) -> None:
     inputs = make_inputs(*shape)
-    wanted = run(reference_ssd.ssd, inputs, torch.float64)
+    wanted = run(reference.ssd, inputs, torch.float64)
     assert_near(run(bidirectional_ssd, inputs, torch.float64), wanted, 1e-11)
     assert_near(run(bidirectional_ssd, inputs, torch.float32), wanted, 3e-5)
 
 
 def test_the_gradients_of_the_matrices_are_those_of_small_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssd, "CHUNK", 4)
+    monkeypatch.setattr(dual, "CHUNK", 4)
     inputs = [tensor.double().requires_grad_() for tensor in make_inputs(1, 10, 2, 2, 2)]
     assert torch.autograd.gradcheck(bidirectional_ssd, inputs)
 

@@ -67,13 +67,13 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 
 def check_without_gradients(directions: int) -> None:
-    from ssamba.ops import triton
+    from ssamba.ops.scan import triton_kernels
 
     inputs = make_inputs(1, CHUNK + 1, 3, 2, bidirectional=True)
     tensors = [x if name == "z" else x[:directions] for name, x in inputs.items()]
     y, states = torch.ops.ssamba.scan(*tensors, False, "triton", True)
     without, nothing = torch.ops.ssamba.scan(*tensors, False, "triton", False)
-    assert tuple(states.shape) == triton.saved_shape(tensors[0], tensors[2]) == (directions, 1, 2, 2, 3)
+    assert tuple(states.shape) == triton_kernels.saved_shape(tensors[0], tensors[2]) == (directions, 1, 2, 2, 3)
     assert torch.equal(without, y) and nothing.numel() == 0
 
 
@@ -142,12 +142,12 @@ def test_states_may_grow_until_they_outgrow_float32(interpreted: Run) -> None:
 
 
 def check_small_steps() -> None:
-    from ssamba.ops import triton
+    from ssamba.ops.scan import triton_kernels
 
     # With one token and no skip, y = C . dt * u * B: softplus itself, to relative precision where it is smallest.
     delta = torch.linspace(-60, 60, 41).reshape(1, 1, 1, -1)
     ones, one = torch.ones_like(delta), torch.ones(1, 1, 1, 1)
-    y, _ = triton.forward(ones, delta, -torch.ones(1, 41, 1), one, one, None, None, None, False, False)
+    y, _ = triton_kernels.forward(ones, delta, -torch.ones(1, 41, 1), one, one, None, None, None, False, False)
     torch.testing.assert_close(y.double().flatten(), torch.log1p(delta.double().exp()).flatten(), rtol=1e-5, atol=0)
 
 
@@ -156,16 +156,16 @@ def test_small_steps_keep_their_precision(interpreted: Run) -> None:
 
 
 def check_usable() -> None:
-    from ssamba.ops import triton
+    from ssamba.ops.scan import triton_kernels
 
-    assert triton.usable("cpu") and not triton.usable("mps")
-    assert triton.usable("cuda") == torch.cuda.is_available()
+    assert triton_kernels.usable("cpu") and not triton_kernels.usable("mps")
+    assert triton_kernels.usable("cuda") == torch.cuda.is_available()
 
 
 def test_a_cpu_will_do_under_the_interpreter_only(interpreted: Run) -> None:
-    from ssamba.ops import triton
+    from ssamba.ops.scan import triton_kernels
 
-    assert not triton.usable("cpu")
+    assert not triton_kernels.usable("cpu")
     interpreted(check_usable)
 
 

@@ -8,6 +8,10 @@ chunk: as much memory as `u` when N equals CHUNK. Backward takes the chunks from
 from its saved state before it walks it in reverse, so no (B, L, E, N) tensor ever exists. The work is cut into (clip,
 group of channels) tasks whose number depends on the shapes alone, so results are bitwise the same for every number of
 threads; a task does both directions, since they share the output and the gate.
+
+To change it: `GROUP` and `BACKWARD_GROUP` may be tuned, by benchmarks/scan.py. `CHUNK` also decides what forward keeps,
+and `BLOCK` is written out in both passes, as states 0 to 3. The judges are tests/ops/test_scan.py, and
+tests/ops/test_processes.py for the same bits on any number of threads.
 """
 
 import numpy as np
@@ -16,10 +20,10 @@ from numba import njit
 from numba.extending import register_jitable
 from torch import Tensor
 
-from ssamba.ops import chunked
-from ssamba.ops.gradients import Gradients
 from ssamba.ops.kernel_cache import compile_kernel
 from ssamba.ops.kernels import as_float, run_tasks
+from ssamba.ops.scan import chunked
+from ssamba.ops.scan.gradients import Gradients
 from ssamba.ops.simd import (
     LANES,
     claim,

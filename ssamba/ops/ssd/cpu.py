@@ -2,7 +2,7 @@
 
 Shapes: B batch, L tokens, H heads, P channels of a head, E = H P, N state size.
 
-They walk as the selective scan's kernels do (ssamba/ops/cpu.py): in chunks of `CHUNK` tokens, of which backward replays
+They walk as the scan's kernels do (ssamba/ops/scan/cpu.py): in chunks of `CHUNK` tokens, of which backward replays
 each from the state that forward kept at its start, `BLOCK` of the N states at a time. But a head has one decay a token,
 made before, where that scan takes an exponential for each channel and state: a state costs its multiply-adds alone. At
 the N of these encoders that is less than the dual form's products of matrices cost, which read and write every tensor

@@ -11,6 +11,10 @@ much memory as a float32 `u` when N equals CHUNK. Backward takes the chunks from
 from its saved states.
 
 Nothing is atomic: sums over programs are partial results added in a fixed order, so results are bitwise repeatable.
+
+To change it: warps and registers may be tuned, by benchmarks/triton_compile.py. `CHUNK` stays half of a warp's lanes,
+which the sums over channels count on. The judge is tests/ops/test_triton.py, which interprets the kernels on a CPU, and
+where there is a GPU runs them.
 """
 
 import torch
@@ -19,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from ssamba.ops.gradients import Gradients
+from ssamba.ops.scan.gradients import Gradients
 
 CHUNK = 16
 # From the counts of benchmarks/triton_compile.py. Backward holds six values for each token of a chunk and so fills the

@@ -1,23 +1,21 @@
 """The public operator `bidirectional_ssd`: Mamba-2's state space model (state space duality), in both directions.
 
-Shapes: B batch, L tokens, H heads, P channels of a head, E = H P, N state size, Q tokens of a chunk, S = L / Q chunks.
+Shapes: B batch, L tokens, H heads, P channels of a head, E = H P, N state size.
 
-On a CPU it is one operator of torch.library, `ssamba::ssd`, with the kernels of ssamba/ops/cpu_ssd.py. Elsewhere, and
-for float64, it is the dual form: products of matrices within chunks and between them, which autograd differentiates.
+On a CPU it is one operator of torch.library, `ssamba::ssd`, with kernels of its own. Elsewhere, and for float64, it is
+the dual form, which autograd differentiates.
 """
 
-import importlib
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops.gradients import separate
-from ssamba.ops.scan import check_kinds, differentiable, operator_backend, resolve_backend
+from ssamba.ops.backends import load_backend, operator_backend, resolve_backend
+from ssamba.ops.ssd import dual
+from ssamba.ops.tensors import check_kinds, differentiable, separate
 
-CHUNK = 64
 _VECTOR = 16  # channels that a kernel takes at once: it needs heads of whole vectors
 
 
@@ -53,12 +51,12 @@ def bidirectional_ssd(x: Tensor, step: Tensor, log_decay: Tensor, B: Tensor, C: 
         y: Tensor = _ssd(*inputs, chosen, keep)[0]
     else:
         with torch.autocast(x.device.type, enabled=False):
-            y = _matrices(*inputs)
+            y = dual.ssd(*inputs)
     return y.view(x.shape)
 
 
 def _kernels() -> ModuleType:
-    return importlib.import_module("ssamba.ops.cpu_ssd")
+    return load_backend("ssd", "cpu")
 
 
 def _has_kernel(backend: str, head_dim: int) -> bool:
@@ -84,48 +82,6 @@ def _check(x: Tensor, step: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, d: 
     check_kinds({"x": x} | {name: tensor for name, (tensor, _) in wanted.items()})
 
 
-def _matrices(x: Tensor, step: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor) -> Tensor:
-    """The dual form, (B, L, E) in x's dtype."""
-    dtype, length, heads = x.dtype, x.shape[1], step.shape[3]
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    x, step, log_decay, b, c, z = (tensor.to(kind) for tensor in (x, step, log_decay, b, c, z))
-    # What fills up the last chunk has step 0: it drives nothing.
-    x_in, step, log_decay, b, c = (
-        F.pad(tensor, (0, 0, 0, -length % CHUNK)).unflatten(-2, (-1, CHUNK)) for tensor in (x, step, log_decay, b, c)
-    )
-    x_in = x_in.unflatten(-1, (heads, -1))
-    ahead, back = (_one_way(x_in, step[k], log_decay[k], b[k], c[k], k == 1) for k in range(2))
-    y = (ahead + back).flatten(1, 2)[:, :length] + x.unflatten(-1, (heads, -1)) * d.to(kind).unsqueeze(-1)
-    return (y.flatten(2) * F.silu(z)).to(dtype)
-
-
-def _one_way(x: Tensor, step: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, backwards: bool) -> Tensor:
-    """x (B, S, Q, H, P), step and log_decay (B, S, Q, H), b and c (B, S, Q, N) -> (B, S, Q, H, P)."""
-    drive = x * step.unsqueeze(-1)
-    until = _sums(log_decay, 2, backwards)  # of a chunk's tokens up to each, itself with them
-    within = _between(until, until, 0, backwards)  # from token j to token i of a chunk
-    y = torch.einsum("bsin,bsjn,bsijh,bsjhp->bsihp", c, b, within, drive)
-    whole = log_decay.sum(2)
-    fresh = torch.einsum("bsjn,bsjh,bsjhp->bshnp", b, (whole.unsqueeze(2) - until).exp(), drive)
-    through = _sums(whole, 1, backwards)
-    across = _between((through - whole).unsqueeze(1), through.unsqueeze(1), 1, backwards).squeeze(1)
-    entering = torch.einsum("brsh,bshnp->brhnp", across, fresh)
-    return y + torch.einsum("bsin,bsih,bshnp->bsihp", c, until.exp(), entering)
-
-
-def _sums(x: Tensor, dim: int, backwards: bool) -> Tensor:
-    """Cumulative sums along a dimension, from its end if backwards."""
-    return x.flip(dim).cumsum(dim).flip(dim) if backwards else x.cumsum(dim)
-
-
-def _between(end: Tensor, start: Tensor, apart: int, backwards: bool) -> Tensor:
-    """exp(end[i] - start[j]), (B, S, Q, Q, H) of (B, S, Q, H), where j is visited at least `apart` before i; else 0."""
-    places = torch.arange(end.shape[2], device=end.device)
-    distance = places.unsqueeze(1) - places
-    unseen = (-distance if backwards else distance) < apart
-    return (end.unsqueeze(3) - start.unsqueeze(2)).masked_fill(unseen.unsqueeze(-1), -torch.inf).exp()
-
-
 @torch.library.custom_op("ssamba::ssd", mutates_args=())
 def _ssd(
     x: Tensor,
@@ -144,7 +100,7 @@ def _ssd(
         if _has_kernel(chosen, x.shape[2] // step.shape[3]):
             y, saved = _kernels().forward(x, step, log_decay, b, c, d, z, keep)
         else:  # what "auto" of an exported program came to, without a backward pass
-            y, saved = _matrices(x, step, log_decay, b, c, d, z), x.new_empty(0, dtype=torch.float32)
+            y, saved = dual.ssd(x, step, log_decay, b, c, d, z), x.new_empty(0, dtype=torch.float32)
     y, saved = separate((y, saved))
     return y, saved
 

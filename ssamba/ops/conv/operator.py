@@ -2,22 +2,17 @@
 
 Shapes: K directions (1 or 2), B batch, L tokens, E channels, W taps.
 
-For our own kernels one operator of torch.library, `ssamba::conv`, as in ssamba/ops/scan.py; the choice of the backend
-is the scan's.
+For our own kernels one operator of torch.library, `ssamba::conv`, as in ssamba/ops/scan/operator.py.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ssamba.ops import reference_conv
-from ssamba.ops.gradients import separate
-from ssamba.ops.scan import check_kinds, differentiable, operator_backend, resolve_backend
-
-_MODULES = {"cpu": "cpu_conv", "triton": "triton_conv", "mamba-ssm": "causal_conv1d"}
+from ssamba.ops.backends import load_backend, operator_backend, resolve_backend
+from ssamba.ops.conv import reference
+from ssamba.ops.tensors import check_kinds, differentiable, separate
 
 
 def causal_conv_silu(
@@ -84,13 +79,9 @@ def _call(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) 
 
 def _composed(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, chosen: str) -> Tensor:
     """By a backend without an operator of its own: autograd differentiates."""
-    module = load_backend(chosen) if chosen == "mamba-ssm" else reference_conv
+    module = load_backend("conv", chosen) if chosen == "mamba-ssm" else reference
     with torch.autocast(x.device.type, enabled=False):
         return module.conv(x, weight, bias, reverse)
-
-
-def load_backend(name: str) -> ModuleType:
-    return importlib.import_module(f"ssamba.ops.{_MODULES[name]}")
 
 
 @torch.library.custom_op("ssamba::conv", mutates_args=())
@@ -98,7 +89,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str) 
     """(K, B, L, E) in x's dtype, direction k backwards where (k == 1) != reverse."""
     chosen: str = resolve_backend(backend, x.device.type, x.dtype)
     if chosen in ("cpu", "triton"):
-        y: Tensor = load_backend(chosen).forward(x, weight, bias, reverse)
+        y: Tensor = load_backend("conv", chosen).forward(x, weight, bias, reverse)
     else:  # what "auto" of an exported program came to, without a backward pass
         y = _composed(x, weight, bias, reverse, chosen)
     return y.contiguous()
@@ -114,7 +105,7 @@ def _conv_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias, each in its input's shape and dtype."""
-    dx, dweight, dbias = separate(load_backend(backend).backward(dout, x, weight, bias, reverse))
+    dx, dweight, dbias = separate(load_backend("conv", backend).backward(dout, x, weight, bias, reverse))
     return dx, dweight, dbias
 
 

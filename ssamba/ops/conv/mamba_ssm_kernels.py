@@ -6,7 +6,7 @@ Shapes: K directions, B batch, L tokens, E channels, W taps; the package wants (
 import torch
 from torch import Tensor
 
-from ssamba.ops import reference_conv
+from ssamba.ops.conv import reference
 
 try:
     from causal_conv1d import causal_conv1d_fn
@@ -17,7 +17,7 @@ except ImportError:  # mamba-ssm does without it
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """See `ssamba.ops.conv`; in plain torch where the package or its kernel for so many taps is missing."""
     if causal_conv1d_fn is None or not 2 <= weight.shape[2] <= 4:
-        return reference_conv.conv(x, weight, bias, reverse)
+        return reference.conv(x, weight, bias, reverse)
     outputs = []
     for k in range(len(weight)):
         backwards = (k == 1) != reverse

@@ -1,4 +1,4 @@
-"""The public operators `selective_scan` and `bidirectional_scan`, and the choice of their backend.
+"""The public operators `selective_scan` and `bidirectional_scan`.
 
 Shapes: K directions (1 or 2), B batch, L tokens, E inner width, N state size.
 
@@ -12,24 +12,16 @@ Autocast casts nothing here: u, delta, B, C and z come in the dtype that the pro
 float16 under autocast), A, D and delta_bias stay float32 parameters, and every state and sum is float32.
 """
 
-import functools
-import importlib
-import logging
-from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ssamba.ops import reference
-from ssamba.ops.gradients import separate
+from ssamba.ops.backends import load_backend, operator_backend, resolve_backend
+from ssamba.ops.scan import reference
+from ssamba.ops.tensors import check_kinds, differentiable, separate
 
-log = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "reference", "torch-chunked", "cpu", "triton", "mamba-ssm")
 MAX_STATES = 64
-_MODULES = {"torch-chunked": "chunked", "cpu": "cpu", "triton": "triton", "mamba-ssm": "mamba_ssm"}
 
 
 def selective_scan(
@@ -61,7 +53,7 @@ def selective_scan(
         z: gate, (B, L, E), or None for no gate.
         delta_bias: (E,) or None.
         direction: the order in which the tokens are visited; no tensor is flipped.
-        backend: one of `BACKENDS`; "auto" takes the fastest that is available for the device.
+        backend: one of `ssamba.ops.BACKENDS`; "auto" takes the fastest that is available for the device.
 
     Returns:
         y, (B, L, E), in u's dtype; states are float32 (float64 for float64 inputs, which two backends take).
@@ -126,26 +118,12 @@ def _call(
     keep = differentiable(u, delta, a, b, c, d, z, bias)
     chosen = operator_backend(backend, u, keep)
     if chosen in ("reference", "mamba-ssm"):
-        module = reference if chosen == "reference" else load_backend(chosen)
+        module = reference if chosen == "reference" else load_backend("scan", chosen)
         with torch.autocast(u.device.type, enabled=False):
             y: Tensor = module.scan(u, delta, a, b, c, d, z, bias, reverse)
         return y
     y = _scan(u, delta, a, b, c, d, z, bias, reverse, chosen, keep)[0]
     return y
-
-
-def differentiable(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is computed from these."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def operator_backend(backend: str, x: Tensor, keep: bool) -> str:
-    """What an operator gets as its backend: `resolve_backend`, but "auto" where a forward pass alone (not `keep`) is
-    exported, since another machine may run it."""
-    if backend == "auto" and not keep and torch.compiler.is_exporting():
-        return backend
-    chosen: str = resolve_backend(backend, x.device.type, x.dtype)
-    return chosen
 
 
 def _check(
@@ -182,22 +160,6 @@ def _check(
     check_kinds({"u": u} | {name: tensor for name, (tensor, _) in wanted.items()})
 
 
-def check_kinds(tensors: Mapping[str, Tensor | None]) -> None:
-    """ValueError for numbers that no kernel takes (they would be cut silently), or tensors that lie apart."""
-    first, device = next((name, x.device) for name, x in tensors.items() if x is not None)
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} has dtype {tensor.dtype}; expected a floating-point one, float32 for instance")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}; expected {device}, where {first} is")
-
-
-def load_backend(name: str) -> ModuleType:
-    return importlib.import_module(f"ssamba.ops.{_MODULES[name]}")
-
-
 @torch.library.custom_op("ssamba::scan", mutates_args=())
 def _scan(
     u: Tensor,
@@ -216,10 +178,10 @@ def _scan(
     chosen: str = resolve_backend(backend, u.device.type, u.dtype)
     with torch.autocast(u.device.type, enabled=False):
         if chosen == "mamba-ssm":  # what "auto" of an exported program came to, without a backward pass
-            y = load_backend(chosen).scan(u, delta, a, b, c, d, z, bias, reverse)
+            y = load_backend("scan", chosen).scan(u, delta, a, b, c, d, z, bias, reverse)
             saved = u.new_empty(0, dtype=torch.float32)
         else:
-            y, saved = load_backend(chosen).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
+            y, saved = load_backend("scan", chosen).forward(u, delta, a, b, c, d, z, bias, reverse, keep)
     y, saved = separate((y, saved))
     return y, saved
 
@@ -238,7 +200,7 @@ def _(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    shape = load_backend(backend).saved_shape(u, a) if keep else (0,)
+    shape = load_backend("scan", backend).saved_shape(u, a) if keep else (0,)
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     return u.new_empty(u.shape[1:]), u.new_empty(shape, dtype=kind)
 
@@ -260,7 +222,7 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, a, b, c, d, z and bias, each in its input's shape and dtype; empty for None."""
     with torch.autocast(u.device.type, enabled=False):
-        found = load_backend(backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
+        found = load_backend("scan", backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
     du, ddelta, da, db, dc, dd, dz, dbias = separate(u.new_empty(0) if x is None else x for x in found)
     return du, ddelta, da, db, dc, dd, dz, dbias
 
@@ -301,52 +263,3 @@ def _differentiate(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Ten
 
 
 _scan.register_autograd(_differentiate, setup_context=_setup)
-
-
-@functools.cache
-def why_missing(backend: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot run on a device type and dtype; None where it can."""
-    if backend in ("reference", "torch-chunked"):
-        return None
-    if dtype == torch.float64:
-        return "it computes in float32; float64 is for the backends reference and torch-chunked"
-    if backend == "cpu" and device != "cpu" or backend == "mamba-ssm" and device != "cuda":
-        return f"it does not run on {device}"
-    try:
-        module = load_backend(backend)
-    except Exception as error:  # mamba-ssm without its CUDA extension raises whatever its imports raise
-        return f"it does not import: {type(error).__name__}: {error}"
-    if backend == "triton" and not module.usable(device):
-        return f"Triton does not run on {device} here"
-    return None
-
-
-# Decided once, not traced.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def resolve_backend(backend: str, device: str, dtype: torch.dtype) -> str:
-    """The backend that `backend` means on a device type ("cpu", "cuda", ...) and for a dtype.
-
-    "auto" is logged once: on a CPU the JIT-compiled kernels, on a GPU Triton's, then those of mamba-ssm, and plain
-    torch wherever none of these runs.
-
-    Raises:
-        ValueError: an unknown backend. RuntimeError: one that cannot run here, with the cause.
-    """
-    return first_backend(backend, device, dtype)
-
-
-@functools.cache
-def first_backend(backend: str, device: str, dtype: torch.dtype) -> str:
-    if backend not in BACKENDS:
-        raise ValueError(f"scan backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if backend != "auto":
-        if cause := why_missing(backend, device, dtype):
-            raise RuntimeError(f"scan backend {backend!r}: {cause}")
-        return backend
-    preferred = {"cpu": ("cpu",), "cuda": ("triton", "mamba-ssm")}.get(device, ())
-    causes = {name: why_missing(name, device, dtype) for name in preferred}
-    chosen = next((name for name in preferred if causes[name] is None), "torch-chunked")
-    passed_over = "".join(f"; {name}: {cause}" for name, cause in causes.items() if cause and name != chosen)
-    level = logging.WARNING if chosen == "torch-chunked" and preferred and dtype != torch.float64 else logging.INFO
-    log.log(level, "selective scan: %s backend on %s (%s)%s", chosen, device, dtype, passed_over)
-    return chosen

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops.gradients import Gradients
+from ssamba.ops.scan.gradients import Gradients
 
 CHUNK = 16  # of 8, 16, 32 and 64 the fastest on a CPU, where a chunk's tensors should stay in the cache
 

@@ -1,0 +1,6 @@
+"""The selective scan of Mamba, in one direction and in both: its operators, and a file for each backend. `ssamba.ops`
+gives it to the rest of the package; backends are loaded by `ssamba.ops.backends` alone."""
+
+from ssamba.ops.scan.operator import MAX_STATES, bidirectional_scan, selective_scan
+
+__all__ = ["MAX_STATES", "bidirectional_scan", "selective_scan"]
