@@ -28,12 +28,13 @@ def main() -> int:
     if importlib.util.find_spec("hearvalidator") is None:
         print("hearvalidator is not installed; see the top of this file", file=sys.stderr)
         return 2
-    command = [sys.executable, *_ERRORS, "-m", "hearvalidator.validate", "ssamba.hear", "--model", arguments.model]
+    command = [sys.executable, *_ERRORS, "-m", "hearvalidator.validate", "ssamba.integrations.hear"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tensorflow.py").write_text(_STAND_IN)
         paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        return subprocess.run([*command, "--device", arguments.device], env=environment).returncode
+        command += ["--model", arguments.model, "--device", arguments.device]
+        return subprocess.run(command, env=environment).returncode
 
 
 if __name__ == "__main__":

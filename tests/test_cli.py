@@ -30,7 +30,7 @@ from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.writer import write_shards
 from ssamba.data.shards.finding import find_shards
 from ssamba.errors import UserError
-from ssamba.program import load_program
+from ssamba.export.program import load_program
 from ssamba.values import Argument, new_path, new_place, number, path, path_text, plain_text, whole_number
 
 SCRIPT = Path(sys.executable).with_name("ssamba")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssamba import hear
 from ssamba.audio import LogMel, samples_for
-from ssamba.deploy import save_program
+from ssamba.export.program import load_program
+from ssamba.export.torch_export import save_program
 from ssamba.hub import SsambaModel
+from ssamba.integrations import hear
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import random_mask
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier
@@ -16,7 +17,6 @@ from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.pools import POOLINGS
 from ssamba.ops import resolve_backend, selective_scan
-from ssamba.program import load_program
 
 pytestmark = [
     pytest.mark.gpu,

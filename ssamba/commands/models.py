@@ -82,7 +82,7 @@ def import_checkpoint(arguments: argparse.Namespace) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Write a model as a checkpoint that the originals' scripts load, or a classifier as a program that torch runs."""
     if arguments.format == "torch":
-        from ssamba.deploy import export_torch
+        from ssamba.export.torch_export import export_torch
 
         export_torch(arguments.model, arguments.out, arguments.overwrite)
         print(f"written to {printable(str(arguments.out))}")

@@ -46,7 +46,7 @@ def decoders() -> Iterator[Finding]:
     """What reads recordings: libsndfile, and PyAV what that does not read."""
     import soundfile
 
-    from ssamba import pyav
+    from ssamba.recordings import pyav
 
     known = sorted(soundfile.available_formats())
     yield ok("libsndfile", f"{soundfile.__libsndfile_version__}: {', '.join(known)}")

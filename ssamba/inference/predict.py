@@ -16,7 +16,7 @@ from ssamba.errors import UserError
 from ssamba.files import check_out, written_beside
 from ssamba.inference.sources import find_recordings
 from ssamba.inference.spelling import Spelling
-from ssamba.inference.timelines import Timelines
+from ssamba.inference.timeline_files import TimelineFiles
 from ssamba.inference.windows import Ended, Job, TimeMean, Window, load, watched
 from ssamba.printable import printable
 from ssamba.progress import print_above
@@ -75,7 +75,7 @@ def predict_recordings(
         )
     labels, spoken = loaded.classifier.labels, loaded.classifier.loss == "ctc"
     job = Job.of(loaded, window_seconds, hop_seconds, None, batch_size)
-    timelines = Timelines(timeline, paths, labels, overwrite, spoken) if timeline else None
+    timelines = TimelineFiles(timeline, paths, labels, overwrite, spoken) if timeline else None
     failed = 0
     # Closed here, so that its bar stands above the message of whatever ends this.
     with contextlib.closing(watched(paths, job, "predict")) as found, _output(out) as file:

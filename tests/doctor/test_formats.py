@@ -42,7 +42,7 @@ def test_a_decoder_that_says_something_else_or_nothing_is_a_problem(monkeypatch:
 
 def test_a_libsndfile_without_formats_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundfile, "check_format", lambda form, _: form not in ("MP3", "FLAC"))
-    monkeypatch.setattr("ssamba.pyav.version", lambda: None)
+    monkeypatch.setattr("ssamba.recordings.pyav.version", lambda: None)
     found = by_name(formats.decoders())
     assert found["FLAC by libsndfile"].state == "problem"  # shards are of it
     assert found["MP3 by libsndfile"].state == "absent" and "ssamba[formats]" in found["MP3 by libsndfile"].remedy
@@ -51,7 +51,7 @@ def test_a_libsndfile_without_formats_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_pyav_that_does_not_import_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr("ssamba.pyav.version", lambda: "18.1.0")
+    monkeypatch.setattr("ssamba.recordings.pyav.version", lambda: "18.1.0")
     found = by_name(formats.decoders())
     assert found["PyAV"].state == "problem" and "18.1.0 does not import: ModuleNotFoundError" in found["PyAV"].said
 

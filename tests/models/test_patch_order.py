@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.deploy import save_program
 from ssamba.errors import UserError
+from ssamba.export.program import load_program
+from ssamba.export.torch_export import save_program
 from ssamba.hub import SsambaModel
 from ssamba.models.authors import from_authors, to_authors
 from ssamba.models.checkpoint import (
@@ -23,7 +24,6 @@ from ssamba.models.checkpoint import (
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
-from ssamba.program import load_program
 
 SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},

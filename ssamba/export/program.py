@@ -1,4 +1,4 @@
-"""Run a classifier that `ssamba.deploy` wrote: one file from waveforms to logits.
+"""Run a classifier that `ssamba.export.torch_export` wrote: one file from waveforms to logits.
 
 Needs torch and `ssamba.ops` alone, whose operators the file's graph calls; nothing that builds or trains a model.
 
@@ -86,7 +86,7 @@ class Program(Description):
 
 
 def load_program(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Program:
-    """Load what `ssamba.deploy.save_program` wrote. The scan's backend is chosen here, for this machine and `device`.
+    """Load what `ssamba.export.torch_export` wrote. The scan's backend is chosen here, for this machine and `device`.
 
     A program is code, and torch unpickles parts of what it is given: load only files that you trust.
 

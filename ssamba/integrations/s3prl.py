@@ -1,7 +1,7 @@
 """Any model as an upstream of s3prl, the toolkit of SUPERB:
 
     from s3prl import hub, nn
-    from ssamba.s3prl import UpstreamExpert
+    from ssamba.integrations.s3prl import UpstreamExpert
     hub.ssamba = UpstreamExpert
     upstream = nn.S3PRLUpstream("ssamba", path_or_url="runs/pretrain-mine")
 
@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssamba.errors import UserError
-from ssamba.timeline import Timeline
+from ssamba.integrations.timeline import Timeline
 
 _S3PRL_HZ = 16000  # of every waveform that s3prl gives
 

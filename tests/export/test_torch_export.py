@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import samples_for
-from ssamba.deploy import export_program, export_torch, save_program
 from ssamba.errors import UserError
+from ssamba.export.program import Program, load_program
+from ssamba.export.torch_export import export_program, export_torch, save_program
 from ssamba.hub import SsambaModel
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
 from ssamba.ops.conv import reference as reference_conv
 from ssamba.ops.scan import reference as reference_scan
-from ssamba.program import Program, load_program
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RATE, FRAMES = 16000, 64
 SAMPLES = samples_for(FRAMES, RATE)
 LABELS = ("falling", "high", "low", "rising")
@@ -251,7 +251,7 @@ def test_programs_run_without_what_trains_and_builds_models(
     made = [programs(encoder) for encoder in SIZES]
     code = (
         "import json, sys\n"
-        "from ssamba.program import load_program\n"
+        "from ssamba.export.program import load_program\n"
         "programs = [load_program(path) for path in sys.argv[2:]]\n"
         "import torch\n"
         "batch = torch.load(sys.argv[1], weights_only=True)\n"
@@ -266,7 +266,7 @@ def test_programs_run_without_what_trains_and_builds_models(
     packages = {name.split(".")[0] for name in known}
     assert not packages & {"lightning", "omegaconf", "webdataset", "huggingface_hub", "safetensors", "soundfile"}
     ours = {name.split(".")[1] for name in known if name.startswith("ssamba.")}
-    assert ours == {"ops", "errors", "files", "printable", "program"}
+    assert ours == {"ops", "errors", "files", "printable", "export"} and "ssamba.export.torch_export" not in known
 
 
 def test_torch_with_the_operators_runs_a_program_with_a_scan(

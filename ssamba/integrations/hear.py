@@ -1,7 +1,7 @@
 """Any model behind the API of HEAR, the Holistic Evaluation of Audio Representations
-(https://hearbenchmark.com/hear-api.html), as the module `ssamba.hear`:
+(https://hearbenchmark.com/hear-api.html), as the module `ssamba.integrations.hear`:
 
-    python -m heareval.embeddings.runner ssamba.hear --model runs/pretrain-mine --tasks-dir tasks
+    python -m heareval.embeddings.runner ssamba.integrations.hear --model runs/pretrain-mine --tasks-dir tasks
     python benchmarks/hear_validator.py runs/pretrain-mine
 
 Shapes: B batch, S samples, N columns, F rows of patches, D width of a token.
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
+from ssamba.integrations.timeline import Timeline
 from ssamba.models.encoder import Encoded
 from ssamba.models.pools import DEFAULT_POOLING
-from ssamba.timeline import Timeline
 
 
 class HearModel(Timeline):

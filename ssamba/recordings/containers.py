@@ -10,35 +10,15 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import BinaryIO, NamedTuple
 
+from ssamba.recordings.content import Content
+from ssamba.recordings.mpeg import examine_mpeg, mpeg_frame
+
 _MOST_CHUNKS = 10_000  # in front of the sound; more have only files that are made to keep a reader busy
-_MOST_ZEROS = 1 << 16  # bytes in front of an MP3
 _REFLECTED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _STREAMED = ((0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF))  # sizes that stand for one that was not known
-
-
-@dataclass(frozen=True)
-class Content:
-    """A recording's container."""
-
-    kind: str = ""
-    """What it is, in small letters; "" if it is none of those that are known here."""
-    start: int = 0
-    """The byte where it begins, behind what others put before it."""
-    fraction: float = 1.0
-    """Of the sound that it says it has: what is there. 1 also where nothing is said."""
-    damage: str = ""
-    """Why its sound is not whole, where no fraction tells that."""
-    frames: int | None = None
-    """Samples of each channel that its parts make, where they were counted."""
-    inexact: int = 0
-    """Samples by which `frames` may be off, such as what an encoder put before and after the sound."""
-    by_libsndfile: bool = True
-    """libsndfile reads it to its end, or not at all."""
-    guessed: bool = False
-    """libsndfile guesses its length, and reads no further: to its end if that is at least `frames`."""
 
 
 def examine(file: BinaryIO) -> Content:
@@ -54,8 +34,8 @@ def examine(file: BinaryIO) -> Content:
     for magic, at, read in _KINDS:
         if head.startswith(magic, at):
             return replace(read(file, start, size), start=start)
-    if _mpeg_frame(head[:3]) or not head.strip(b"\0"):
-        return _mpeg(file, start, size)
+    if mpeg_frame(head[:3]) or not head.strip(b"\0"):
+        return examine_mpeg(file, start, size)
     return Content()
 
 
@@ -150,7 +130,7 @@ def _riff(file: BinaryIO, start: int, size: int) -> Content:
             elif _streamed(promised, there):
                 promised = there
             if mpeg:
-                return _mpeg(file, chunk.start, min(size, chunk.start + promised))
+                return examine_mpeg(file, chunk.start, min(size, chunk.start + promised))
             return Content("wav", fraction=_part(promised, there))
     return Content("wav")
 
@@ -308,113 +288,6 @@ def _find(file: BinaryIO, at: int, wanted: bytes) -> int | None:
             return at - len(kept) + found
         at, kept = at + len(block), block[-len(wanted) + 1 :]
     return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _mpeg_frame(head: bytes) -> tuple[int, int, int, int] | None:
-    """The frame of MPEG audio that begins with these three bytes: its bytes, its samples, its rate in Hz, and what all
-    frames of a recording have in common; None if none does."""
-    if len(head) < 3 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
-    bits, rate = head[2] >> 4, head[2] >> 2 & 3
-    if version == 1 or layer == 4 or bits in (0, 15) or rate == 3:
-        return None
-    low = version != 3  # MPEG 2 and 2.5
-    kilobits = _KILOBITS[2 + (layer != 1) if low else layer - 1 if layer < 3 else 4][bits - 1]
-    hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    padding = head[2] >> 1 & 1
-    samples = 384 if layer == 1 else 576 if low and layer == 3 else 1152
-    slot = 4 if layer == 1 else 1
-    return (samples // 8 * kilobits * 1000 // hertz // slot + padding) * slot, samples, hertz, version << 2 | layer
-
-
-_KILOBITS = (
-    (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # MPEG 1, layer I
-    (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),  # MPEG 1, layer II
-    (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),  # MPEG 2, layer I
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2, layers II and III
-    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1, layer III
-)
-_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
-
-
-def _mpeg(file: BinaryIO, start: int, size: int) -> Content:
-    """MP3, and layers I and II: frames one behind another, of which some files say in the first how many they are."""
-    at = _past_zeros(file, start)
-    file.seek(at)
-    first, first_frame = _mpeg_frame(file.read(3)), at
-    if first is None:
-        return Content()
-    common, samples = first[2:], first[1]
-    said, exact, trimmed = _said_frames(file, at, first[0])
-    count, joints, damage = 0, 0, ""
-    while at < size:
-        file.seek(at)
-        frame = _mpeg_frame(file.read(3))
-        if frame and frame[2:] == common:
-            count += at + frame[0] <= size
-            at += frame[0]
-            continue
-        following = _next_frame(file, at, common)
-        if following is None or following >= size:
-            break
-        file.seek(at)
-        between = file.read(min(following - at, 16))
-        if not between.startswith(_TAGS) and between.strip(b"\0"):
-            damage = damage or f"it is damaged: {following - at} bytes from byte {at} on are no part of its frames"
-        at, joints = following, joints + 1
-    if said is not None:
-        count -= 1  # that one holds no sound
-        if count + 2 < said:
-            there, told = (number * samples / first[2] for number in (max(0, count), said))
-            damage = f"it is cut or damaged: {there:.3f} s of the {told:.3f} s that its header tells of are there"
-    whole = not joints and (said is None or count <= said + 2)
-    frames, inexact = max(0, count * samples - trimmed), (4 + 2 * joints) * samples
-    return Content(
-        "mp3", first_frame, damage=damage, frames=frames, inexact=inexact, by_libsndfile=whole, guessed=not exact
-    )
-
-
-def _past_zeros(file: BinaryIO, start: int) -> int:
-    file.seek(start)
-    zeros = file.read(_MOST_ZEROS)
-    return start + len(zeros) - len(zeros.lstrip(b"\0"))
-
-
-def _said_frames(file: BinaryIO, at: int, length: int) -> tuple[int | None, bool, int]:
-    """How many frames the first one says that follow it (Xing, Info, VBRI), None if it does not; whether libsndfile
-    knows it by that; and how many samples before and after the sound are the encoder's."""
-    file.seek(at)
-    frame = file.read(min(length, 512))
-    if frame[36:40] == b"VBRI":
-        return int.from_bytes(frame[50:54], "big"), False, 0
-    found = max(frame[:48].find(b"Xing"), frame[:48].find(b"Info"))
-    if found < 0 or len(frame) < found + 12 or not frame[found + 7] & 1:
-        return None, False, 0
-    flags = frame[found + 7]
-    lame = found + 12 + 2 * (flags & 2) + 25 * (flags & 4) + (flags & 8) // 2
-    delays = int.from_bytes(frame[lame + 21 : lame + 24], "big") if frame[lame : lame + 1].isalpha() else 0
-    return int.from_bytes(frame[found + 8 : found + 12], "big"), True, (delays >> 12) + (delays & 0xFFF)
-
-
-def _next_frame(file: BinaryIO, at: int, common: tuple[int, ...]) -> int | None:
-    """Where frames of the same kind go on from a place: where one is followed by another."""
-    while True:
-        file.seek(at)
-        block = file.read(1 << 16)
-        if len(block) < 3:
-            return None
-        found = block.find(0xFF)
-        while 0 <= found <= len(block) - 3:
-            frame = _mpeg_frame(block[found : found + 3])
-            if frame and frame[2:] == common:
-                file.seek(at + found + frame[0])
-                after = _mpeg_frame(file.read(3))
-                if after and after[2:] == common:
-                    return at + found
-            found = block.find(0xFF, found + 1)
-        at += len(block) - 2
 
 
 _KINDS: tuple[tuple[bytes, int, Callable[[BinaryIO, int, int], Content]], ...] = (

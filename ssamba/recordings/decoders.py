@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from ssamba import pyav
-from ssamba.containers import Content, described, examine
 from ssamba.errors import BadAudio
+from ssamba.recordings import pyav
+from ssamba.recordings.containers import described, examine
+from ssamba.recordings.content import Content
 
 BLOCK_SAMPLES = 1 << 15  # samples of each channel that are decoded at a time, at most
 _MOST_VALUES = 1 << 20  # of all channels

@@ -9,8 +9,8 @@ import torch
 
 from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
-from ssamba.timeline import Timeline
-from ssamba.xares import SsambaEncoder
+from ssamba.integrations.timeline import Timeline
+from ssamba.integrations.xares import SsambaEncoder
 
 Runs = Callable[[str], Path]
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])

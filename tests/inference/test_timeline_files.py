@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ssamba.inference import timelines
-from ssamba.inference.timelines import TimeBins
+from ssamba.inference import timeline_files
+from ssamba.inference.timeline_files import TimeBins
 
 
 def test_bins_hold_means_and_gaps_what_was_before() -> None:
@@ -17,7 +17,7 @@ def test_bins_hold_means_and_gaps_what_was_before() -> None:
 
 @pytest.mark.parametrize("steps", [7, 8, 9, 33, 1000])
 def test_neighbours_are_joined_when_the_bins_run_out(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timelines, "MOST_BINS", 8)
+    monkeypatch.setattr(timeline_files, "MOST_BINS", 8)
     bins = TimeBins(1.0, 1)
     values = torch.randn(steps, 1, generator=torch.Generator().manual_seed(0))
     for first in range(0, steps, 3):

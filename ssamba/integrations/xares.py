@@ -3,7 +3,7 @@
 X-ARES takes the columns of `Timeline` and pools them itself, whatever the model's own pool. It builds the encoder of a
 file without arguments, and wants one name in that file to end in Encoder:
 
-    from ssamba import xares
+    from ssamba.integrations import xares
 
     class MyEncoder(xares.SsambaEncoder):
         def __init__(self) -> None:
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssamba.timeline import Timeline
+from ssamba.integrations.timeline import Timeline
 
 
 class SsambaEncoder(nn.Module):

@@ -29,7 +29,7 @@ class _Failed(Exception):
     """A recording is of no use, so neither is what is written of it."""
 
 
-class Timelines:
+class TimelineFiles:
     """Recordings' timelines in `folder`: NAME.csv and NAME.png, the recordings named from their common folder on.
 
     The CSV has a line a window, or a hop: start and end in seconds, the most probable label, its probability, and those

@@ -126,7 +126,7 @@ def test_blocks_resampled_in_turn_are_the_recording_resampled_at_once(
     whole = soundfile.read(io.BytesIO(data), dtype="float32")[0]
     wanted = whole if recorded == 16000 else soxr.resample(whole, recorded, 16000, quality="HQ")
     for block in (1000, 1 << 16):
-        monkeypatch.setattr("ssamba.decoders.BLOCK_SAMPLES", block)
+        monkeypatch.setattr("ssamba.recordings.decoders.BLOCK_SAMPLES", block)
         blocks = list(stream_audio(data, 16000))
         assert min(map(len, blocks)) > 0
         if block == 1000:  # the resampler has blocks of its own, too

@@ -19,10 +19,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from ssamba import pyav
-from ssamba.decoders import Decoder, SndfileDecoder, Source, open_decoder
-from ssamba.decoders import Waveform as Waveform
 from ssamba.errors import BadAudio
+from ssamba.recordings import pyav
+from ssamba.recordings.decoders import Decoder, SndfileDecoder, Source, Waveform, open_decoder
 
 ENDINGS = frozenset(
     re.findall(

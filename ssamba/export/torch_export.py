@@ -1,5 +1,5 @@
 """A classifier as a program: waveforms to logits in one file, which needs no recipe, no config and none of this
-package's models. `ssamba.program` loads it.
+package's models. `ssamba.export.program` loads it.
 
 Shapes: B batch, S samples of a clip, C classes.
 """
@@ -18,10 +18,10 @@ from torch.export import Dim, ExportedProgram
 
 from ssamba.audio import LogMel, samples_for
 from ssamba.errors import UserError
+from ssamba.export.program import DESCRIPTION, ClipProblem, Description
 from ssamba.files import check_out, written_beside
 from ssamba.hub import SsambaModel
 from ssamba.models.heads import AudioClassifier, TokenClassifier
-from ssamba.program import DESCRIPTION, ClipProblem, Description
 
 
 class _ClipClassifier(nn.Module):
@@ -81,8 +81,8 @@ def export_program(model: SsambaModel) -> ExportedProgram:
 def save_program(path: Path, model: SsambaModel) -> None:
     """Write `export_program(model)` with its `Description` as JSON to a .pt2, beside its place and then renamed.
 
-    `ssamba.program.load_program` loads it. So does torch alone, if the encoder does not scan: torch.export.load(path,
-    extra_files=held) with held = {"ssamba.json": ""} fills in the description.
+    `ssamba.export.program.load_program` loads it. So does torch alone, if the encoder does not scan:
+    torch.export.load(path, extra_files=held) with held = {"ssamba.json": ""} fills in the description.
 
     Raises:
         UserError: as `export_program`, or a file that cannot be written.

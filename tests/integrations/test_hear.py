@@ -12,18 +12,18 @@ import torch
 from plain_pools import plain_pool
 from torch import Tensor
 
-from ssamba import hear
 from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
+from ssamba.integrations import hear
+from ssamba.integrations.timeline import Timeline
 from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier
 from ssamba.models.encoder import SIZES, AudioEncoder, Encoded
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.pools import POOLINGS, Pool
-from ssamba.timeline import Timeline
 
 Runs = Callable[[str], Path]
 RATE = 16000
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = [1.07, 1.98, 4.0, 2.74]  # the validator's
 each_kind = pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import ssamba.timeline
+import ssamba.integrations.timeline
 from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
+from ssamba.integrations.timeline import Timeline, spread
 from ssamba.models.checkpoint import AudioSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.timeline import Timeline, spread
 
 Runs = Callable[[str], Path]
 RATE = 16000
@@ -160,7 +160,7 @@ def test_how_much_is_encoded_at_once_changes_nothing(monkeypatch: pytest.MonkeyP
         expected = timeline(clips)[0]
         batches = []
         timeline.model.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
-        monkeypatch.setattr(ssamba.timeline, "_TOKENS", 3 * 8 * 4)
+        monkeypatch.setattr(ssamba.integrations.timeline, "_TOKENS", 3 * 8 * 4)
         torch.testing.assert_close(timeline(clips)[0], expected, rtol=1e-4, atol=1e-5)
     assert batches == [3, 3, 3, 3, 3, 1, 4]  # 2 clips of 2 windows and 4 passes; 1 window of 2 columns
 
