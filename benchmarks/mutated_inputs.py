@@ -46,7 +46,7 @@ COMMANDS = (
     "ssamba.evaluation.scores",
     "ssamba.evaluation.pictures",
     "ssamba.inference.predict",
-    "ssamba.models.transfer",
+    "ssamba.models.convert.transfer",
     "ssamba.data.prepare.indexing",
     "ssamba.training.callbacks",
     "numba",

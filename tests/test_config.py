@@ -307,10 +307,11 @@ def test_the_schema_names_the_scans_backends() -> None:
 
 
 def test_the_schema_names_the_encoders_sizes_layouts_and_orders() -> None:
-    from ssamba.models import aum, authors, encoder
+    from ssamba.models import aum, encoder
+    from ssamba.models.convert import families
 
     assert {name: tuple(sizes) for name, sizes in encoder.SIZES.items()} == MODEL_SIZES
-    assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS and AUTHORS_FORMATS == authors.FORMATS
+    assert SCAN_LAYOUTS == aum.SCAN_LAYOUTS and AUTHORS_FORMATS == families.FORMATS
     assert PATCH_ORDERS == encoder.PATCH_ORDERS
 
 

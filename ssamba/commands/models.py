@@ -65,7 +65,7 @@ def import_checkpoint(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     if (arguments.mean is None) != (arguments.std is None):
         raise UserError("--mean and --std: give both or neither")
-    from ssamba.models import transfer
+    from ssamba.models.convert import transfer
 
     audio = {name: given[name] for name in ("sampling_rate", "mean", "std", "short") if given[name] is not None}
     labels = transfer.read_label_names(arguments.labels) if arguments.labels else None
@@ -87,7 +87,7 @@ def export(arguments: argparse.Namespace) -> None:
         export_torch(arguments.model, arguments.out, arguments.overwrite)
         print(f"written to {printable(str(arguments.out))}")
         return
-    from ssamba.models.transfer import export_model
+    from ssamba.models.convert.transfer import export_model
 
     exported = export_model(arguments.model, arguments.out, arguments.format, arguments.overwrite)
     print(f"tensors: {len(exported.tensors)}")

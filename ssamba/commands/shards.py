@@ -84,7 +84,7 @@ def shards_index(arguments: argparse.Namespace) -> None:
 
     labels: dict[str, tuple[str, ...]] = {}
     for key, file in arguments.labels:
-        from ssamba.models.transfer import read_label_names
+        from ssamba.models.convert.transfer import read_label_names
 
         labels[key] = read_label_names(file)
     fields = dict(arguments.label)

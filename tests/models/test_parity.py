@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.losses import info_nce, reconstruction_mse
-from ssamba.models.authors import FromAuthors, from_authors
+from ssamba.models.convert.state_dicts import FromAuthors, from_authors
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions

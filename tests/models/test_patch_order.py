@@ -12,7 +12,6 @@ from ssamba.errors import UserError
 from ssamba.export.program import load_program
 from ssamba.export.torch_export import save_program
 from ssamba.hub import SsambaModel
-from ssamba.models.authors import from_authors, to_authors
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
@@ -21,6 +20,7 @@ from ssamba.models.checkpoint import (
     read_config,
     save_model,
 )
+from ssamba.models.convert.state_dicts import from_authors, to_authors
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.files import check_out, whole_folder, written_beside
-from ssamba.models.authors import UNUSED, FromAuthors, from_authors, some_of, to_authors
 from ssamba.models.checkpoint import (
     AudioSettings,
     ClassifierSettings,
@@ -29,6 +28,8 @@ from ssamba.models.checkpoint import (
     save_model,
     write_safetensors,
 )
+from ssamba.models.convert.families import UNUSED
+from ssamba.models.convert.state_dicts import FromAuthors, from_authors, some_of, to_authors
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 from ssamba.printable import printable
@@ -77,7 +78,7 @@ class Exported(NamedTuple):
     padding: bool
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, by their names in it; on the CPU, of any type.
 
     The file is torch.save's, or safetensors' if its name ends in .safetensors. The state dict may stand under
@@ -163,7 +164,7 @@ def import_checkpoint(
     has tensors that its own code never reads, unused.safetensors with these.
 
     Args:
-        checkpoint: as `read_checkpoint`; tensors of another type than float32 become float32.
+        checkpoint: as `read_state_dict`; tensors of another type than float32 become float32.
         out: a new folder.
         audio: fields of `AudioSettings` as far as they are given; the others are `AUDIOSET_LIBRISPEECH`'s.
         told: arguments of `from_authors`, None where not given.
@@ -175,7 +176,7 @@ def import_checkpoint(
             it. Nothing is written then.
     """
     _check_folder(out, overwrite)
-    state = read_checkpoint(checkpoint)
+    state = read_state_dict(checkpoint)
     try:
         source = from_authors(state, **told)
     except UserError as error:

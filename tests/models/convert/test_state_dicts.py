@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.errors import UserError
-from ssamba.models.authors import UNUSED, from_authors, to_authors
+from ssamba.models.convert.families import UNUSED
+from ssamba.models.convert.state_dicts import from_authors, to_authors
 from ssamba.models.decoder import decoder_of
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.pools import POOLINGS
 
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "parity"
 KINDS = ("pretrain", "finetuned_shorter", "finetuned_longer")
 STRIDES = {("patch16", "finetuned_shorter"): (10, 10), ("frame", "finetuned_shorter"): (128, 1)}
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from ssamba.cli import main
 from ssamba.errors import UserError
 from ssamba.losses import info_nce, reconstruction_mse
-from ssamba.models.authors import UNUSED, from_authors, to_authors
 from ssamba.models.checkpoint import (
     ClassifierSettings,
     SavedModel,
@@ -31,11 +30,13 @@ from ssamba.models.checkpoint import (
     read_config,
     save_model,
 )
+from ssamba.models.convert.families import UNUSED
+from ssamba.models.convert.state_dicts import from_authors, to_authors
+from ssamba.models.convert.transfer import AUDIOSET_LIBRISPEECH, read_label_names, read_state_dict
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
-from ssamba.models.transfer import AUDIOSET_LIBRISPEECH, read_checkpoint, read_label_names
 
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "parity"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "parity"
 KINDS = ("pretrain", "finetuned_shorter", "finetuned_longer")
 STRIDES = {("patch16", "finetuned_shorter"): (10, 10), ("frame", "finetuned_shorter"): (128, 1)}
 # What a recipe says for a model that the originals' scripts load.
@@ -451,15 +452,15 @@ def wrapped(state: dict[str, Tensor], how: str) -> Any:
 def test_the_usual_wrappers_are_opened(how: str, small: Path, tmp_path: Path) -> None:
     theirs = plain_load(small)
     torch.save(wrapped(theirs, how), tmp_path / "wrapped.pth")
-    assert_same_bits(read_checkpoint(tmp_path / "wrapped.pth"), theirs)
+    assert_same_bits(read_state_dict(tmp_path / "wrapped.pth"), theirs)
 
 
 def test_safetensors_and_the_old_format_of_torch_are_read(small: Path, tmp_path: Path) -> None:
     theirs = {name: tensor.clone() for name, tensor in plain_load(small).items()}
     save_file(theirs, tmp_path / "theirs.safetensors")
-    assert_same_bits(read_checkpoint(tmp_path / "theirs.safetensors"), theirs)
+    assert_same_bits(read_state_dict(tmp_path / "theirs.safetensors"), theirs)
     torch.save(theirs, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert_same_bits(read_checkpoint(tmp_path / "old.pth"), theirs)
+    assert_same_bits(read_state_dict(tmp_path / "old.pth"), theirs)
 
 
 class Payload:
@@ -579,7 +580,7 @@ def test_odd_tensors_are_told_before_anything_is_built(
     change: dict[Any, Any], said: str, small: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({**plain_load(small), **change}, small)
-    monkeypatch.setattr("ssamba.models.transfer.AudioEncoder", None)
+    monkeypatch.setattr("ssamba.models.convert.transfer.AudioEncoder", None)
     message = refused("import", small, tmp_path / "model")
     assert message.startswith(f"{small}") and said in message and len(message) < 600
 
@@ -598,7 +599,7 @@ def test_many_tensors_of_one_storage_are_told_and_a_few_are_fine(small: Path, tm
         for name, part in zip(state, parts, strict=True)
     }
     torch.save(views, small)
-    assert_same_bits(read_checkpoint(small), state)
+    assert_same_bits(read_state_dict(small), state)
 
 
 def test_a_compressed_archive_is_not_unpacked(small: Path, tmp_path: Path, refused: Refused) -> None:
