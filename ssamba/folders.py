@@ -1,14 +1,18 @@
 """Recordings below a folder, and what of it is passed over; what is said of what is not there. Imports no torch."""
 
 import glob
+import logging
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssamba.errors import UserError
 from ssamba.recordings import ENDINGS
+
+log = logging.getLogger(__name__)
 
 _HIDDEN = "hidden"
 _OF_THE_SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
@@ -131,6 +135,43 @@ class _Look:
             self.recordings.append(Path(name))
         else:
             self.passed_over.add("no file but a pipe or device", name)
+
+
+def find_recordings(places: Sequence[str]) -> list[str]:
+    """Files, folders and glob patterns -> paths, each once, in the order of `places`; `~` is the user's home.
+
+    A folder stands for every file in and under it that ends as a recording does, sorted, hidden ones aside, also
+    behind links to folders; a file that is named itself may end as it likes.
+
+    Raises:
+        UserError: something that does not exist, holds no such file, or is no file but a pipe or the like.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        whole = os.path.expanduser(place)
+        matches = [whole] if os.path.exists(whole) else sorted(glob.glob(whole, recursive=True))
+        if not matches:
+            what = "matches no file" if glob.has_magic(place) else "does not exist"
+            raise UserError(f"{place} {what}; expected recordings, folders of them or patterns")
+        if len(matches) == 1 and not (os.path.isdir(matches[0]) or os.path.isfile(matches[0])):
+            raise UserError(
+                f"{place} is a pipe or a device; expected a file, which can be read more than once: write "
+                "what comes out of it to one"
+            )
+        named = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
+        named = [path for path in named if os.path.isfile(path)]
+        if not named:
+            raise UserError(f"{place} holds no recording; expected files that end in {', '.join(sorted(ENDINGS))}")
+        for path in named:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def _inside(folder: str) -> list[str]:
+    below = look_below(Path(folder))
+    if below.passed_over:
+        log.info("%s: passed over %s", folder, below.passed_over)
+    return [os.path.join(folder, path) for path in below.recordings]
 
 
 def instead(path: Path) -> str:

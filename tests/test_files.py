@@ -214,7 +214,7 @@ _NEW = re.compile(r"(\w+\.)?(written_beside|whole_folder|open_unlinked|Temporary
 # What writes under a name of its own, and why it may.
 ALONE = {
     "ssamba/data/prepare/unfinished.py:publish": "moves within the folder that it has locked, then that to its place",
-    "ssamba/data/shards/transport.py:fetch": "a .part, opened by open_unlinked and locked, once it is as expected",
+    "ssamba/data/shards/transport.py:fetch_file": "a .part, opened by open_unlinked and locked, once it is as expected",
     "ssamba/data/prepare/fetch.py:_set_aside": "an archive that is wrong, as .bad",
     "ssamba/training/loggers.py:_append": "rows at the end of metrics.csv, cut off again if they do not fit",
     "ssamba/protocols/processes.py:make_run": "what a run says, at the end of its log",

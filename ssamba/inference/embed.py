@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.files import check_out, writing_to, written_beside
-from ssamba.inference.sources import find_recordings
+from ssamba.folders import find_recordings
 from ssamba.inference.windows import Job, TimeMean, Window, load, watched
 
 BLOCK_BYTES = 1 << 24  # of rows that are in memory when they are written out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.files import check_out, written_beside
-from ssamba.inference.sources import find_recordings
+from ssamba.folders import find_recordings
 from ssamba.inference.spelling import Spelling
 from ssamba.inference.timeline_files import TimelineFiles
 from ssamba.inference.windows import Ended, Job, TimeMean, Window, load, watched

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssamba.audio import HOP_MS, frames_in, samples_for
 from ssamba.errors import BadAudio, UserError
 from ssamba.hub import SsambaModel
-from ssamba.inference.sources import Windows
+from ssamba.inference.cutting import Windows
 from ssamba.models.heads import TokenClassifier
 from ssamba.models.pools import Pool
 from ssamba.progress import print_above, progress_bar

@@ -23,8 +23,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ssamba.data.shards.stores import check_driver
-from ssamba.data.shards.transport import Expected
-from ssamba.data.shards.transport import fetch as fetch_file
+from ssamba.data.shards.transport import Expected, fetch_file
 from ssamba.errors import UserError
 from ssamba.files import whole_folder
 from ssamba.progress import progress_bar
@@ -70,7 +69,7 @@ class _BadArchive(Exception):
 _DAMAGED = (_BadArchive, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
 
 
-def fetch(archives: Iterable[Archive], source: Path) -> None:
+def fetch_archives(archives: Iterable[Archive], source: Path) -> None:
     """Download and unpack the archives whose folders are not there yet. An archive that is unpacked is removed.
 
     Args:

@@ -28,7 +28,7 @@ from ssamba.data.shards.descriptions import (
 )
 from ssamba.data.shards.index import Skipped
 from ssamba.data.shards.stores import Listed
-from ssamba.data.shards.transport import Expected, fetch
+from ssamba.data.shards.transport import Expected, fetch_file
 from ssamba.errors import BadAudio
 from ssamba.recordings import ENDINGS, measured_length
 from ssamba.values import is_remote
@@ -118,7 +118,7 @@ def scan(job: Job) -> Scanned:
         return _scan_file(Path(shard.url), job.fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, shard.name)
-        fetch(shard.url, path, Expected(shard.bytes))
+        fetch_file(shard.url, path, Expected(shard.bytes))
         return _scan_file(path, job.fields)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssamba.data.prepare.elsewhere import new_url
-from ssamba.data.prepare.fetch import Archive, fetch
+from ssamba.data.prepare.fetch import Archive, fetch_archives
 from ssamba.data.prepare.recordings import DataSet
 from ssamba.data.prepare.unfinished import Folder
 from ssamba.data.prepare.writer import (
@@ -74,7 +74,7 @@ def run_script(
         place = place_of(given.out)
         place.check(given.overwrite)  # now, and not only after hours
         if archives and given.fetch:
-            fetch(archives(given), given.source)
+            fetch_archives(archives(given), given.source)
         if isinstance(given.source, Path) and not given.source.exists():
             raise UserError(f"SOURCE is {given.source}, which does not exist; expected the recordings of the data set")
         try:

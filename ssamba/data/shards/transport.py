@@ -145,7 +145,7 @@ def remove(url: str) -> None:
     _attempted(url, "removed", lambda: Store(url).remove())
 
 
-def fetch(
+def fetch_file(
     url: str,
     path: Path,
     expected: Expected,
@@ -199,13 +199,13 @@ def fetch(
 def fetch_into_cache(
     url: str, path: Path, expected: Expected, *, wait: bool = True, cancelled: threading.Event | None = None
 ) -> bool:
-    """As `fetch`, into the folder of data.cache.
+    """As `fetch_file`, into the folder of data.cache.
 
     Raises:
-        DiskFull: there is no room. UserError: the folder cannot be used. And what else `fetch` raises but OSError.
+        DiskFull: there is no room. UserError: the folder cannot be used. And what else `fetch_file` raises but OSError.
     """
     try:
-        return fetch(url, path, expected, wait=wait, cancelled=cancelled)
+        return fetch_file(url, path, expected, wait=wait, cancelled=cancelled)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(

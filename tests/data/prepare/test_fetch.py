@@ -537,18 +537,18 @@ def test_fetched_where_it_is_not_there(server: Server, tmp_path: Path) -> None:
     for part in ("one", "two"):
         server.files[f"/v1/{part}.tar.gz"] = tar_gz({f"Speech/{part}/a.txt": part.encode(), "Speech/README": b""})
     archives = [Archive(f"{server.url}/v1/{part}.tar.gz", f"Speech/{part}") for part in ("one", "two")]
-    fetch.fetch(archives[:1], tmp_path / "here")
+    fetch.fetch_archives(archives[:1], tmp_path / "here")
     assert below(tmp_path) == {
         "here": None,
         "here/Speech": None,
         "here/Speech/one": None,
         "here/Speech/one/a.txt": b"one",
     }
-    fetch.fetch(archives, tmp_path / "here" / "Speech")
+    fetch.fetch_archives(archives, tmp_path / "here" / "Speech")
     assert len(server.asked) == 2
     assert (tmp_path / "here" / "Speech" / "two" / "a.txt").read_bytes() == b"two"
     before = below(tmp_path)
-    fetch.fetch(archives, tmp_path / "here")
+    fetch.fetch_archives(archives, tmp_path / "here")
     assert below(tmp_path) == before and len(server.asked) == 2
 
 

@@ -33,7 +33,7 @@ from ssamba.data.shards import pieces, remote, stores, transport
 from ssamba.data.shards.finding import default_cache, find_shards
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
-from ssamba.data.shards.transport import Expected, fetch, opened
+from ssamba.data.shards.transport import Expected, fetch_file, opened
 from ssamba.data.shards.urls import expand_remote, file_name, renamed
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
@@ -328,7 +328,7 @@ def test_verify_reads_shards_from_elsewhere(server: Server, cache: Path) -> None
 def one(made: Path, source: str, cache: Path, cancelled: threading.Event | None = None) -> Path:
     """Fetch the first shard from its url or command; where it is then."""
     path, shard = cache / "one.tar", made / "000000.tar"
-    assert fetch(source, path, Expected(shard.stat().st_size, sha256=digest(shard)), cancelled=cancelled)
+    assert fetch_file(source, path, Expected(shard.stat().st_size, sha256=digest(shard)), cancelled=cancelled)
     assert path.read_bytes() == (made / "000000.tar").read_bytes()
     return path
 
@@ -533,7 +533,7 @@ def test_threads_that_ask_for_the_same(made: Path, server: Server, cache: Path) 
         thread.start()
     assert server.stalled.wait(30)
     assert not shard.path.exists()
-    assert not fetch(str(shard.url), shard.path, Expected(shard.info.bytes), wait=False)
+    assert not fetch_file(str(shard.url), shard.path, Expected(shard.info.bytes), wait=False)
     server.released.set()
     for thread in threads:
         thread.join()

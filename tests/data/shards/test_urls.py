@@ -36,7 +36,7 @@ from ssamba.data.shards import stores, transport
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardIndex
 from ssamba.data.shards.remote import ShardCache
-from ssamba.data.shards.transport import Expected, fetch
+from ssamba.data.shards.transport import Expected, fetch_file
 from ssamba.data.shards.urls import expand_remote
 from ssamba.errors import UserError
 from ssamba.printable import masked
@@ -223,7 +223,7 @@ def test_a_driver_that_is_not_installed(
 def one(made: Path, path: Path) -> None:
     whole = made / "train" / "000000.tar"
     expected = Expected(whole.stat().st_size, sha256=hashlib.sha256(whole.read_bytes()).hexdigest())
-    assert fetch(f"{shelf(made)}/train/000000.tar", path, expected)
+    assert fetch_file(f"{shelf(made)}/train/000000.tar", path, expected)
     assert path.read_bytes() == whole.read_bytes()
 
 

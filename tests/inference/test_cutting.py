@@ -1,10 +1,8 @@
-"""What stands for which recordings, and how they are cut."""
+"""How recordings are cut into windows."""
 
 import math
-import os
 import tracemalloc
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,85 +11,9 @@ from hypothesis import strategies as st
 
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
-from ssamba.inference.sources import Windows, find_recordings
+from ssamba.inference.cutting import Windows
 from ssamba.models.checkpoint import AudioSettings
 from ssamba.recordings import Waveform
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    for name in (
-        "b.wav",
-        "a.FLAC",
-        "notes.txt",
-        ".hidden.wav",
-        "deep/er/c.ogg",
-        "deep/d.aif",
-        ".git/e.wav",
-        "take[1].wav",
-        "deep/raw.raw",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "none").mkdir()
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("places", "wanted"),
-    [
-        (["."], ["a.FLAC", "b.wav", "deep/d.aif", "deep/er/c.ogg", "take[1].wav"]),
-        (["notes.txt", "deep/er/../er/c.ogg"], ["notes.txt", "deep/er/../er/c.ogg"]),
-        (["deep/d.aif", ".", "./b.wav"], ["deep/d.aif", "a.FLAC", "b.wav", "deep/er/c.ogg", "take[1].wav"]),
-        (["*.wav", "b.wav"], ["b.wav", "take[1].wav"]),
-        (["**/*.ogg"], ["deep/er/c.ogg"]),
-        (["de*"], ["deep/d.aif", "deep/er/c.ogg"]),
-        (["take[1].wav"], ["take[1].wav"]),
-    ],
-)
-def test_files_folders_and_patterns(
-    places: list[str], wanted: list[str], files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(files)
-    found = find_recordings(places)
-    assert [path.removeprefix("./") for path in found] == wanted
-
-
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        ("gone.wav", "gone.wav does not exist"),
-        ("*.mp3", r"\*.mp3 matches no file"),
-        ("none", "none holds no recording"),
-    ],
-)
-def test_what_is_not_there(place: str, said: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(files)
-    with pytest.raises(UserError, match=said):
-        find_recordings(["b.wav", place])
-
-
-def test_a_home_links_and_what_is_no_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links to folders are followed, each folder once; pipes and folders that are named as recordings are none."""
-    monkeypatch.setenv("HOME", str(files))
-    (files / "elsewhere").mkdir()
-    (files / "elsewhere/x.m4a").touch()
-    view = files / "view"
-    (view / "folder.wav").mkdir(parents=True)
-    (view / "folder.wav/inner.wav").touch()
-    os.mkfifo(view / "pipe.wav")
-    os.symlink("gone.wav", view / "dangling.wav")
-    os.symlink("../elsewhere", view / "linked")
-    os.symlink("../elsewhere", view / "linked again")
-    os.symlink("..", view / "above")
-    found = [Path(path).relative_to(view).as_posix() for path in find_recordings(["~/view"])]
-    assert found == ["folder.wav/inner.wav", "linked/x.m4a"]
-    for place in (str(view / "pipe.wav"), "~/view/pi*.wav"):
-        with pytest.raises(UserError, match="is a pipe or a device; expected a file"):
-            find_recordings([place])
-
-
-# Windows
 
 
 def blocks(samples: Waveform, size: int) -> Iterator[Waveform]:
