@@ -25,9 +25,10 @@ import torch
 from ssamba.evaluation.efficiency import Goal, goals_table, versions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, save_model
+from ssamba.models.checkpoint import save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 from ssamba.progress import progress_bar
 from ssamba.training.runs import hardware
 

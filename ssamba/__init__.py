@@ -1,4 +1,7 @@
-"""Self-supervised audio pretraining with bidirectional state space models."""
+"""Self-supervised audio pretraining with bidirectional state space models.
+
+Users import `SsambaModel` from here, and the rest from its room; rooms import each other as tests/test_imports.py says.
+"""
 
 import os
 from typing import Any

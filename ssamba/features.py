@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ssamba.audio import LogMel, frames_in, samples_for
 from ssamba.errors import BadAudio
 from ssamba.frames import FrameTimes
-from ssamba.models.checkpoint import AudioSettings
 from ssamba.models.patches import PatchShape
+from ssamba.models.settings import AudioSettings
 from ssamba.recordings import Waveform, check_level, read_audio
 
 Audio = str | os.PathLike[str] | Waveform | Tensor

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
 from ssamba.files import write_json
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, load_model, model_folder, save_model
+from ssamba.models.checkpoint import load_model, save_model
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
 from ssamba.models.pools import DEFAULT_POOLING, Pool
 from ssamba.models.record import RECORD_NAME, read_record, split_text
+from ssamba.models.settings import AudioSettings, ClassifierSettings, model_folder
 from ssamba.printable import markdown_code, markdown_text
 
 log = logging.getLogger(__name__)

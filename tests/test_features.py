@@ -10,7 +10,7 @@ import torch
 from ssamba.audio import LogMel
 from ssamba.errors import BadAudio
 from ssamba.features import FeatureExtractor
-from ssamba.models.checkpoint import AudioSettings
+from ssamba.models.settings import AudioSettings
 
 RATE = 16000
 CLIP = 64

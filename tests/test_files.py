@@ -24,7 +24,7 @@ from ssamba.files import (
     writing_to,
     written_beside,
 )
-from ssamba.models.checkpoint import write_safetensors
+from ssamba.models.tensor_files import write_safetensors
 
 ROOT = Path(__file__).parents[1]
 

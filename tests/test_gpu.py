@@ -12,10 +12,11 @@ from ssamba.hub import SsambaModel
 from ssamba.integrations import hear
 from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import random_mask
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier
+from ssamba.models.checkpoint import build_classifier
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.pools import POOLINGS
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 from ssamba.ops import resolve_backend, selective_scan
 
 pytestmark = [

@@ -184,6 +184,12 @@ def test_adaptors_wait_too(path: Path) -> None:
         assert not {name.rpartition(".")[2] for name in used} & ADAPTORS.keys()
 
 
+def test_every_folder_says_what_lives_there_and_who_may_import_it() -> None:
+    for folder in {path.parent for path in SOURCES}:
+        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert said and re.search(r"\bimport", said, re.IGNORECASE), folder
+
+
 def test_no_module_has_the_name_of_a_package_that_it_adapts() -> None:
     adapted = set().union(*ADAPTORS.values())
     assert not {path.stem for path in SOURCES} & adapted

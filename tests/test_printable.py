@@ -19,9 +19,10 @@ from ssamba.evaluation.pictures import draw_bars, draw_confusion, draw_timeline
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import NotWritten
 from ssamba.hub import SsambaModel
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, save_model
+from ssamba.models.checkpoint import save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 from ssamba.printable import (
     PrintableFormatter,
     csv_cell,

@@ -12,8 +12,8 @@ from ssamba.data.features import StoredFeatures
 from ssamba.data.shards.features import FeatureInfo
 from ssamba.errors import UserError
 from ssamba.features import column_times
-from ssamba.models.checkpoint import model_folder
 from ssamba.models.patches import PatchShape
+from ssamba.models.settings import model_folder
 from ssamba.teachers import ClipFeatures, load_teacher
 from ssamba.values import STORED, TRANSFORMERS
 

@@ -25,9 +25,7 @@ from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
 from ssamba.evaluation.masked import MaskedEvaluation
 from ssamba.evaluation.scores import scoring_device
-from ssamba.models.checkpoint import (
-    load_model,
-)
+from ssamba.models.checkpoint import load_model
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 
 _BASELINE_CLIPS = 5000  # more change little of what a linear classifier finds in a spectrogram's statistics

@@ -15,13 +15,9 @@ from ssamba.data.datamodule import ClipDataModule
 from ssamba.data.shards.finding import ShardList
 from ssamba.data.statistics import measure_statistics
 from ssamba.errors import UserError
-from ssamba.models.checkpoint import (
-    AudioSettings,
-    load_pretrained_encoder,
-    read_audio_settings,
-    read_config,
-)
+from ssamba.models.checkpoint import load_pretrained_encoder
 from ssamba.models.encoder import SIZES, STACKS, AudioEncoder
+from ssamba.models.settings import AudioSettings, read_audio_settings, read_config
 from ssamba.ops import resolve_backend
 from ssamba.training.finetuning import FineTuning
 from ssamba.training.pretraining import Pretraining

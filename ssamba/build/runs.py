@@ -24,13 +24,10 @@ from ssamba.data.labels import (
     class_weights,
 )
 from ssamba.masking import Masking
-from ssamba.models.checkpoint import (
-    AudioSettings,
-    ClassifierSettings,
-    build_classifier,
-)
+from ssamba.models.checkpoint import build_classifier
 from ssamba.models.decoder import decoder_of
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 from ssamba.objectives import HEADS, TAUGHT, Teacher
 from ssamba.training.callbacks import (
     OnlineProbe,

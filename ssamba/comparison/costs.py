@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssamba.comparison.runs import Run
 from ssamba.errors import UserError
-from ssamba.models.checkpoint import ClassifierSettings, build_encoder, read_config
+from ssamba.models.checkpoint import described_encoder
 from ssamba.models.heads import AudioClassifier, TokenClassifier
+from ssamba.models.settings import ClassifierSettings, read_config
 
 _SCAN_MACS = 4
 _SSD_MACS = 3  # drive * B, decay * h + ..., C * h
@@ -76,7 +77,7 @@ def model_macs(config: Mapping[str, Any], max_length: int | None = None) -> int:
     """
     described = {**config, "max_length": max_length or config["max_length"]}
     with FakeTensorMode():
-        encoder = build_encoder(described, "cpu")
+        encoder = described_encoder(described, "cpu")
         module: nn.Module = encoder
         if max_length is None and "id2label" in config:
             head = len(config["id2label"]), config["pooling"]

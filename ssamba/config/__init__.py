@@ -1,6 +1,7 @@
 """The schema of a recipe: dataclasses, YAML and command line merged into them, and every complaint in one error.
 
-Nothing here imports torch, so that a mistake in a recipe is told at once. All other rooms may import it.
+Nothing here imports torch, so that a mistake in a recipe is told at once. Imported by whatever reads a whole recipe,
+such as build, train and the command line; never by models, data or training.
 """
 
 from ssamba.config.checks import (

@@ -1,72 +1,32 @@
-"""A trained model as a folder, readable without the recipe that made it: model.safetensors, config.json (the network
-and its classes) and preprocessor_config.json (what its spectrograms are), with the names that `transformers` uses."""
+"""A trained model as a folder, readable without the recipe that made it: its weights (`tensor_files`) and what is said
+of them (`settings`), with the names that `transformers` uses."""
 
-import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from msgspec import UNSET, Meta, UnsetType
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssamba.errors import UserError
-from ssamba.files import parse_json, read_bounded, read_json, write_json, written_beside
+from ssamba.files import write_json
 from ssamba.models.decoder import PatchDecoder
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifier
 from ssamba.models.patches import fit_positions
-from ssamba.models.pools import MOST_SEGMENTS, Pooling
+from ssamba.models.settings import (
+    LOSSES,
+    AudioSettings,
+    ClassifierSettings,
+    model_folder,
+    read_audio_settings,
+    read_config,
+)
+from ssamba.models.tensor_files import read_header, read_safetensors, write_safetensors
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride", "patch_order")
-Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
-_PROBLEMS: dict[str, Problem] = {
-    "cross_entropy": "single_label_classification",
-    "bce": "multi_label_classification",
-    "ctc": "ctc",
-}
-_LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
-
-
-SamplingRate = Annotated[int, Meta(ge=1000, le=768_000)]
-Level = Annotated[float, Meta(ge=-1000, le=1000)]
-Deviation = Annotated[float, Meta(ge=0.001, le=1000)]
-
-
-@dataclass(frozen=True)
-class AudioSettings:
-    """What a model's spectrograms were: sampling rate in Hz, statistics of the log-mel values, and what became of a
-    recording shorter than the clip: filled with zeros ("pad"), with itself ("repeat"), or left as it is ("keep")."""
-
-    sampling_rate: SamplingRate
-    mean: Level
-    std: Deviation
-    short: Annotated[str, Meta(pattern="^(pad|repeat|keep)$")]
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """What a classifier says: the names of its classes and the label of the data that they come from; its loss; its
-    pool and head, as `AudioClassifier` takes them; and the columns of a hop of a `TokenClassifier`, None for one answer
-    a clip. Of the loss ctc the classes are the blank and the characters."""
-
-    labels: tuple[str, ...]
-    label: str
-    loss: str
-    pooling: str
-    head_norm: bool = True
-    segments: int = 4
-    pool_padding: bool = False
-    hop_columns: int | None = None
-
-    @property
-    def problem_type(self) -> Problem:
-        """The loss as `transformers` names it."""
-        return _PROBLEMS[self.loss]
+_FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
 
 
 @dataclass(frozen=True)
@@ -136,175 +96,7 @@ def _architecture(classifier: ClassifierSettings | None) -> str:
     return "AudioClassifier" if classifier.hop_columns is None else "TokenClassifier"
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write contiguous tensors on the CPU, each with memory of its own; NotWritten if the disk does not take them."""
-    with written_beside(path) as beside:
-        try:
-            save_file(dict(tensors), beside, metadata={"format": "pt"})
-        except SafetensorError as error:
-            if number := re.search(r"os error (\d+)", str(error)):  # which safetensors tells in its words alone
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(beside)) from error
-            raise
-
-
-def model_folder(path: str | Path) -> Path:
-    """The folder that holds config.json: `path` itself, or model/ in a run folder. UserError if there is none."""
-    for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    raise UserError(f"{path} holds no model; expected config.json and model.safetensors in it or in its model/ folder")
-
-
-# What the files of a model folder may say. The bounds are far above the largest published model, and low enough that
-# whatever is within them is refused or built without harm.
-Width = Annotated[int, Meta(ge=1, le=65_536)]
-Positive = Annotated[int, Meta(ge=1, le=1024)]
-Frames = Annotated[int, Meta(ge=1, le=1_000_000)]
-Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
-_MOST_CLIP_SAMPLES = 1 << 25
-_MOST_JSON_BYTES = 1 << 24
-_MOST_HEADER_BYTES = 1 << 24
-_FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
-
-
-@dataclass(frozen=True, kw_only=True)
-class _DecoderConfig:
-    hidden_size: Width
-    num_hidden_layers: Positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Config:
-    num_mel_bins: Positive
-    max_length: Frames
-    fshape: Positive
-    tshape: Frames
-    frequency_stride: Positive
-    time_stride: Frames
-    patch_order: Literal["frequency", "time"] = "frequency"  # folders without it are of versions that knew no other
-    hidden_size: Width
-    num_hidden_layers: Positive
-    decoder: _DecoderConfig | None = None
-    label: str | None = None
-    problem_type: Problem | None = None
-    pooling: Pooling | None = None
-    head_norm: bool | None = None
-    segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
-    pool_padding: bool | None = None
-    hop_columns: Frames | None = None
-    id2label: dict[str, str] | None = None
-    label2id: dict[str, int] | None = None
-    architectures: list[str] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SsambaConfig(_Config):
-    model_type: Literal["ssamba"]
-    state_size: Positive
-    expand: Positive
-    conv_kernel: Positive
-    residual: Literal["doubling", "plain"]
-    layer_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SsastConfig(_Config):
-    model_type: Literal["ssast"]
-    num_attention_heads: Positive
-    layer_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AumConfig(_Config):
-    model_type: Literal["aum"]
-    state_size: Positive
-    expand: Positive
-    conv_kernel: Positive
-    scan_layout: Literal["fo_fo", "fo_bi", "bi_bi"]
-    rms_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ConformerConfig(_Config):
-    model_type: Literal["conformer"]
-    num_attention_heads: Positive
-    intermediate_size: Width
-    conv_depthwise_kernel_size: Positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BilstmConfig(_Config):
-    model_type: Literal["bilstm"]
-    state_size: Width
-    layer_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SsdConfig(_Config):
-    model_type: Literal["ssd"]
-    state_size: Positive
-    expand: Positive
-    head_dim: Width
-    conv_kernel: Positive
-    layer_norm_eps: Epsilon
-
-
-_CONFIGS: dict[str, type[_Config]] = {
-    "ssamba": _SsambaConfig,
-    "ssast": _SsastConfig,
-    "aum": _AumConfig,
-    "conformer": _ConformerConfig,
-    "bilstm": _BilstmConfig,
-    "ssd": _SsdConfig,
-}
-
-
-@dataclass(frozen=True)
-class _Family:
-    model_type: str
-
-
-@dataclass(frozen=True)
-class _Preprocessor(AudioSettings):
-    num_mel_bins: int | UnsetType = UNSET
-    max_length: int | UnsetType = UNSET
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a model or run folder, the fields that mean something here.
-
-    Raises:
-        UserError: it is none of ours, or a field is missing or of another type or size than a model's.
-    """
-    place, expected = model_folder(path) / "config.json", "a model's config.json, complete, as `ssamba` writes it"
-    content = read_bounded(place, expected, _MOST_JSON_BYTES)
-    family = parse_json(content, _Family, place, expected).model_type
-    if family not in _CONFIGS:
-        raise UserError(f"{place} describes a {family!r}; expected one of {', '.join(_CONFIGS)}")
-    config = parse_json(content, _CONFIGS[family], place, expected)
-    return {name: value for name, value in asdict(config).items() if value is not None}
-
-
-def read_audio_settings(path: str | Path) -> AudioSettings:
-    """The preprocessor_config.json of a model or run folder; UserError if it is missing, incomplete or contradicts the
-    config.json beside it."""
-    place = model_folder(path) / "preprocessor_config.json"
-    expected = "sampling_rate, mean, std and short (pad, repeat or keep) of a model's spectrograms"
-    if not place.is_file():
-        raise UserError(f"{place} is missing; expected {expected} in it")
-    told, config = read_json(place, _Preprocessor, expected, _MOST_JSON_BYTES), read_config(path)
-    for name in ("num_mel_bins", "max_length"):
-        if getattr(told, name) not in (UNSET, config[name]):
-            raise UserError(f"{place} has {name} {getattr(told, name)}; expected {config[name]}, as in its config.json")
-    if (samples := config["max_length"] * told.sampling_rate // 100) > _MOST_CLIP_SAMPLES:
-        raise UserError(
-            f"{place} has sampling_rate {told.sampling_rate}, at which a clip of its config.json's "
-            f"{config['max_length']} frames has {samples} samples; expected at most {_MOST_CLIP_SAMPLES}"
-        )
-    return AudioSettings(told.sampling_rate, told.mean, told.std, told.short)
-
-
-def build_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> AudioEncoder:
+def described_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> AudioEncoder:
     """The encoder that a config.json describes, with fresh weights."""
     options = {name: config[name] for name in SIZES[config["model_type"]]["nano"]}
     patch = {name: config[name] for name in _PATCH_FIELDS}
@@ -325,33 +117,6 @@ def read_weights(path: str | Path, finite: bool = True) -> dict[str, Tensor]:
             "model is of no use; expected one of a training that did not diverge"
         )
     return weights
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, on the CPU; UserError for a damaged one."""
-    read_header(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> dtype, in safetensors' words, and shape of what a .safetensors file holds, without reading the tensors.
-
-    Raises:
-        UserError: it is damaged, or its header is larger than any model's.
-    """
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > _MOST_HEADER_BYTES:
-            raise UserError(f"{path} is damaged: its header has {size} bytes; expected {_MOST_HEADER_BYTES} at most")
-        with safe_open(path, "pt") as tensors:
-            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - it is no mapping
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def load_model(path: str | Path, scan_backend: str = "auto", finite: bool = True) -> SavedModel:
@@ -385,7 +150,7 @@ def _checked_model(
     layers = _told_layers(header, "encoder.stack.layers.", config["num_hidden_layers"])
     try:
         with torch.device("meta"):
-            encoder = build_encoder({**config, "num_hidden_layers": layers}, scan_backend)
+            encoder = described_encoder({**config, "num_hidden_layers": layers}, scan_backend)
             if settings is None:
                 model = MaskedPatchModel(encoder, decoder=_build_decoder(config, encoder, header))
             else:
@@ -421,10 +186,10 @@ def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> Classif
         problem = f"it has no {missing[0]}" if missing else "its id2label is none"
         raise UserError(
             f"config.json in {path} does not describe a classifier: {problem}; expected id2label (numbers from 0), "
-            f"label, pooling, head_norm, and problem_type {' or '.join(_LOSSES)}"
+            f"label, pooling, head_norm, and problem_type {' or '.join(LOSSES)}"
         )
     labels = tuple(names[number] for number in numbers)
-    loss = _LOSSES[config["problem_type"]]
+    loss = LOSSES[config["problem_type"]]
     # Folders without these are of versions that pooled padding, as the originals do.
     pool = config.get("segments", ClassifierSettings.segments), config.get("pool_padding", True)
     hop = config.get("hop_columns")

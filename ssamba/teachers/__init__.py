@@ -1,7 +1,8 @@
 """Trained models that others learn from: what one of their layers says of recordings, by one interface.
 
 A teacher is named by one word, of a recipe (`objective.distillation.teacher`) or a command (`ssamba embed
---into-shards`): the folder of a model of ours, or `hf:` and a model of transformers.
+--into-shards`): the folder of a model of ours, or `hf:` and a model of transformers. Imported by build and the command
+line.
 """
 
 from ssamba.teachers.clips import ClipFeatures

@@ -8,7 +8,7 @@ import pytest
 
 from ssamba.comparison.costs import Costs, mean_costs, model_macs, run_costs
 from ssamba.comparison.runs import Run, read_run
-from ssamba.models.checkpoint import read_config
+from ssamba.models.settings import read_config
 
 CLIP = {
     "num_mel_bins": 128,

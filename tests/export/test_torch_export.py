@@ -18,9 +18,9 @@ from ssamba.errors import UserError
 from ssamba.export.program import Program, load_program
 from ssamba.export.torch_export import export_program, export_torch, save_program
 from ssamba.hub import SsambaModel
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 from ssamba.ops.conv import reference as reference_conv
 from ssamba.ops.scan import reference as reference_scan
 

@@ -9,9 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier, save_model
+from ssamba.models.checkpoint import build_classifier, save_model
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 
 LABELS = ("cat", "dog", "rain", "wind")
 OPTIONS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ssamba.errors import UserError
 from ssamba.features import FeatureExtractor
 from ssamba.inference.cutting import Windows
-from ssamba.models.checkpoint import AudioSettings
+from ssamba.models.settings import AudioSettings
 from ssamba.recordings import Waveform
 
 

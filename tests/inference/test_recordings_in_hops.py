@@ -15,8 +15,9 @@ from ssamba.cli import main
 from ssamba.hub import SsambaModel
 from ssamba.inference.spelling import Spelling, Word
 from ssamba.inference.windows import Ended, Window, predict_file, stitched
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier, save_model
+from ssamba.models.checkpoint import build_classifier, save_model
 from ssamba.models.encoder import AudioEncoder
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 
 LABELS = ("background", "cat", "dog")
 LETTERS = ("<blank>", " ", "a", "b")

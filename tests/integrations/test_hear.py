@@ -16,10 +16,11 @@ from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
 from ssamba.integrations import hear
 from ssamba.integrations.timeline import Timeline
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier
+from ssamba.models.checkpoint import build_classifier
 from ssamba.models.encoder import SIZES, AudioEncoder, Encoded
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.pools import POOLINGS, Pool
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 
 Runs = Callable[[str], Path]
 RATE = 16000

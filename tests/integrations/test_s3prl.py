@@ -10,9 +10,9 @@ from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
 from ssamba.integrations.s3prl import UpstreamExpert
 from ssamba.integrations.timeline import Timeline
-from ssamba.models.checkpoint import AudioSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings
 
 Runs = Callable[[str], Path]
 each_encoder = pytest.mark.parametrize("encoder", ["ssamba", "ssast"])

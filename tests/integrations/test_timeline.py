@@ -13,9 +13,9 @@ import ssamba.integrations.timeline
 from ssamba.errors import UserError
 from ssamba.hub import SsambaModel
 from ssamba.integrations.timeline import Timeline, spread
-from ssamba.models.checkpoint import AudioSettings
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings
 
 Runs = Callable[[str], Path]
 RATE = 16000

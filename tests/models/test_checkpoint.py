@@ -11,22 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssamba.errors import UserError
-from ssamba.models.checkpoint import (
-    AudioSettings,
-    ClassifierSettings,
-    build_classifier,
-    load_model,
-    load_pretrained_encoder,
-    model_folder,
-    read_config,
-    save_model,
-    write_safetensors,
-)
+from ssamba.models.checkpoint import build_classifier, load_model, load_pretrained_encoder, save_model
 from ssamba.models.decoder import decoder_of
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
 from ssamba.models.pools import POOLINGS
+from ssamba.models.settings import AudioSettings, ClassifierSettings, model_folder, read_config
+from ssamba.models.tensor_files import write_safetensors
 
 SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
@@ -470,7 +462,7 @@ def test_a_config_costs_nothing_before_the_weights_agree(encoder: str, tmp_path:
     pretrained(tmp_path, encoder)
     for field, value in (("hidden_size", 65_536), ("num_hidden_layers", 1024), ("fshape", 32), ("max_length", 60_000)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ssamba.models.checkpoint.load_file", lambda path: pytest.fail("the weights were read"))
+            patch.setattr("ssamba.models.tensor_files.load_file", lambda path: pytest.fail("the weights were read"))
             whole = (tmp_path / "config.json").read_text()
             damaged(tmp_path, "config.json", field, value)
             damaged(tmp_path, "preprocessor_config.json", "max_length", value if field == "max_length" else 48)

@@ -12,18 +12,12 @@ from ssamba.errors import UserError
 from ssamba.export.program import load_program
 from ssamba.export.torch_export import save_program
 from ssamba.hub import SsambaModel
-from ssamba.models.checkpoint import (
-    AudioSettings,
-    ClassifierSettings,
-    load_model,
-    load_pretrained_encoder,
-    read_config,
-    save_model,
-)
+from ssamba.models.checkpoint import load_model, load_pretrained_encoder, save_model
 from ssamba.models.convert.state_dicts import from_authors, to_authors
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.models.patches import fit_positions
+from ssamba.models.settings import AudioSettings, ClassifierSettings, read_config
 
 SMALL: dict[str, dict[str, Any]] = {
     "ssamba": {**SIZES["ssamba"]["nano"], "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},

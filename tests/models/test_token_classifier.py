@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.models.checkpoint import AudioSettings, ClassifierSettings, build_classifier, load_model, save_model
+from ssamba.models.checkpoint import build_classifier, load_model, save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import TokenClassifier
 from ssamba.models.pools import POOLINGS
+from ssamba.models.settings import AudioSettings, ClassifierSettings
 
 LABELS = ("background", "dog", "rain")
 IN_TIME = [name for name in POOLINGS if name != "class"]

@@ -12,9 +12,10 @@ from torch import Tensor
 from ssamba.audio import LogMel
 from ssamba.data.datamodule import Batch
 from ssamba.errors import UserError
-from ssamba.models.checkpoint import AudioSettings, save_model
+from ssamba.models.checkpoint import save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings
 from ssamba.teachers import ClipFeatures, OwnTeacher
 
 OPTIONS = {**SIZES["ssamba"]["nano"], "num_hidden_layers": 2, "residual": "plain", "hidden_size": 32}

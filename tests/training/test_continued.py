@@ -8,10 +8,11 @@ import torch
 from ssamba.build.runs import build_pretrainer
 from ssamba.cli import main
 from ssamba.config import PretrainRecipe, load_recipe
-from ssamba.models.checkpoint import load_model, read_config, save_model
+from ssamba.models.checkpoint import load_model, save_model
 from ssamba.models.convert.transfer import AUDIOSET_LIBRISPEECH
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import read_config
 
 TAUGHT = [
     "objective.parts.contrastive=0",

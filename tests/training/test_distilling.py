@@ -19,9 +19,10 @@ from ssamba.build.runs import build_pretrainer
 from ssamba.cli import main
 from ssamba.config import ENCODERS, PretrainRecipe, load_recipe
 from ssamba.data.datamodule import ClipDataModule
-from ssamba.models.checkpoint import AudioSettings, load_model, save_model
+from ssamba.models.checkpoint import load_model, save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings
 from ssamba.objectives import FeatureHead
 from ssamba.teachers import OwnTeacher
 from ssamba.training import pretraining

@@ -22,9 +22,10 @@ from ssamba.config import ENCODERS, FinetuneRecipe, PretrainRecipe, load_recipe
 from ssamba.data import pipeline
 from ssamba.errors import UserError
 from ssamba.launch import check_launch, rank
-from ssamba.models.checkpoint import AudioSettings, save_model
+from ssamba.models.checkpoint import save_model
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings
 
 SECONDS = 150  # of a launch; more is a hang
 STEPS = 10  # more than an epoch

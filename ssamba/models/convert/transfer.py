@@ -17,21 +17,13 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.files import check_out, whole_folder, written_beside
-from ssamba.models.checkpoint import (
-    AudioSettings,
-    ClassifierSettings,
-    build_classifier,
-    load_model,
-    model_folder,
-    read_config,
-    read_safetensors,
-    save_model,
-    write_safetensors,
-)
+from ssamba.models.checkpoint import build_classifier, load_model, save_model
 from ssamba.models.convert.families import UNUSED
 from ssamba.models.convert.state_dicts import FromAuthors, from_authors, some_of, to_authors
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
+from ssamba.models.settings import AudioSettings, ClassifierSettings, model_folder, read_config
+from ssamba.models.tensor_files import read_safetensors, write_safetensors
 from ssamba.printable import printable
 
 # Of the log-mel values of AudioSet and LibriSpeech, on which the originals were pretrained: both repositories' scripts.

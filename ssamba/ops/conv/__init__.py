@@ -1,5 +1,5 @@
 """The causal depthwise convolution and its SiLU, in one direction and in both: its operators, a file for each backend.
-`ssamba.ops` gives it to the rest of the package; backends are loaded by `ssamba.ops.backends` alone."""
+Imported by `ssamba.ops`, for the rest of the package; its backends, by `ssamba.ops.backends` alone."""
 
 from ssamba.ops.conv.operator import bidirectional_conv_silu, causal_conv_silu
 

@@ -1,5 +1,5 @@
-"""The selective scan of Mamba, in one direction and in both: its operators, and a file for each backend. `ssamba.ops`
-gives it to the rest of the package; backends are loaded by `ssamba.ops.backends` alone."""
+"""The selective scan of Mamba, in one direction and in both: its operators, and a file for each backend. Imported by
+`ssamba.ops`, for the rest of the package; its backends, by `ssamba.ops.backends` alone."""
 
 from ssamba.ops.scan.operator import MAX_STATES, bidirectional_scan, selective_scan
 

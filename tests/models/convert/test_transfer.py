@@ -22,19 +22,13 @@ from torch import Tensor
 from ssamba.cli import main
 from ssamba.errors import UserError
 from ssamba.losses import info_nce, reconstruction_mse
-from ssamba.models.checkpoint import (
-    ClassifierSettings,
-    SavedModel,
-    load_model,
-    read_audio_settings,
-    read_config,
-    save_model,
-)
+from ssamba.models.checkpoint import SavedModel, load_model, save_model
 from ssamba.models.convert.families import UNUSED
 from ssamba.models.convert.state_dicts import from_authors, to_authors
 from ssamba.models.convert.transfer import AUDIOSET_LIBRISPEECH, read_label_names, read_state_dict
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
+from ssamba.models.settings import ClassifierSettings, read_audio_settings, read_config
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "parity"
 KINDS = ("pretrain", "finetuned_shorter", "finetuned_longer")
@@ -713,7 +707,7 @@ def test_a_folder_is_complete_or_not_there(
     def full(*given: Any, **named: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssamba.models.checkpoint.save_file", full)
+    monkeypatch.setattr("ssamba.models.tensor_files.save_file", full)
     assert "No space left on device" in refused("import", small, tmp_path / "model")
     monkeypatch.undo()
     call("import", small, tmp_path / "model")

@@ -1,0 +1,211 @@
+"""What a model folder says beside its weights: config.json, of the network and its classes, and
+preprocessor_config.json, of its spectrograms. Read as what nobody vouches for."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from ssamba.errors import UserError
+from ssamba.files import parse_json, read_bounded, read_json
+from ssamba.models.pools import MOST_SEGMENTS, Pooling
+
+Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
+_PROBLEMS: dict[str, Problem] = {
+    "cross_entropy": "single_label_classification",
+    "bce": "multi_label_classification",
+    "ctc": "ctc",
+}
+LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
+
+SamplingRate = Annotated[int, Meta(ge=1000, le=768_000)]
+Level = Annotated[float, Meta(ge=-1000, le=1000)]
+Deviation = Annotated[float, Meta(ge=0.001, le=1000)]
+
+
+@dataclass(frozen=True)
+class AudioSettings:
+    """What a model's spectrograms were: sampling rate in Hz, statistics of the log-mel values, and what became of a
+    recording shorter than the clip: filled with zeros ("pad"), with itself ("repeat"), or left as it is ("keep")."""
+
+    sampling_rate: SamplingRate
+    mean: Level
+    std: Deviation
+    short: Annotated[str, Meta(pattern="^(pad|repeat|keep)$")]
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """What a classifier says: the names of its classes and the label of the data that they come from; its loss; its
+    pool and head, as `AudioClassifier` takes them; and the columns of a hop of a `TokenClassifier`, None for one answer
+    a clip. Of the loss ctc the classes are the blank and the characters."""
+
+    labels: tuple[str, ...]
+    label: str
+    loss: str
+    pooling: str
+    head_norm: bool = True
+    segments: int = 4
+    pool_padding: bool = False
+    hop_columns: int | None = None
+
+    @property
+    def problem_type(self) -> Problem:
+        """The loss as `transformers` names it."""
+        return _PROBLEMS[self.loss]
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that holds config.json: `path` itself, or model/ in a run folder. UserError if there is none."""
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise UserError(f"{path} holds no model; expected config.json and model.safetensors in it or in its model/ folder")
+
+
+# What the files of a model folder may say. The bounds are far above the largest published model, and low enough that
+# whatever is within them is refused or built without harm.
+Width = Annotated[int, Meta(ge=1, le=65_536)]
+Positive = Annotated[int, Meta(ge=1, le=1024)]
+Frames = Annotated[int, Meta(ge=1, le=1_000_000)]
+Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
+_MOST_CLIP_SAMPLES = 1 << 25
+_MOST_JSON_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DecoderConfig:
+    hidden_size: Width
+    num_hidden_layers: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    num_mel_bins: Positive
+    max_length: Frames
+    fshape: Positive
+    tshape: Frames
+    frequency_stride: Positive
+    time_stride: Frames
+    patch_order: Literal["frequency", "time"] = "frequency"  # folders without it are of versions that knew no other
+    hidden_size: Width
+    num_hidden_layers: Positive
+    decoder: _DecoderConfig | None = None
+    label: str | None = None
+    problem_type: Problem | None = None
+    pooling: Pooling | None = None
+    head_norm: bool | None = None
+    segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
+    pool_padding: bool | None = None
+    hop_columns: Frames | None = None
+    id2label: dict[str, str] | None = None
+    label2id: dict[str, int] | None = None
+    architectures: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SsambaConfig(_Config):
+    model_type: Literal["ssamba"]
+    state_size: Positive
+    expand: Positive
+    conv_kernel: Positive
+    residual: Literal["doubling", "plain"]
+    layer_norm_eps: Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SsastConfig(_Config):
+    model_type: Literal["ssast"]
+    num_attention_heads: Positive
+    layer_norm_eps: Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AumConfig(_Config):
+    model_type: Literal["aum"]
+    state_size: Positive
+    expand: Positive
+    conv_kernel: Positive
+    scan_layout: Literal["fo_fo", "fo_bi", "bi_bi"]
+    rms_norm_eps: Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ConformerConfig(_Config):
+    model_type: Literal["conformer"]
+    num_attention_heads: Positive
+    intermediate_size: Width
+    conv_depthwise_kernel_size: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BilstmConfig(_Config):
+    model_type: Literal["bilstm"]
+    state_size: Width
+    layer_norm_eps: Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SsdConfig(_Config):
+    model_type: Literal["ssd"]
+    state_size: Positive
+    expand: Positive
+    head_dim: Width
+    conv_kernel: Positive
+    layer_norm_eps: Epsilon
+
+
+_CONFIGS: dict[str, type[_Config]] = {
+    "ssamba": _SsambaConfig,
+    "ssast": _SsastConfig,
+    "aum": _AumConfig,
+    "conformer": _ConformerConfig,
+    "bilstm": _BilstmConfig,
+    "ssd": _SsdConfig,
+}
+
+
+@dataclass(frozen=True)
+class _Family:
+    model_type: str
+
+
+@dataclass(frozen=True)
+class _Preprocessor(AudioSettings):
+    num_mel_bins: int | UnsetType = UNSET
+    max_length: int | UnsetType = UNSET
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a model or run folder, the fields that mean something here.
+
+    Raises:
+        UserError: it is none of ours, or a field is missing or of another type or size than a model's.
+    """
+    place, expected = model_folder(path) / "config.json", "a model's config.json, complete, as `ssamba` writes it"
+    content = read_bounded(place, expected, _MOST_JSON_BYTES)
+    family = parse_json(content, _Family, place, expected).model_type
+    if family not in _CONFIGS:
+        raise UserError(f"{place} describes a {family!r}; expected one of {', '.join(_CONFIGS)}")
+    config = parse_json(content, _CONFIGS[family], place, expected)
+    return {name: value for name, value in asdict(config).items() if value is not None}
+
+
+def read_audio_settings(path: str | Path) -> AudioSettings:
+    """The preprocessor_config.json of a model or run folder; UserError if it is missing, incomplete or contradicts the
+    config.json beside it."""
+    place = model_folder(path) / "preprocessor_config.json"
+    expected = "sampling_rate, mean, std and short (pad, repeat or keep) of a model's spectrograms"
+    if not place.is_file():
+        raise UserError(f"{place} is missing; expected {expected} in it")
+    told, config = read_json(place, _Preprocessor, expected, _MOST_JSON_BYTES), read_config(path)
+    for name in ("num_mel_bins", "max_length"):
+        if getattr(told, name) not in (UNSET, config[name]):
+            raise UserError(f"{place} has {name} {getattr(told, name)}; expected {config[name]}, as in its config.json")
+    if (samples := config["max_length"] * told.sampling_rate // 100) > _MOST_CLIP_SAMPLES:
+        raise UserError(
+            f"{place} has sampling_rate {told.sampling_rate}, at which a clip of its config.json's "
+            f"{config['max_length']} frames has {samples} samples; expected at most {_MOST_CLIP_SAMPLES}"
+        )
+    return AudioSettings(told.sampling_rate, told.mean, told.std, told.short)
