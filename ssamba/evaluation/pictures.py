@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, StrMethodFormatter
 from torch import Tensor
 
@@ -19,9 +19,6 @@ from ssamba.evaluation.verification import Rates
 from ssamba.files import made_folder, written_beside
 from ssamba.models.patches import PatchShape
 from ssamba.printable import printable
-
-matplotlib.use("Agg")
-matplotlib.rcParams["text.parse_math"] = False  # names and labels hold dollars, and no formulas
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +48,9 @@ def _shown(text: str, most: int = 60) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
+    """A PNG. What it says is shown as it is: names and labels hold dollars, and no formulas."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with made_folder(path.parent), written_beside(path) as beside:
         figure.savefig(beside, format="png", dpi=100)
 

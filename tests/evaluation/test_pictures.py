@@ -1,6 +1,8 @@
 """What is drawn, read back from the figures; and that the files are PNGs."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ssamba.evaluation import pictures
 from ssamba.models.encoder import AudioEncoder
@@ -153,3 +156,21 @@ def test_the_numbers_of_a_logarithmic_axis_are_plain(
     (axis,) = figures[0].axes
     said = {label.get_text() for label in axis.get_xticklabels(which="both")}
     assert expected <= said and not any("$" in text or "8" in text for text in said)
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path, figures: list[Figure]) -> None:
+    names = ["$x^2$", r"$\alpha$"]
+    pictures.draw_confusion(tmp_path / "a.png", torch.eye(2).long(), names, "$title$")
+    pictures.draw_bars(tmp_path / "b.png", {name: {name: 1.0} for name in names}, "$y$", "$title$")
+    for figure in figures:
+        texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert {*names, "$title$"} <= {text.get_text() for text in texts}
+        assert not any(text.get_parse_math() for text in texts)
+
+
+def test_the_matplotlib_of_who_imports_the_package_stays_as_it_was() -> None:
+    code = (
+        "import matplotlib; matplotlib.use('svg'); before = dict(matplotlib.rcParams)\n"
+        "import ssamba.train; assert dict(matplotlib.rcParams) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
