@@ -1,11 +1,12 @@
-# `make demo` and `make test`: each makes .venv and installs into it first, if requirements.lock or pyproject.toml changed.
+# `make demo`, `make test` and `make docs`: each makes .venv and installs into it first, if requirements.lock or
+# pyproject.toml changed.
 
 PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/installed
 DATA ?=
 
-.PHONY: demo test types units
+.PHONY: demo test types units docs
 
 demo: $(STAMP)
 	$(BIN)/ssamba demo $(if $(DATA),--data "$(DATA)")
@@ -20,6 +21,14 @@ types:
 
 units:
 	$(BIN)/pytest -q -n auto --dist worksteal
+
+docs: .venv/docs-installed
+	$(BIN)/mkdocs build --strict --quiet
+
+# Beside the lock, which is what the tests need, and within its versions.
+.venv/docs-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.lock -e ".[docs]"
+	@touch $@
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

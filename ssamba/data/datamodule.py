@@ -77,7 +77,8 @@ class ClipDataModule(lightning.LightningDataModule):
         rows: of the tables of "validation" and "test", those that are used; all of a split that is not named.
 
     Attributes:
-        stages, members: may be set until training begins.
+        stages: may be set until training begins.
+        members: may be set until then, too.
         consumed: training clips that are behind, over all ranks. Whoever trains says what is; checkpoints keep it.
         progress: of shards without an index, what of them is behind on this rank.
     """

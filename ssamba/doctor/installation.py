@@ -18,6 +18,7 @@ from ssamba.printable import masked
 
 _REQUIREMENT = re.compile(r"([\w.-]+).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?$")
 _NO_EXTRAS = ("triton", "causal-conv1d")  # what comes with others' packages
+_DEVELOPERS = ("dev", "docs")  # extras of those who work on the package
 _PAIR = ("torch", "torchaudio")
 DRIVER = Path("/proc/driver/nvidia/version")
 CGROUP = Path("/sys/fs/cgroup")
@@ -35,7 +36,7 @@ def versions() -> Iterator[Finding]:
         assert matched
         name, extra = matched.groups()
         if extra is not None:
-            if extra != "dev":
+            if extra not in _DEVELOPERS:
                 extras.setdefault(name, extra)
         elif version := installed(name):
             yield ok(name, version)

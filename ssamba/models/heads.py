@@ -21,7 +21,8 @@ class MaskedPrediction(NamedTuple):
     """What is said of the masked patches of B clips.
 
     Attributes:
-        contrastive, reconstruction: by the two heads of the paper, (B, N, K).
+        contrastive: by the discriminative head of the paper, (B, N, K).
+        reconstruction: by the generative one, (B, N, K).
         target: the patches, (B, N, K).
         hidden: bool (B, N), which of the N are masked patches, where clips have unequal numbers of them; None: all.
         places: int64 (B, N), which of the L patches they are.
