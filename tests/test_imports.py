@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssamba"
 
 # Part -> the parts that it may import, itself aside. A part is a module or a folder of ssamba/.
-LEAVES = {"errors", "files", "launch", "printable", "progress", "shell", "values"}
+LEAVES = {"errors", "files", "launch", "parts", "printable", "progress", "shell", "values"}
 TORCH_ALONE = {"frames", "masking", "losses", "schedules"}
 MODELS = {"ops", *LEAVES}
 DATA = {"audio", "frames", "recordings", "folders", "jobs", *LEAVES}
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": {"printable"},
     "files": {"errors", "printable"},
     "launch": {"errors"},
+    "parts": {"errors", "packaged"},
     "printable": set(),
     "progress": {"errors", "launch", "printable"},
     "shell": {"errors", "printable"},

@@ -16,7 +16,7 @@ from ssamba.data.shards.finding import ShardList
 from ssamba.data.statistics import measure_statistics
 from ssamba.errors import UserError
 from ssamba.models.checkpoint import load_pretrained_encoder
-from ssamba.models.encoder import SIZES, STACKS, AudioEncoder
+from ssamba.models.encoder import AudioEncoder, find_stack
 from ssamba.models.settings import AudioSettings, read_audio_settings, read_config
 from ssamba.ops import resolve_backend
 from ssamba.training.finetuning import FineTuning
@@ -79,7 +79,7 @@ def settle_statistics(recipe: AnyRecipe, shards: Shards) -> AnyRecipe:
 def build_encoder(recipe: Recipe) -> AudioEncoder:
     """The encoder of a settled recipe, from its pretrained weights if it names some."""
     model, audio = recipe.model, recipe.audio
-    options = dict(SIZES[model.encoder][model.size])
+    options = dict(find_stack(model.encoder).sizes[model.size])
     options |= {name: getattr(model, name) for name in VARIANTS if name in options}
     encoder = AudioEncoder(
         model.encoder,
@@ -123,7 +123,8 @@ def check_machine(recipe: Recipe) -> None:
         raise UserError("trainer.accelerator is gpu, but torch finds none; expected a CUDA device, or auto")
     if trainer.accelerator != "cpu" and 0 < gpus < trainer.devices:
         raise UserError(f"trainer.devices is {trainer.devices}, but torch finds {gpus} on this machine")
-    if not STACKS[model.encoder].scans:
+    check_parts(recipe)
+    if not find_stack(model.encoder).scans:
         return
     device = "cuda" if gpus and trainer.accelerator != "cpu" else "cpu"
     try:
@@ -134,6 +135,17 @@ def check_machine(recipe: Recipe) -> None:
         ) from error
 
 
+def check_parts(recipe: Recipe) -> None:
+    """Whether the parts that a recipe names are as it asks for them, which they alone know.
+
+    Raises:
+        UserError: they are not, or one of another package cannot be used.
+    """
+    model = recipe.model
+    if model.size not in (sizes := find_stack(model.encoder).sizes):
+        raise UserError(f"model.size is {model.size!r}; expected one of {', '.join(sizes)} for encoder {model.encoder}")
+
+
 _TYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -141,7 +153,7 @@ def backend_here(recipe: Recipe, device: torch.device) -> str:
     """The recipe's scan backend for evaluation on a device; "auto" where that one is not here, for a run may have been
     made elsewhere."""
     backend = recipe.model.scan_backend
-    if not STACKS[recipe.model.encoder].scans:
+    if not find_stack(recipe.model.encoder).scans:
         return "auto"
     try:
         resolve_backend(backend, device.type, torch.float32)

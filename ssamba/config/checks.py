@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
+from ssamba.parts import Kind, clash, names
 from ssamba.values import expected_range, path_text, source_text, teacher_text
 
 PathText = Annotated[str, path_text]
@@ -21,6 +22,7 @@ MODEL_SIZES = {
     "bilstm": ("nano", "tiny", "small", "base"),
     "ssd": ("nano", "tiny", "small", "base"),
 }
+"""Of this package's encoders; an encoder of another package says its sizes where it is built."""
 ENCODERS = tuple(MODEL_SIZES)
 AUTHORS_FORMATS = ("ssamba", "ssast", "aum")
 """Encoders whose authors publish checkpoints, which are imported and exported."""
@@ -42,6 +44,12 @@ is much larger, all of them would become the same."""
 def one_of(name: str, value: object, choices: Sequence[str]) -> Iterator[str]:
     if value not in choices:
         yield f"{name} is {value!r}; expected one of {', '.join(choices)}"
+
+
+def known_part(name: str, kind: Kind, value: str) -> Iterator[str]:
+    yield from one_of(name, value, names(kind))
+    if problem := clash(kind, value):
+        yield f"{name} is {value!r}; {problem}"
 
 
 def within(name: str, value: float | None, low: float, high: float) -> Iterator[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from ssamba.config.checks import (
     AUDIO_RANGES,
-    ENCODERS,
     LARGE,
     MANY,
     MODEL_SIZES,
@@ -15,6 +14,7 @@ from ssamba.config.checks import (
     PathText,
     SourceText,
     below_one,
+    known_part,
     one_of,
     within,
 )
@@ -46,9 +46,10 @@ class ModelConfig:
     """The encoder and its patches."""
 
     encoder: str = "ssamba"
-    """ssamba | ssast | aum | conformer | bilstm | ssd: the one word that switches the network."""
+    """ssamba | ssast | aum | conformer | bilstm | ssd, or one of another package (CONTRIBUTING.md, Adding parts): the
+    one word that switches the network."""
     size: str = "tiny"
-    """nano | tiny | small | base, and large of aum."""
+    """nano | tiny | small | base, and large of aum; of another package's encoder its own."""
     fshape: int = 16
     """Mel bins of a patch."""
     tshape: int = 16
@@ -81,7 +82,7 @@ class ModelConfig:
     """A run folder or its model/ folder: weights to start from; the encoder and patch shape must agree."""
 
     def problems(self) -> Iterator[str]:
-        yield from one_of("model.encoder", self.encoder, ENCODERS)
+        yield from known_part("model.encoder", "encoder", self.encoder)
         for complaint in one_of("model.size", self.size, MODEL_SIZES.get(self.encoder, (self.size,))):
             yield f"{complaint} for encoder {self.encoder}"
         if self.patch_order is not None:

@@ -4,16 +4,18 @@ Shapes: B batch, L tokens, D width, E inner width (expand * D).
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.models.mixer import BidirectionalMixer, Direction, scale_outputs
-from ssamba.models.stack import ResidualStack
+from ssamba.models.stack import Epsilon, Positive, ResidualStack, Width
 from ssamba.ops import bidirectional_scan, causal_conv_silu, selective_scan
 
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
+_PAPERS = {"state_size": 16, "expand": 2, "conv_kernel": 4, "scan_layout": "fo_bi", "rms_norm_eps": 1e-5}
 
 
 class ForwardMixer(nn.Module):
@@ -82,17 +84,24 @@ class AumStack(ResidualStack):
     scan_layout="bi_bi": both in both directions, SSAMBA's mixer: its choice from ImageNet's weights.
     """
 
+    sizes = {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_PAPERS, "state_size": 8},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 24, **_PAPERS},
+        "small": {"hidden_size": 384, "num_hidden_layers": 24, **_PAPERS},
+        "base": {"hidden_size": 768, "num_hidden_layers": 24, **_PAPERS},
+        "large": {"hidden_size": 1024, "num_hidden_layers": 48, **_PAPERS},
+    }
     scans = True
 
     def __init__(
         self,
-        hidden_size: int,
-        num_hidden_layers: int,
-        state_size: int,
-        expand: int,
-        conv_kernel: int,
-        scan_layout: str,
-        rms_norm_eps: float,
+        hidden_size: Width,
+        num_hidden_layers: Positive,
+        state_size: Positive,
+        expand: Positive,
+        conv_kernel: Positive,
+        scan_layout: Literal["fo_fo", "fo_bi", "bi_bi"],
+        rms_norm_eps: Epsilon,
         scan_backend: str,
     ) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ Shapes: B batch, L tokens, D width, N state size.
 from torch import Tensor, nn
 
 from ssamba.models.mixer import scale_outputs
-from ssamba.models.stack import ResidualStack
+from ssamba.models.stack import Epsilon, Positive, ResidualStack, Width
 
 
 class BilstmLayer(nn.Module):
@@ -29,7 +29,17 @@ class BilstmStack(ResidualStack):
     One class token stands in the middle, where either direction has seen as much.
     """
 
-    def __init__(self, hidden_size: int, num_hidden_layers: int, state_size: int, layer_norm_eps: float) -> None:
+    # SSAMBA's widths, and as many parameters within 5 %.
+    sizes = {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 3, "state_size": 88, "layer_norm_eps": 1e-5},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "state_size": 272, "layer_norm_eps": 1e-5},
+        "small": {"hidden_size": 384, "num_hidden_layers": 6, "state_size": 512, "layer_norm_eps": 1e-5},
+        "base": {"hidden_size": 768, "num_hidden_layers": 6, "state_size": 1024, "layer_norm_eps": 1e-5},
+    }
+
+    def __init__(
+        self, hidden_size: Width, num_hidden_layers: Positive, state_size: Width, layer_norm_eps: Epsilon
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             BilstmLayer(hidden_size, state_size, layer_norm_eps) for _ in range(num_hidden_layers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssamba.errors import UserError
 from ssamba.files import write_json
 from ssamba.models.decoder import PatchDecoder
-from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.encoder import AudioEncoder, find_stack
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifier
 from ssamba.models.patches import fit_positions
 from ssamba.models.settings import (
@@ -24,6 +24,7 @@ from ssamba.models.settings import (
     read_config,
 )
 from ssamba.models.tensor_files import read_header, read_safetensors, write_safetensors
+from ssamba.parts import packages_told
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride", "patch_order")
 _FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
@@ -51,12 +52,15 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = model.encoder.arguments
+    packages = {"encoder": packages_told("encoder", arguments["encoder"])}
     config: dict[str, Any] = {
         "model_type": arguments["encoder"],
         "architectures": [_architecture(classifier)],
         **arguments["options"],
         **{name: arguments[name] for name in _PATCH_FIELDS},
     }
+    if any(packages.values()):
+        config["packages"] = {kind: package for kind, package in packages.items() if package is not None}
     if isinstance(model, MaskedPatchModel) and model.decoder is not None:
         config["decoder"] = model.decoder.arguments
     if classifier:
@@ -98,7 +102,7 @@ def _architecture(classifier: ClassifierSettings | None) -> str:
 
 def described_encoder(config: Mapping[str, Any], scan_backend: str = "auto") -> AudioEncoder:
     """The encoder that a config.json describes, with fresh weights."""
-    options = {name: config[name] for name in SIZES[config["model_type"]]["nano"]}
+    options = {name: config[name] for name in find_stack(config["model_type"]).option_types()}
     patch = {name: config[name] for name in _PATCH_FIELDS}
     return AudioEncoder(config["model_type"], options, **patch, scan_backend=scan_backend)
 

@@ -6,7 +6,13 @@ Shapes: B batch, L tokens, D width.
 from torch import Tensor, nn
 from torchaudio.models import conformer
 
-from ssamba.models.stack import Stack
+from ssamba.models.stack import Positive, Stack, Width
+
+# SSAMBA's widths, and as many parameters within 5 %.
+_NANO = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384}
+_TINY = {"hidden_size": 192, "num_hidden_layers": 8, "num_attention_heads": 3, "intermediate_size": 768}
+_SMALL = {"hidden_size": 384, "num_hidden_layers": 7, "num_attention_heads": 6, "intermediate_size": 1536}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 7, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
 class ConformerLayer(conformer.ConformerLayer):  # type: ignore[misc]  # torchaudio is not typed
@@ -37,16 +43,20 @@ class ConformerStack(Stack):
     The convolutions read tokens in their order: along time within a row of patches.
     """
 
+    sizes = {
+        name: {**size, "conv_depthwise_kernel_size": 31}
+        for name, size in {"nano": _NANO, "tiny": _TINY, "small": _SMALL, "base": _BASE}.items()
+    }
     num_class_tokens = 1
     branches = 4
 
     def __init__(
         self,
-        hidden_size: int,
-        num_hidden_layers: int,
-        num_attention_heads: int,
-        intermediate_size: int,
-        conv_depthwise_kernel_size: int,
+        hidden_size: Width,
+        num_hidden_layers: Positive,
+        num_attention_heads: Positive,
+        intermediate_size: Width,
+        conv_depthwise_kernel_size: Positive,
     ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:

@@ -4,106 +4,48 @@ Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time,
 patches of a clip, D width.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from ssamba.models.aum import AumStack
-from ssamba.models.bilstm import BilstmStack
-from ssamba.models.conformer import ConformerStack
+from ssamba.errors import UserError
 from ssamba.models.patches import PatchShape, fit_positions, gather_patches
-from ssamba.models.ssamba import SsambaStack
-from ssamba.models.ssast import SsastStack
-from ssamba.models.ssd import SsdStack
+from ssamba.models.stack import Stack
+from ssamba.parts import load_class, names, own_names, parts
 
-STACKS: dict[str, Any] = {
-    "ssamba": SsambaStack,
-    "ssast": SsastStack,
-    "aum": AumStack,
-    "conformer": ConformerStack,
-    "bilstm": BilstmStack,
-    "ssd": SsdStack,
-}
-
-_SSAMBA = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
-_SSAST = {"layer_norm_eps": 1e-6}
-_AUM = {"state_size": 16, "expand": 2, "conv_kernel": 4, "scan_layout": "fo_bi", "rms_norm_eps": 1e-5}
-_CONFORMER = {"conv_depthwise_kernel_size": 31}
-_BILSTM = {"layer_norm_eps": 1e-5}
-_SSD = {"expand": 2, "conv_kernel": 4, "layer_norm_eps": 1e-5}
-
-# The papers' sizes (SSAMBA table 1, SSAST section 3.1, AuM's scripts); "nano", of half a million parameters, is for
-# CPUs and tests. Conformers, LSTMs and Mamba-2's blocks have SSAMBA's widths, and as many parameters within 5 %.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "ssamba": {
-        "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_SSAMBA, "state_size": 8},
-        "tiny": {"hidden_size": 192, "num_hidden_layers": 24, **_SSAMBA},
-        "small": {"hidden_size": 384, "num_hidden_layers": 24, **_SSAMBA},
-        "base": {"hidden_size": 768, "num_hidden_layers": 24, **_SSAMBA},
-    },
-    "ssast": {
-        "nano": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, **_SSAST},
-        "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, **_SSAST},
-        "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, **_SSAST},
-        "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, **_SSAST},
-    },
-    "aum": {
-        "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_AUM, "state_size": 8},
-        "tiny": {"hidden_size": 192, "num_hidden_layers": 24, **_AUM},
-        "small": {"hidden_size": 384, "num_hidden_layers": 24, **_AUM},
-        "base": {"hidden_size": 768, "num_hidden_layers": 24, **_AUM},
-        "large": {"hidden_size": 1024, "num_hidden_layers": 48, **_AUM},
-    },
-    "conformer": {
-        "nano": {
-            "hidden_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "intermediate_size": 384,
-            **_CONFORMER,
-        },
-        "tiny": {
-            "hidden_size": 192,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 3,
-            "intermediate_size": 768,
-            **_CONFORMER,
-        },
-        "small": {
-            "hidden_size": 384,
-            "num_hidden_layers": 7,
-            "num_attention_heads": 6,
-            "intermediate_size": 1536,
-            **_CONFORMER,
-        },
-        "base": {
-            "hidden_size": 768,
-            "num_hidden_layers": 7,
-            "num_attention_heads": 12,
-            "intermediate_size": 3072,
-            **_CONFORMER,
-        },
-    },
-    "bilstm": {
-        "nano": {"hidden_size": 96, "num_hidden_layers": 3, "state_size": 88, **_BILSTM},
-        "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "state_size": 272, **_BILSTM},
-        "small": {"hidden_size": 384, "num_hidden_layers": 6, "state_size": 512, **_BILSTM},
-        "base": {"hidden_size": 768, "num_hidden_layers": 6, "state_size": 1024, **_BILSTM},
-    },
-    "ssd": {
-        "nano": {"hidden_size": 96, "num_hidden_layers": 7, "state_size": 8, "head_dim": 32, **_SSD},
-        "tiny": {"hidden_size": 192, "num_hidden_layers": 28, "state_size": 16, "head_dim": 64, **_SSD},
-        "small": {"hidden_size": 384, "num_hidden_layers": 27, "state_size": 16, "head_dim": 64, **_SSD},
-        "base": {"hidden_size": 768, "num_hidden_layers": 26, "state_size": 16, "head_dim": 64, **_SSD},
-    },
+    name: parts("encoder")[name][0].read().sizes for name in own_names("encoder")
 }
-
+"""Of this package's encoders: size -> options."""
 
 PATCH_ORDERS = ("frequency", "time")
 """Of patches in a stack: one frequency row after another, as the originals' scans meet them, or one column after
 another, so that all bands of a moment are neighbours."""
+
+
+@functools.cache
+def find_stack(encoder: str) -> type[Stack]:
+    """The stack of an encoder's name, which is one of `ssamba.parts`.
+
+    Raises:
+        UserError: there is none, or it does not have what a `Stack` is to have.
+    """
+    stack = load_class("encoder", encoder, Stack)
+    try:
+        types = stack.option_types()
+        for options in stack.sizes.values():
+            for name in ("hidden_size", "num_hidden_layers", *types):
+                msgspec.convert(options[name], types[name])
+    except (LookupError, TypeError, NameError, msgspec.ValidationError) as error:
+        raise UserError(
+            f"{stack.__name__}, of the encoder {encoder}, does not say its sizes: {type(error).__name__}: {error}; "
+            "expected hidden_size, num_hidden_layers and its other arguments in each, of the types of its __init__"
+        ) from error
+    return stack
 
 
 class Encoded(NamedTuple):
@@ -118,8 +60,8 @@ class AudioEncoder(nn.Module):
     """A spectrogram in, a vector for each patch and class token out; every encoder has these shapes.
 
     Args:
-        encoder: a name in `STACKS`.
-        options: that stack's arguments, `SIZES[encoder][size]` for instance; "hidden_size" is D.
+        encoder: a name of `ssamba.parts`.
+        options: its stack's arguments, such as one of its `sizes` has; "hidden_size" is D.
         num_mel_bins, max_length: M and T (frames) of the clips it is made for; other lengths and numbers of bins work,
             the positional grid is cut or interpolated.
         fshape, tshape, frequency_stride, time_stride: the patch, in mel bins and frames.
@@ -141,8 +83,8 @@ class AudioEncoder(nn.Module):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        if encoder not in STACKS:
-            raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(STACKS)}")
+        if encoder not in names("encoder"):
+            raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(names('encoder'))}")
         if patch_order not in PATCH_ORDERS:
             raise ValueError(f"patch_order is {patch_order!r}; expected one of {', '.join(PATCH_ORDERS)}")
         # What rebuilds this module; the backend is no part of it, since it does not change the numbers.
@@ -162,9 +104,10 @@ class AudioEncoder(nn.Module):
         self.hidden_size: int = width
         self.patch_shape = PatchShape(fshape, tshape, frequency_stride, time_stride)
         self.grid = self.patch_shape.grid(num_mel_bins, max_length)
-        extra = {"scan_backend": scan_backend} if STACKS[encoder].scans else {}
+        stack = find_stack(encoder)
+        extra = {"scan_backend": scan_backend} if stack.scans else {}
         self.projection = nn.Linear(fshape * tshape, width)
-        self.stack = STACKS[encoder](**options, **extra)
+        self.stack = stack(**options, **extra)
         count = self.stack.num_class_tokens
         self.class_tokens = nn.Parameter(torch.empty(count, width))
         self.class_positions = nn.Parameter(torch.empty(count, width))

@@ -1,15 +1,19 @@
 """What a model folder says beside its weights: config.json, of the network and its classes, and
 preprocessor_config.json, of its spectrograms. Read as what nobody vouches for."""
 
-from dataclasses import asdict, dataclass
+import functools
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import UNSET, Meta, UnsetType
 
 from ssamba.errors import UserError
 from ssamba.files import parse_json, read_bounded, read_json
+from ssamba.models.encoder import find_stack
 from ssamba.models.pools import MOST_SEGMENTS, Pooling
+from ssamba.models.stack import Positive, Width
+from ssamba.parts import check_told
 
 Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
 _PROBLEMS: dict[str, Problem] = {
@@ -64,12 +68,8 @@ def model_folder(path: str | Path) -> Path:
     raise UserError(f"{path} holds no model; expected config.json and model.safetensors in it or in its model/ folder")
 
 
-# What the files of a model folder may say. The bounds are far above the largest published model, and low enough that
-# whatever is within them is refused or built without harm.
-Width = Annotated[int, Meta(ge=1, le=65_536)]
-Positive = Annotated[int, Meta(ge=1, le=1024)]
+# What the files of a model folder may say; of the encoder's own options, its stack's arguments say it.
 Frames = Annotated[int, Meta(ge=1, le=1_000_000)]
-Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
 _MOST_CLIP_SAMPLES = 1 << 25
 _MOST_JSON_BYTES = 1 << 24
 
@@ -82,6 +82,8 @@ class _DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
+    model_type: str
+    packages: dict[str, str] | None = None
     num_mel_bins: Positive
     max_length: Frames
     fshape: Positive
@@ -104,77 +106,24 @@ class _Config:
     architectures: list[str] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SsambaConfig(_Config):
-    model_type: Literal["ssamba"]
-    state_size: Positive
-    expand: Positive
-    conv_kernel: Positive
-    residual: Literal["doubling", "plain"]
-    layer_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SsastConfig(_Config):
-    model_type: Literal["ssast"]
-    num_attention_heads: Positive
-    layer_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AumConfig(_Config):
-    model_type: Literal["aum"]
-    state_size: Positive
-    expand: Positive
-    conv_kernel: Positive
-    scan_layout: Literal["fo_fo", "fo_bi", "bi_bi"]
-    rms_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ConformerConfig(_Config):
-    model_type: Literal["conformer"]
-    num_attention_heads: Positive
-    intermediate_size: Width
-    conv_depthwise_kernel_size: Positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BilstmConfig(_Config):
-    model_type: Literal["bilstm"]
-    state_size: Width
-    layer_norm_eps: Epsilon
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SsdConfig(_Config):
-    model_type: Literal["ssd"]
-    state_size: Positive
-    expand: Positive
-    head_dim: Width
-    conv_kernel: Positive
-    layer_norm_eps: Epsilon
-
-
-_CONFIGS: dict[str, type[_Config]] = {
-    "ssamba": _SsambaConfig,
-    "ssast": _SsastConfig,
-    "aum": _AumConfig,
-    "conformer": _ConformerConfig,
-    "bilstm": _BilstmConfig,
-    "ssd": _SsdConfig,
-}
-
-
 @dataclass(frozen=True)
 class _Family:
     model_type: str
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Preprocessor(AudioSettings):
     num_mel_bins: int | UnsetType = UNSET
     max_length: int | UnsetType = UNSET
+
+
+@functools.cache
+def _config_type(encoder: str) -> type[_Config]:
+    """What a config.json of an encoder has: `_Config` and the options of its stack."""
+    types = find_stack(encoder).option_types()
+    own = [(name, kind) for name, kind in types.items() if name not in get_type_hints(_Config)]
+    return make_dataclass("_EncoderConfig", own, bases=(_Config,), frozen=True, kw_only=True)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -185,10 +134,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     place, expected = model_folder(path) / "config.json", "a model's config.json, complete, as `ssamba` writes it"
     content = read_bounded(place, expected, _MOST_JSON_BYTES)
-    family = parse_json(content, _Family, place, expected).model_type
-    if family not in _CONFIGS:
-        raise UserError(f"{place} describes a {family!r}; expected one of {', '.join(_CONFIGS)}")
-    config = parse_json(content, _CONFIGS[family], place, expected)
+    family = parse_json(content, _Family, place, expected)
+    check_told("encoder", family.model_type, family.packages.get("encoder"), place)
+    config = parse_json(content, _config_type(family.model_type), place, expected)
     return {name: value for name, value in asdict(config).items() if value is not None}
 
 

@@ -3,10 +3,14 @@
 Shapes: B batch, L tokens, D width.
 """
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from ssamba.models.mixer import BidirectionalMixer, scale_outputs
-from ssamba.models.stack import Stack
+from ssamba.models.stack import Epsilon, Positive, Stack, Width
+
+_PAPERS = {"state_size": 16, "expand": 2, "conv_kernel": 4, "residual": "doubling", "layer_norm_eps": 1e-5}
 
 
 class SsambaLayer(nn.Module):
@@ -35,18 +39,24 @@ class SsambaStack(Stack):
     the last pair's output, so late layers move it little), at the same cost.
     """
 
+    sizes = {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 6, **_PAPERS, "state_size": 8},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 24, **_PAPERS},
+        "small": {"hidden_size": 384, "num_hidden_layers": 24, **_PAPERS},
+        "base": {"hidden_size": 768, "num_hidden_layers": 24, **_PAPERS},
+    }
     num_class_tokens = 1
     scans = True
 
     def __init__(
         self,
-        hidden_size: int,
-        num_hidden_layers: int,
-        state_size: int,
-        expand: int,
-        conv_kernel: int,
-        residual: str,
-        layer_norm_eps: float,
+        hidden_size: Width,
+        num_hidden_layers: Positive,
+        state_size: Positive,
+        expand: Positive,
+        conv_kernel: Positive,
+        residual: Literal["doubling", "plain"],
+        layer_norm_eps: Epsilon,
         scan_backend: str,
     ) -> None:
         super().__init__()

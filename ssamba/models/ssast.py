@@ -6,7 +6,7 @@ Shapes: B batch, L tokens, D width, H heads.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.models.stack import Stack
+from ssamba.models.stack import Epsilon, Positive, Stack, Width
 
 
 class SsastLayer(nn.Module):
@@ -34,11 +34,17 @@ class SsastLayer(nn.Module):
 class SsastStack(Stack):
     """SSAST's layers and final norm over embedded tokens, (B, L, D) -> (B, L, D); class and distillation token lead."""
 
+    sizes = {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "layer_norm_eps": 1e-6},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "layer_norm_eps": 1e-6},
+        "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "layer_norm_eps": 1e-6},
+        "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "layer_norm_eps": 1e-6},
+    }
     num_class_tokens = 2
     branches = 2
 
     def __init__(
-        self, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, layer_norm_eps: float
+        self, hidden_size: Width, num_hidden_layers: Positive, num_attention_heads: Positive, layer_norm_eps: Epsilon
     ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.models.mixer import scale_outputs
-from ssamba.models.stack import ResidualStack
+from ssamba.models.stack import Epsilon, Positive, ResidualStack, Width
 from ssamba.ops import bidirectional_ssd, causal_conv_silu
+
+# SSAMBA's widths, and as many parameters within 5 %.
+_ALL = {"expand": 2, "conv_kernel": 4, "layer_norm_eps": 1e-5}
 
 
 class SsdLayer(nn.Module):
@@ -68,15 +71,22 @@ class SsdStack(ResidualStack):
     One class token stands in the middle, where either direction has seen as much.
     """
 
+    sizes = {
+        "nano": {"hidden_size": 96, "num_hidden_layers": 7, "state_size": 8, "head_dim": 32, **_ALL},
+        "tiny": {"hidden_size": 192, "num_hidden_layers": 28, "state_size": 16, "head_dim": 64, **_ALL},
+        "small": {"hidden_size": 384, "num_hidden_layers": 27, "state_size": 16, "head_dim": 64, **_ALL},
+        "base": {"hidden_size": 768, "num_hidden_layers": 26, "state_size": 16, "head_dim": 64, **_ALL},
+    }
+
     def __init__(
         self,
-        hidden_size: int,
-        num_hidden_layers: int,
-        state_size: int,
-        expand: int,
-        head_dim: int,
-        conv_kernel: int,
-        layer_norm_eps: float,
+        hidden_size: Width,
+        num_hidden_layers: Positive,
+        state_size: Positive,
+        expand: Positive,
+        head_dim: Width,
+        conv_kernel: Positive,
+        layer_norm_eps: Epsilon,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(

@@ -3,16 +3,37 @@
 Shapes: B batch, L tokens, D width, N layers, R residual branches of a layer.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+# What options of a stack may be. A config.json from elsewhere says them: the bounds are far above the largest published
+# model, and low enough that whatever is within them is refused or built without harm.
+Width = Annotated[int, Meta(ge=1, le=65_536)]
+Positive = Annotated[int, Meta(ge=1, le=1024)]
+Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
+_BOUNDED: dict[Any, Any] = {
+    int: Annotated[int, Meta(ge=0, le=65_536)],
+    float: Annotated[float, Meta(ge=-1e6, le=1e6)],
+}
 
 
 class Stack(nn.Module):
     """Layers in turn, (B, L, D) -> (B, L, D): `forward(x, hidden_states, kept)`.
+
+    Every encoder is a class below this one, and has a name in `ssamba.parts`. It has
+
+    - `sizes`: by the name of a size the arguments of its `__init__`, `hidden_size` (D) and `num_hidden_layers` among
+      them. They have types: config.json of a model says them, and what is not of its type is refused. A number without
+      bounds of its own is at most 65,536, or 1e6 if it is a float.
+    - `layers` and `num_class_tokens`, which stand where `class_token_index` says.
+    - `forward`, by `add_layers` or `run_layers` and `keep`; `ResidualStack` has one.
+
+    Arguments that cannot be are a ValueError.
 
     To the list `hidden_states`, if one is given, `forward` appends what each layer takes (of SSAMBA's original stack,
     each pair of layers) and what the stack gives: n + 1 tensors (B, L, D) of n layers, in the scale of the input.
@@ -23,6 +44,8 @@ class Stack(nn.Module):
     memory of one layer instead of all, for about a third more time.
     """
 
+    sizes: ClassVar[Mapping[str, dict[str, Any]]] = {}
+    """The papers' sizes, where there are any; "nano", of half a million parameters, is for CPUs and tests."""
     num_class_tokens: int
     scans = False
     """Whether it takes a `scan_backend`."""
@@ -30,6 +53,13 @@ class Stack(nn.Module):
     """R."""
     recompute = False
     layers: nn.ModuleList
+
+    @classmethod
+    def option_types(cls) -> dict[str, Any]:
+        """The type of each argument that its sizes have, with bounds."""
+        hints = get_type_hints(cls.__init__, include_extras=True)
+        names = dict.fromkeys(name for options in cls.sizes.values() for name in options)
+        return {name: _BOUNDED.get(hints[name], hints[name]) for name in names}
 
     @property
     def num_hidden_states(self) -> int:

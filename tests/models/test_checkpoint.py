@@ -335,7 +335,7 @@ def test_weights_that_their_config_does_not_describe(change: dict[str, Any], sai
         ("{", "cannot be used: Input data was truncated; expected a model's config.json"),
         ("[]", "cannot be used: Expected `object`, got `array`"),
         ("{}", "cannot be used: Object missing required field `model_type`"),
-        ('{"model_type": "bert"}', "describes a 'bert'; expected one of ssamba, ssast"),
+        ('{"model_type": "bert"}', "a model with the encoder 'bert'; expected one of ssamba, ssast"),
         ('{"model_type": ["ssamba"]}', "cannot be used: Expected `str`, got `array` at `model_type`"),
         ('{"model_type": "ssamba", "mean": 0}', "cannot be used: Object missing required field .*complete"),
         ('{"a":' * 100_000, "cannot be used: it is nested too deep|cannot be used: .*truncated"),

@@ -13,7 +13,7 @@ from ssamba.build.runs import build_finetuner, build_pretrainer
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
 from ssamba.masking import clip_generator
-from ssamba.models.encoder import SIZES, STACKS
+from ssamba.models.encoder import SIZES, find_stack
 from ssamba.models.stack import Stack
 
 LAYERS = 4
@@ -31,8 +31,8 @@ each_stack = pytest.mark.parametrize(("encoder", "options"), STACK_OPTIONS, ids=
 
 def make_stack(encoder: str, options: dict[str, str]) -> Stack:
     torch.manual_seed(0)
-    backend = {"scan_backend": "reference"} if STACKS[encoder].scans else {}
-    made: Stack = STACKS[encoder](**{**SIZES[encoder]["nano"], "num_hidden_layers": LAYERS, **options, **backend})
+    backend = {"scan_backend": "reference"} if find_stack(encoder).scans else {}
+    made: Stack = find_stack(encoder)(**{**SIZES[encoder]["nano"], "num_hidden_layers": LAYERS, **options, **backend})
     return made
 
 
