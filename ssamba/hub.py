@@ -19,7 +19,7 @@ from ssamba.features import FeatureExtractor
 from ssamba.files import write_json
 from ssamba.models.checkpoint import load_model, save_model
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel, parameter_count
-from ssamba.models.pools import DEFAULT_POOLING, Pool
+from ssamba.models.pools import DEFAULT_POOLING, Pool, build_pool
 from ssamba.models.record import RECORD_NAME, read_record, split_text
 from ssamba.models.settings import AudioSettings, ClassifierSettings, model_folder
 from ssamba.printable import markdown_code, markdown_text
@@ -81,12 +81,12 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         """What makes a vector of a clip's tokens.
 
         Args:
-            name: one of `POOLINGS`; None, or the name of a classifier's own: that one. A pretrained model has none, and
+            name: of a pool; None, or the name of a classifier's own: that one. A pretrained model has none, and
                 None is `pools.DEFAULT_POOLING`.
             segments: of "segments" alone; None: the classifier's own, else 4.
 
         Raises:
-            UserError: no such pool, segments of another pool, or attention, which is learned, of a model that has none.
+            UserError: no such pool, segments of another pool, or one that is learned, of a model that has none.
         """
         if segments is not None and name != "segments":
             other = "no pooling is named" if name is None else f"pooling is {name}"
@@ -94,16 +94,17 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
         own = self.network.pool if isinstance(self.network, AudioClassifier) else None
         if own is not None and name in (None, own.name) and segments in (None, own.segments):
             return own
-        if name == "attentive":
-            raise UserError(
-                "pooling is attentive, whose attention is learned, and this model has none; expected another pool, or "
-                "a model that was fine-tuned with task.pooling=attentive"
-            )
         encoder, count = self.network.encoder, ClassifierSettings.segments if segments is None else segments
         try:
-            return Pool(name or DEFAULT_POOLING, encoder.grid[0], encoder.hidden_size, count)
+            pool = build_pool(name or DEFAULT_POOLING, encoder.grid[0], encoder.hidden_size, count)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if parameter_count(pool):
+            raise UserError(
+                f"pooling is {name}, which is learned, and this model has none; expected another pool, or a model that "
+                f"was fine-tuned with task.pooling={name}"
+            )
+        return pool
 
     def forward(
         self,

@@ -118,7 +118,7 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 def own_names(kind: Kind) -> tuple[str, ...]:
     """The names of the parts that come with this package."""
-    return tuple(name for name, found in parts(kind).items() if found[0].package == OWN)
+    return tuple(part.name for part in _own_parts(kind))
 
 
 def clash(kind: Kind, name: str) -> str | None:

@@ -17,8 +17,10 @@ from ssamba.data.statistics import measure_statistics
 from ssamba.errors import UserError
 from ssamba.models.checkpoint import load_pretrained_encoder
 from ssamba.models.encoder import AudioEncoder, find_stack
+from ssamba.models.pools import Pool
 from ssamba.models.settings import AudioSettings, read_audio_settings, read_config
 from ssamba.ops import resolve_backend
+from ssamba.parts import load_class
 from ssamba.training.finetuning import FineTuning
 from ssamba.training.pretraining import Pretraining
 
@@ -144,6 +146,13 @@ def check_parts(recipe: Recipe) -> None:
     model = recipe.model
     if model.size not in (sizes := find_stack(model.encoder).sizes):
         raise UserError(f"model.size is {model.size!r}; expected one of {', '.join(sizes)} for encoder {model.encoder}")
+    if isinstance(recipe, FinetuneRecipe):
+        pool = load_class("pool", recipe.task.pooling, Pool)
+        if recipe.task.is_sequence and not pool.in_time:
+            raise UserError(
+                f"task.pooling is {recipe.task.pooling}, which has no place in time; task.hop_ms and task.loss=ctc "
+                "need another"
+            )
 
 
 _TYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

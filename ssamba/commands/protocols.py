@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ssamba.config import MOST_SEGMENTS, POOLINGS
+from ssamba.config import MOST_SEGMENTS
 from ssamba.errors import UserError
 from ssamba.files import check_place
+from ssamba.parts import names, own_names
 from ssamba.printable import printable
 from ssamba.values import add_argument, new_path, number, path, path_text, plain_text, source_text, whole_number
 
@@ -38,6 +39,13 @@ def layer_or_all(text: str) -> int | None:
     return None if text == _ALL_LAYERS else whole_number(text)
 
 
+def pool_name(text: str) -> str:
+    """A name of a pool."""
+    if text not in names("pool"):
+        raise ValueError(f"expected one of {', '.join(names('pool'))}")
+    return text
+
+
 def add_layer(sub: argparse.ArgumentParser) -> None:
     """Which layer's hidden state is meant."""
     layer = "0: the patches, 1: after the first layer, ...; default: -1, the output"
@@ -46,8 +54,9 @@ def add_layer(sub: argparse.ArgumentParser) -> None:
 
 def add_pool(sub: argparse.ArgumentParser) -> None:
     """What makes one vector of a hidden state."""
-    pool = "what makes one vector of the patches'; default: a classifier's own, else statistics"
-    sub.add_argument("--pooling", choices=POOLINGS, help=pool)
+    pool = f"what makes one vector of the patches': {', '.join(own_names('pool'))}; default: a classifier's own, else "
+    pool += "statistics"
+    add_argument(sub, "--pooling", pool_name, metavar="NAME", help=pool)
     stretches = "of --pooling segments; default: a classifier's own, else 4"
     add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
 

@@ -26,7 +26,6 @@ MODEL_SIZES = {
 ENCODERS = tuple(MODEL_SIZES)
 AUTHORS_FORMATS = ("ssamba", "ssast", "aum")
 """Encoders whose authors publish checkpoints, which are imported and exported."""
-POOLINGS = ("mean", "class", "rows", "statistics", "segments", "attentive")
 MOST_SEGMENTS = 1000
 SCAN_LAYOUTS = ("fo_fo", "fo_bi", "bi_bi")
 PATCH_ORDERS = ("frequency", "time")

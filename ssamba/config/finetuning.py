@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ssamba.config.checks import LARGE, MANY, MOST_SEGMENTS, POOLINGS, below_one, one_of, within
+from ssamba.config.checks import LARGE, MANY, MOST_SEGMENTS, below_one, known_part, one_of, within
 
 
 @dataclass
@@ -22,7 +22,8 @@ class TaskConfig:
     pooling: str = "statistics"
     """Of a clip's tokens, or of a hop's: mean of all patch tokens | class token | rows: mean over time of each row of
     patches | statistics: mean and standard deviation of each row | segments: each row's means over equal stretches of
-    time | attentive: mean and standard deviation of each row, weighted by learned attention over time."""
+    time | attentive: mean and standard deviation of each row, weighted by learned attention over time; or one of
+    another package."""
     segments: int = 4
     """Stretches of time, of pooling=segments."""
     head_norm: bool = True
@@ -63,7 +64,7 @@ class TaskConfig:
             yield f"task.label_smoothing is for cross_entropy; task.loss is {self.loss}"
         if self.class_weights != "none" and self.is_sequence:
             yield "task.class_weights counts recordings; expected none with task.hop_ms and task.loss=ctc"
-        yield from one_of("task.pooling", self.pooling, POOLINGS)
+        yield from known_part("task.pooling", "pool", self.pooling)
         yield from within("task.segments", self.segments, 1, MOST_SEGMENTS)
 
 

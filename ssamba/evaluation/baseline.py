@@ -16,7 +16,7 @@ from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.hops import fit_hops, flat_hops
 from ssamba.evaluation.probes import Probe, TrainingPart, linear_probe
 from ssamba.models.encoder import Encoded
-from ssamba.models.pools import Pool
+from ssamba.models.pools import build_pool
 from ssamba.progress import progress_bar
 
 STRETCHES = 8
@@ -43,8 +43,8 @@ def log_mel_features(spectrogram: Tensor, frames: Tensor) -> dict[str, Tensor]:
     """
     bins = spectrogram.shape[2]
     cells = Encoded(spectrogram.transpose(1, 2).flatten(1).unsqueeze(2), spectrogram.new_zeros(len(spectrogram), 0, 1))
-    statistics = Pool("statistics", bins, 1)(cells, frames)
-    stretches = Pool("segments", bins, 1, STRETCHES)(cells, frames)
+    statistics = build_pool("statistics", bins, 1)(cells, frames)
+    stretches = build_pool("segments", bins, 1, STRETCHES)(cells, frames)
     return {"statistics": statistics, "stretches": stretches}
 
 

@@ -29,7 +29,7 @@ class HearModel(Timeline):
     def __init__(self, model: SsambaModel) -> None:
         super().__init__(model)  # 50 ms between timestamps are the most that HEAR advises
         pool = model.pool()
-        self.pool = model.pool(DEFAULT_POOLING) if pool.name == "class" else pool
+        self.pool = model.pool(DEFAULT_POOLING) if not pool.in_time else pool
         self.sample_rate = self.sampling_rate
         self.timestamp_embedding_size, self.scene_embedding_size = self.size, self.pool.size
 

@@ -53,6 +53,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     arguments = model.encoder.arguments
     packages = {"encoder": packages_told("encoder", arguments["encoder"])}
+    if classifier:
+        packages["pool"] = packages_told("pool", classifier.pooling)
     config: dict[str, Any] = {
         "model_type": arguments["encoder"],
         "architectures": [_architecture(classifier)],

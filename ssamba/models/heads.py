@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssamba.models.decoder import PatchDecoder
 from ssamba.models.encoder import AudioEncoder, Encoded
 from ssamba.models.patches import gather_patches, masked_places, visible_places
-from ssamba.models.pools import Pool
+from ssamba.models.pools import build_pool
 
 
 class MaskedPrediction(NamedTuple):
@@ -104,7 +104,7 @@ class AudioClassifier(nn.Module):
     Args:
         encoder: what the pool reads.
         num_labels: C.
-        pooling, segments, pool_padding: name, segments and padding of `Pool`.
+        pooling, segments, pool_padding: name, segments and padding of `build_pool`.
         head_norm: whether there is a LayerNorm; without it the linear layer stands alone, as in AuM (arXiv 2406.03344).
     """
 
@@ -119,7 +119,7 @@ class AudioClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.num_labels = encoder, num_labels
-        self.pool = Pool(pooling, encoder.grid[0], encoder.hidden_size, segments, pool_padding)
+        self.pool = build_pool(pooling, encoder.grid[0], encoder.hidden_size, segments, pool_padding)
         linear = nn.Linear(self.pool.size, num_labels)
         nn.init.zeros_(linear.bias)
         nn.init.trunc_normal_(linear.weight, std=0.02)
@@ -156,11 +156,11 @@ class TokenClassifier(AudioClassifier):
     before and after it, too.
 
     Args:
-        encoder, num_labels, pooling, head_norm, segments: as of `AudioClassifier`; a class token has no place in time.
+        encoder, num_labels, pooling, head_norm, segments: as of `AudioClassifier`; a pool that is `in_time`.
         hop_columns: columns of patches of a hop.
 
     Raises:
-        ValueError: the pool is that of class tokens, or no column.
+        ValueError: a pool that has no place in time, as that of class tokens, or no column.
     """
 
     def __init__(
@@ -172,11 +172,11 @@ class TokenClassifier(AudioClassifier):
         head_norm: bool = True,
         segments: int = 4,
     ) -> None:
-        if pooling == "class":
-            raise ValueError("pooling is 'class', and a class token has no place in time; expected another pool")
         if hop_columns < 1:
             raise ValueError(f"hop_columns is {hop_columns}; expected at least 1")
         super().__init__(encoder, num_labels, pooling, head_norm, segments)
+        if not self.pool.in_time:
+            raise ValueError(f"pooling is {pooling!r}, which has no place in time; expected another pool")
         self.hop_columns = hop_columns
 
     @property

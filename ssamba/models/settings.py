@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ssamba.errors import UserError
 from ssamba.files import parse_json, read_bounded, read_json
 from ssamba.models.encoder import find_stack
-from ssamba.models.pools import MOST_SEGMENTS, Pooling
+from ssamba.models.pools import MOST_SEGMENTS
 from ssamba.models.stack import Positive, Width
 from ssamba.parts import check_told
 
@@ -96,7 +96,7 @@ class _Config:
     decoder: _DecoderConfig | None = None
     label: str | None = None
     problem_type: Problem | None = None
-    pooling: Pooling | None = None
+    pooling: str | None = None
     head_norm: bool | None = None
     segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
     pool_padding: bool | None = None
@@ -109,6 +109,7 @@ class _Config:
 @dataclass(frozen=True)
 class _Family:
     model_type: str
+    pooling: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
 
 
@@ -136,6 +137,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     content = read_bounded(place, expected, _MOST_JSON_BYTES)
     family = parse_json(content, _Family, place, expected)
     check_told("encoder", family.model_type, family.packages.get("encoder"), place)
+    if family.pooling is not None:
+        check_told("pool", family.pooling, family.packages.get("pool"), place)
     config = parse_json(content, _config_type(family.model_type), place, expected)
     return {name: value for name, value in asdict(config).items() if value is not None}
 

@@ -15,7 +15,7 @@ from ssamba.data.batches import Batch
 from ssamba.data.datamodule import ClipDataModule
 from ssamba.evaluation.pictures import draw_reconstruction
 from ssamba.evaluation.ridge import ridge_score
-from ssamba.models.pools import DEFAULT_POOLING, Pool
+from ssamba.models.pools import DEFAULT_POOLING, build_pool
 from ssamba.progress import progress_bar, spoken
 from ssamba.training.common import TrainingModule
 from ssamba.training.distributed import gathered, parts_callable
@@ -162,7 +162,7 @@ class OnlineProbe(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert data.probe is not None
         encoder, found = pl_module.model.encoder, []
-        pool = Pool(DEFAULT_POOLING, encoder.grid[0], encoder.hidden_size)
+        pool = build_pool(DEFAULT_POOLING, encoder.grid[0], encoder.hidden_size)
         with parts_callable(pl_module.model), trainer.precision_plugin.forward_context():
             for batch in data.probe_stream():
                 lengths = batch["lengths"].to(pl_module.device)

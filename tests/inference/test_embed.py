@@ -14,7 +14,7 @@ from plain_pools import plain_pool
 from ssamba import SsambaModel
 from ssamba.cli import main
 from ssamba.inference import predict_file
-from ssamba.models.pools import POOLINGS, Pool
+from ssamba.models.pools import POOLINGS, Pool, build_pool
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -96,7 +96,7 @@ def test_as_many_segments_as_are_asked_for(make_model: MakeModel, make_sound: Ma
     model = SsambaModel.from_pretrained(folder)
     for words, count in ((["--segments", 3], 3), ([], 4), (["--segments", 40], 40)):
         embed(folder, path, "--pooling", "segments", *words, "--out", tmp_path / "x.npz", "--overwrite")
-        wanted = plain_vectors(model, Pool("segments", 8, 32, count), [path])
+        wanted = plain_vectors(model, build_pool("segments", 8, 32, count), [path])
         np.testing.assert_allclose(arrays(tmp_path / "x.npz")["embeddings"], wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from ssamba.integrations.timeline import Timeline
 from ssamba.models.checkpoint import build_classifier
 from ssamba.models.encoder import SIZES, AudioEncoder, Encoded
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.models.pools import POOLINGS, Pool
+from ssamba.models.pools import POOLINGS, build_pool
 from ssamba.models.settings import AudioSettings, ClassifierSettings
 
 Runs = Callable[[str], Path]
@@ -105,7 +105,7 @@ def test_a_scene_is_the_classifiers_own_pool_of_its_columns(pooling: str, tmp_pa
         columns = model(list(audio))[0]
     tokens = columns.unflatten(2, (4, 24)).transpose(1, 2).flatten(1, 2)
     # A timeline has no class token.
-    pool = Pool("statistics", 4, 24) if pooling == "class" else model.model.pool()
+    pool = build_pool("statistics", 4, 24) if pooling == "class" else model.model.pool()
     scenes = hear.get_scene_embeddings(audio, model)
     assert scenes.shape == (2, model.scene_embedding_size) and model.timestamp_embedding_size == 4 * 24
     assert scenes.dtype == torch.float32 and not scenes.requires_grad

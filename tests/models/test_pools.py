@@ -12,7 +12,7 @@ from torch import Tensor
 from ssamba.models.encoder import SIZES, AudioEncoder, Encoded
 from ssamba.models.heads import AudioClassifier
 from ssamba.models.patches import PatchShape
-from ssamba.models.pools import POOLINGS, Pool
+from ssamba.models.pools import POOLINGS, Pool, build_pool
 
 ROWS, COLUMNS, WIDTH = 3, 7, 5
 each_pool = pytest.mark.parametrize("name", POOLINGS)
@@ -20,7 +20,7 @@ each_pool = pytest.mark.parametrize("name", POOLINGS)
 
 def make(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Pool:
     torch.manual_seed(0)
-    return Pool(name, ROWS, WIDTH, **options).to(dtype)
+    return build_pool(name, ROWS, WIDTH, **options).to(dtype)
 
 
 def tokens(batch: int = 4, dtype: torch.dtype = torch.float32) -> Encoded:
@@ -51,7 +51,7 @@ def test_a_pool_is_what_its_description_says(name: str, columns: list[int] | Non
 
 @each_pool
 def test_of_one_row_a_pool_is_what_its_description_says(name: str) -> None:
-    pool, encoded = Pool(name, 1, WIDTH), tokens()
+    pool, encoded = build_pool(name, 1, WIDTH), tokens()
     np.testing.assert_allclose(
         pool(encoded, torch.tensor([21, 2, 1, 9])).detach(),
         plain_pool(pool, encoded, [21, 2, 1, 9]),
@@ -102,9 +102,9 @@ def test_attention_weighs_columns_by_what_is_in_them() -> None:
 def test_wrong_names_and_numbers_are_errors_that_say_what_there_is() -> None:
     expected = "'max'; expected one of mean, class, rows, statistics, segments, attentive"
     with pytest.raises(ValueError, match=expected):
-        Pool("max", ROWS, WIDTH)
+        build_pool("max", ROWS, WIDTH)
     with pytest.raises(ValueError, match="segments is 0; expected at least 1"):
-        Pool("segments", ROWS, WIDTH, 0)
+        build_pool("segments", ROWS, WIDTH, 0)
 
 
 # Number formats

@@ -216,7 +216,7 @@ def test_mistakes(
     assert "weighted takes all of them" in refused(*words, *test, "--protocol", "weighted", "--layer", "1")
     assert "--layer is x; expected a whole number" in refused(*words, *test, "--layer", "x")
     assert "layer is 9; this model has" in refused(*words, *test, "--layer", "9")
-    assert "pooling is attentive, whose attention is learned" in refused(*words, *test, "--pooling", "attentive")
+    assert "pooling is attentive, which is learned" in refused(*words, *test, "--pooling", "attentive")
     assert "--label is 'mood', which the shards lack; they have sound" in refused(*words, *test, "--label", "mood")
     assert "--group-by is 'mood'" in refused(*words, *test, "--group-by", "mood")
     assert "--label is tags, of which 0 of 60 recordings have one name; 60 have several" in refused(
