@@ -48,10 +48,13 @@ def test_a_script_has_its_own_status_and_message(tmp_path: Path, capsys: Capture
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["prepare", "fsd"], "fsd is no data set of this package; did you mean fsdd?"),
-        (["prepare", "xyz"], "xyz is no data set of this package; `ssamba prepare` lists them"),
-        (["recipes", "show", "pretrain/fsd"], "pretrain/fsd is no recipe of this package; did you mean pretrain/fsdd?"),
-        (["recipes", "copy", "0"], "0 is no recipe of this package; `ssamba recipes list` lists them"),
+        (["prepare", "fsd"], "fsd is no data set here; did you mean fsdd?"),
+        (
+            ["prepare", "xyz"],
+            "xyz is no data set here; `ssamba prepare` lists them",
+        ),
+        (["recipes", "show", "pretrain/fsd"], "pretrain/fsd is no recipe here; did you mean pretrain/fsdd?"),
+        (["recipes", "copy", "0"], "0 is no recipe here; `ssamba recipes list` lists them"),
     ],
 )
 def test_a_name_that_is_none(words: list[str], said: str, capsys: Capture) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from typing import Any
 
 from ssamba.errors import UserError
 from ssamba.packaged import first_line, packaged, preparations, recipe_files
+from ssamba.parts import OWN, load_main, names, parts
+from ssamba.printable import printable
 from ssamba.values import add_argument, new_path, number, path, plain_text
 
 
@@ -36,26 +37,31 @@ def _add_prepare(commands: Any) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Make shards of a data set, of a folder, of lists: the scripts of data_prep."""
-    scripts = preparations()
+    """Make shards of a data set, of a folder, of lists: the scripts of data_prep, and those of other packages."""
     if arguments.name is None:
-        width = max(map(len, scripts))
-        print("\n".join(f"{name:{width}}  {first_line(script)}" for name, script in scripts.items()))
+        _list_preparations()
         return 0
-    script = scripts[_known(arguments.name, scripts, "data set", "ssamba prepare")]
-    spec = importlib.util.spec_from_file_location(f"ssamba_prepare_{script.stem}", script)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    main = load_main(_known(arguments.name, names("data set"), "data set", "ssamba prepare"))
     before = sys.argv
     sys.argv = [f"ssamba prepare {arguments.name}"]  # which its messages say as the program
     try:
-        status: int = module.main(arguments.rest)
+        status = main(arguments.rest)
     except SystemExit as end:  # of argparse, after --help or a wrong argument
         return end.code if isinstance(end.code, int) else 0
     finally:
         sys.argv = before
     return status
+
+
+def _list_preparations() -> None:
+    """Print every name; of a script what it says of itself, of a part of another package, which is not imported for
+    this, whose it is."""
+    scripts = preparations()
+    width = max(map(len, names("data set")))
+    for name, found in parts("data set").items():
+        for part in found:
+            said = first_line(scripts[name]) if part.package == OWN else f"of the package {part.package}"
+            print(printable(f"{name:{width}}  {said}"))
 
 
 def _add_recipes(commands: Any) -> None:
@@ -116,7 +122,7 @@ def _known(name: str, names: Iterable[str], what: str, command: str) -> str:
         return name
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"`{command}` lists them"
-    raise UserError(f"{name} is no {what} of this package; {hint}")
+    raise UserError(f"{name} is no {what} here; {hint}")
 
 
 def _add_demo(commands: Any) -> None:
