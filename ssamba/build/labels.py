@@ -26,6 +26,8 @@ from ssamba.data.shards.finding import find_shards
 from ssamba.data.shards.index import ShardSet
 from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import UserError
+from ssamba.evaluation.task import find_task
+from ssamba.models.settings import LOSSES
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,12 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
     for name, names in lists.items():
         if unknown := [label for label in names if label not in lists["train"]]:
             raise UserError(f"data.{name} has {key} {', '.join(unknown[:8])}, which the training label list lacks")
-    return labels_of(key, lists["train"], recipe, recipe.task.loss)
+    return labels_of(key, lists["train"], recipe, kind_of_loss(recipe))
+
+
+def kind_of_loss(recipe: FinetuneRecipe) -> str:
+    """The loss of this package whose labels are those of a recipe's task."""
+    return LOSSES[find_task(recipe.task.loss).problem_type]
 
 
 def labels_of(key: str, names: Sequence[str], recipe: FinetuneRecipe, loss: str) -> Labels:
@@ -83,7 +90,7 @@ def check_labels(
         UserError: labels that are not in the list, several under a loss for one, nothing to tell apart, or a held-out
             class that is never heard in training (several labels a clip: a warning).
     """
-    key, names, loss = labels.key, labels.names, recipe.task.loss
+    key, names, loss = labels.key, labels.names, kind_of_loss(recipe)
     for split, held in shards.given().items():
         if split != "train":
             check_whole(recipe, held, f"data.{split}")

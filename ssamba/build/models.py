@@ -15,6 +15,7 @@ from ssamba.data.datamodule import ClipDataModule
 from ssamba.data.shards.finding import ShardList
 from ssamba.data.statistics import measure_statistics
 from ssamba.errors import UserError
+from ssamba.evaluation.task import find_task
 from ssamba.models.checkpoint import load_pretrained_encoder
 from ssamba.models.encoder import AudioEncoder, find_stack
 from ssamba.models.pools import Pool
@@ -147,6 +148,11 @@ def check_parts(recipe: Recipe) -> None:
     if model.size not in (sizes := find_stack(model.encoder).sizes):
         raise UserError(f"model.size is {model.size!r}; expected one of {', '.join(sizes)} for encoder {model.encoder}")
     if isinstance(recipe, FinetuneRecipe):
+        problem_type = find_task(recipe.task.loss).problem_type
+        if recipe.task.label_smoothing and problem_type != "single_label_classification":
+            raise UserError(
+                f"task.label_smoothing is for one label a clip; task.loss is {recipe.task.loss}, which is for several"
+            )
         pool = load_class("pool", recipe.task.pooling, Pool)
         if recipe.task.is_sequence and not pool.in_time:
             raise UserError(

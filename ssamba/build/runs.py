@@ -23,11 +23,12 @@ from ssamba.data.labels import (
     balancing_weights,
     class_weights,
 )
+from ssamba.evaluation.task import find_task
 from ssamba.masking import Masking
 from ssamba.models.checkpoint import build_classifier
 from ssamba.models.decoder import decoder_of
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.models.settings import AudioSettings, ClassifierSettings
+from ssamba.models.settings import LOSSES, AudioSettings, ClassifierSettings
 from ssamba.objectives import HEADS, TAUGHT, Teacher
 from ssamba.training.callbacks import (
     OnlineProbe,
@@ -139,11 +140,11 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     recipe = settle(recipe, shards)
     audio = build_audio(recipe)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-    task = recipe.task
+    task, learned = recipe.task, find_task(recipe.task.loss)
     classifier = ClassifierSettings(
         tuple(labels.names),
         task.label,
-        task.loss,
+        LOSSES[learned.problem_type],
         task.pooling,
         task.head_norm,
         task.segments,
@@ -168,7 +169,7 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
         model,
         build_log_mel(recipe, audio),
         _optimizer_settings(recipe),
-        loss=task.loss,
+        task=learned,
         label_smoothing=task.label_smoothing,
         class_weights=weights,
         augmentation=Augmentation(**augmentation),
@@ -205,7 +206,8 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
     validates = bool(recipe.data.validation)
     judges, probe = None, None
     if isinstance(recipe, FinetuneRecipe):
-        monitor = {"bce": ("val/mAP", "max"), "ctc": ("val/CER", "min")}.get(recipe.task.loss, ("val/accuracy", "max"))
+        score, best = find_task(recipe.task.loss).monitor
+        monitor = (f"val/{score}", best)
     else:
         monitor = ("val/loss", "min")
         if data.probe is not None:

@@ -14,7 +14,7 @@ class TaskConfig:
     """Which label of the shards: digit, speaker, word, ..."""
     loss: str = "cross_entropy"
     """cross_entropy (one label a clip, or a hop) | bce (several) | ctc (the label is a text, whose characters are
-    learned: speech to text)."""
+    learned: speech to text) | a task of another package (CONTRIBUTING.md, Adding parts)."""
     hop_ms: float | None = None
     """Of cross_entropy, milliseconds: an answer for each such hop, and the label is a list of names, one for each; of
     ctc, of a character at most, null: a column of patches. Whole columns, of model.time_stride frames. Null: one answer
@@ -36,7 +36,7 @@ class TaskConfig:
     """After freeze_steps the encoder's last layer is trained, and one more after each so many steps, down to patches
     and positions; 0: all at once."""
     label_smoothing: float = 0.0
-    """Of cross_entropy in training: this share of each target is spread evenly over all classes."""
+    """Of one label a clip, in training: this share of each target is spread evenly over all classes."""
     class_weights: str = "none"
     """none | balanced: in training each class's term of the loss counts n / (classes * recordings of the class) of n
     recordings (cross_entropy), or a label's positive term as often as there are recordings without it for one with it
@@ -48,10 +48,10 @@ class TaskConfig:
         return self.hop_ms is not None or self.loss == "ctc"
 
     def problems(self) -> Iterator[str]:
-        yield from one_of("task.loss", self.loss, ("cross_entropy", "bce", "ctc"))
+        yield from known_part("task.loss", "task", self.loss)
         yield from within("task.hop_ms", self.hop_ms, 10, LARGE)
-        if self.hop_ms is not None and self.loss == "bce":
-            yield "task.hop_ms is of one label a hop; task.loss is bce, which is for several a clip"
+        if self.hop_ms is not None and self.loss not in ("cross_entropy", "ctc"):
+            yield f"task.hop_ms is of one label a hop; task.loss is {self.loss}, which is of whole clips"
         if self.is_sequence and self.pooling == "class":
             yield "task.pooling is class, which has no place in time; task.hop_ms and task.loss=ctc need another"
         for name in ("freeze_steps", "unfreeze_every"):
@@ -60,7 +60,7 @@ class TaskConfig:
                 yield f"task.{name} is {getattr(self, name)}, but task.freeze_encoder=true never trains the encoder"
         yield from one_of("task.class_weights", self.class_weights, ("none", "balanced"))
         yield from below_one("task.label_smoothing", self.label_smoothing)
-        if self.label_smoothing and self.loss != "cross_entropy":
+        if self.label_smoothing and self.loss in ("bce", "ctc"):
             yield f"task.label_smoothing is for cross_entropy; task.loss is {self.loss}"
         if self.class_weights != "none" and self.is_sequence:
             yield "task.class_weights counts recordings; expected none with task.hop_ms and task.loss=ctc"

@@ -24,6 +24,7 @@ from ssamba.evaluation.intervals import Interval, score_intervals
 from ssamba.evaluation.masked import MaskedEvaluation, score_masked
 from ssamba.evaluation.metrics import ClassScores, class_scores, confusion_matrix, summary_metrics
 from ssamba.evaluation.pictures import draw_confusion
+from ssamba.evaluation.task import Task
 from ssamba.evaluation.transcripts import count_errors, transcribe
 from ssamba.files import parse_json, whole_folder, write_json
 from ssamba.models.heads import AudioClassifier, TokenClassifier
@@ -106,6 +107,7 @@ def fill_scores(
     title: str,
     groups: Sequence[str] | None = None,
     hop_seconds: float | None = None,
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Write into a folder that is being made: scores.json, `SCORES_NAME`, classes.csv, predictions.csv, mistakes.csv;
     for one label a clip, confusion.png.
@@ -113,6 +115,7 @@ def fill_scores(
     Args:
         groups: of each clip, such as its speaker, if intervals are to be those of groups.
         hop_seconds: of predictions of hops, of which `event_scores` are told, too.
+        task: whose scores are told, too.
 
     Returns:
         What scores.json has: each score of `clip_metrics` with the ends of its interval (`flat_scores`), those of
@@ -124,6 +127,7 @@ def fill_scores(
         **flat_scores(score_intervals(predictions, groups)),
         **summary_metrics(classes, chances, predictions.labels),
         **({} if hop_seconds is None else event_scores(predictions, names, hop_seconds)),
+        **({} if task is None else task.scores(predictions.logits, predictions.labels)),
         "clips": len(predictions.keys),
     }
     write_json(folder / "scores.json", scores)
@@ -146,16 +150,22 @@ def write_class_scores(
     total: int,
     names: Sequence[str],
     groups: Mapping[str, str] | None = None,
+    task: Task | None = None,
 ) -> dict[str, Any]:
-    """Score a classifier, of clips or of their hops, and `fill_scores`. Replaces the folder. groups: of each clip by
-    its key; hops are those of their recordings at least."""
+    """Score a classifier, of clips or of their hops, and `fill_scores`. Replaces the folder.
+
+    Args:
+        groups: of each clip by its key; hops are those of their recordings at least.
+        task: that it was trained by.
+    """
     hop = hop_seconds_of(model)
     if isinstance(model, TokenClassifier):
         found = predict_hops(model, log_mel, stream, total, scoring_device())
     else:
         found = predict(model, log_mel, stream, total, scoring_device())
     with whole_folder(folder) as beside:
-        return fill_scores(beside, found, names, folder.resolve().parent.name, groups_of(found.keys, groups, hop), hop)
+        of_clips = groups_of(found.keys, groups, hop)
+        return fill_scores(beside, found, names, folder.resolve().parent.name, of_clips, hop, task)
 
 
 def hop_seconds_of(model: AudioClassifier) -> float | None:

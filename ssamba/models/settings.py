@@ -22,6 +22,7 @@ _PROBLEMS: dict[str, Problem] = {
     "ctc": "ctc",
 }
 LOSSES = {problem: loss for loss, problem in _PROBLEMS.items()}
+"""What a model's answers are -> the task of this package that learns such."""
 
 SamplingRate = Annotated[int, Meta(ge=1000, le=768_000)]
 Level = Annotated[float, Meta(ge=-1000, le=1000)]
@@ -41,9 +42,9 @@ class AudioSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What a classifier says: the names of its classes and the label of the data that they come from; its loss; its
-    pool and head, as `AudioClassifier` takes them; and the columns of a hop of a `TokenClassifier`, None for one answer
-    a clip. Of the loss ctc the classes are the blank and the characters."""
+    """What a classifier says: the names of its classes and the label of the data that they come from; its loss, of
+    `LOSSES`; its pool and head, as `AudioClassifier` takes them; and the columns of a hop of a `TokenClassifier`, None
+    for one answer a clip. Of the loss ctc the classes are the blank and the characters."""
 
     labels: tuple[str, ...]
     label: str

@@ -24,6 +24,7 @@ from ssamba.evaluation.scores import (
     write_class_scores,
     write_text_scores,
 )
+from ssamba.evaluation.task import find_task
 from ssamba.files import whole_folder
 from ssamba.models.checkpoint import load_model
 from ssamba.models.heads import AudioClassifier, TokenClassifier
@@ -47,8 +48,9 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
     names, stream = built.classifier.labels, built.data.test_stream()
     if isinstance(model, TokenClassifier) and built.classifier.loss == "ctc":
         return write_text_scores(folder / "test", model, built.module.log_mel, stream, len(stream.order), names), {}
+    task = built.module.task
     scores = write_class_scores(
-        folder / "test", model, built.module.log_mel, stream, len(stream.order), names, built.groups
+        folder / "test", model, built.module.log_mel, stream, len(stream.order), names, built.groups, task
     )
     if recipe.evaluation.baseline == "none":
         return scores, {}
@@ -59,7 +61,7 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
     predictions = baseline.predictions
     with whole_folder(folder / BASELINE) as beside:
         of_clips = groups_of(predictions.keys, built.groups, hop)
-        theirs = fill_scores(beside, predictions, names, "log-mel baseline", of_clips, hop)
+        theirs = fill_scores(beside, predictions, names, "log-mel baseline", of_clips, hop, task)
     told = {
         "name": baseline.name,
         "setting": baseline.probe.setting,
@@ -78,7 +80,10 @@ def evaluate_finetuned(recipe: FinetuneRecipe, out: Path) -> dict[str, Any]:
         scores = write_text_scores(out, found.model, found.log_mel, found.stream, found.clips, found.names)
         write_evaluation_report(out, Path(recipe.run_dir), scores, {}, command_record())
         return scores
-    scores = write_class_scores(out, found.model, found.log_mel, found.stream, found.clips, found.names, found.groups)
+    task = find_task(recipe.task.loss)
+    scores = write_class_scores(
+        out, found.model, found.log_mel, found.stream, found.clips, found.names, found.groups, task
+    )
     run = Path(recipe.run_dir)
     difference: Mapping[str, Any] = {}
     if (run / BASELINE).is_dir():

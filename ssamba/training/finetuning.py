@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssamba.audio import LogMel
 from ssamba.data.batches import Batch
 from ssamba.evaluation.metrics import clip_metrics
+from ssamba.evaluation.task import Task
 from ssamba.masking import clip_generator
 from ssamba.models.heads import AudioClassifier
 from ssamba.training.common import OptimizerSettings, TrainingModule
@@ -88,10 +89,10 @@ def _taken(log_mel: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 class FineTuning(TrainingModule):
-    """A classifier on labelled clips: cross-entropy for one label a clip, binary cross-entropy for several.
+    """A classifier on labelled clips: labels int64 (B,), or float32 (B, C) of tasks of several a clip.
 
     Args:
-        loss: "cross_entropy" (labels int64 (B,)) or "bce" (labels float32 (B, C)).
+        task: has the loss, and what validation is scored by.
         freeze_encoder: train the head alone.
         freeze_steps, unfreeze_every: steps before the encoder is trained, and from one of its layers to the next.
         drop_path: of `Stack.draw_kept`.
@@ -107,7 +108,7 @@ class FineTuning(TrainingModule):
         log_mel: LogMel,
         settings: OptimizerSettings,
         *,
-        loss: str,
+        task: Task,
         augmentation: Augmentation,
         freeze_encoder: bool,
         freeze_steps: int,
@@ -119,7 +120,7 @@ class FineTuning(TrainingModule):
     ) -> None:
         super().__init__(settings, seed, drop_path)
         self.model, self.log_mel, self.augmentation = model, log_mel, augmentation
-        self.loss_name, self.freeze_encoder, self.label_smoothing = loss, freeze_encoder, label_smoothing
+        self.task, self.freeze_encoder, self.label_smoothing = task, freeze_encoder, label_smoothing
         self.freeze_steps, self.unfreeze_every = freeze_steps, unfreeze_every
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -152,11 +153,7 @@ class FineTuning(TrainingModule):
 
     def loss(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """logits (B, C), targets (B, C), class_weights (C,) -> float32 scalar, the mean over the clips."""
-        if self.loss_name == "bce":
-            return F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=class_weights)
-        # Of targets that are probabilities the weighted mean is not divided by the weights of the batch: its parts on
-        # several devices add up to the whole.
-        return F.cross_entropy(logits.float(), targets, class_weights)
+        return self.task.loss(logits.float(), targets, class_weights)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         targets = self.targets(batch["labels"])
@@ -192,4 +189,5 @@ class FineTuning(TrainingModule):
         positions, logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         logits, labels = logits[order := positions.argsort()], labels[order]
         self.log("val/loss", self.loss(logits, self.targets(labels)))
-        self.log_dict({f"val/{name}": value for name, value in clip_metrics(logits, labels).items()})
+        scores = {**clip_metrics(logits, labels), **self.task.scores(logits, labels)}
+        self.log_dict({f"val/{name}": value for name, value in scores.items()})
