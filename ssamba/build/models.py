@@ -18,10 +18,9 @@ from ssamba.errors import UserError
 from ssamba.evaluation.task import find_task
 from ssamba.models.checkpoint import load_pretrained_encoder
 from ssamba.models.encoder import AudioEncoder, find_stack
-from ssamba.models.pools import Pool
+from ssamba.models.pools import find_pool
 from ssamba.models.settings import AudioSettings, read_audio_settings, read_config
 from ssamba.ops import resolve_backend
-from ssamba.parts import load_class
 from ssamba.training.finetuning import FineTuning
 from ssamba.training.pretraining import Pretraining
 
@@ -153,7 +152,7 @@ def check_parts(recipe: Recipe) -> None:
             raise UserError(
                 f"task.label_smoothing is for one label a clip; task.loss is {recipe.task.loss}, which is for several"
             )
-        pool = load_class("pool", recipe.task.pooling, Pool)
+        pool = find_pool(recipe.task.pooling)
         if recipe.task.is_sequence and not pool.in_time:
             raise UserError(
                 f"task.pooling is {recipe.task.pooling}, which has no place in time; task.hop_ms and task.loss=ctc "

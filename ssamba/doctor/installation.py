@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ssamba.doctor.findings import LOCK, Finding, absent, ok, problem
 from ssamba.errors import UserError
 from ssamba.files import check_place
 from ssamba.jobs import usable_cores
+from ssamba.parts import OWN, Kind, find, load_main, names, parts
 from ssamba.printable import masked
 
 _REQUIREMENT = re.compile(r"([\w.-]+).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?$")
@@ -125,6 +126,35 @@ def _memory() -> str:
     except (OSError, ValueError):
         return told
     return f"{told}, at most {_size(limit)} for this container" if limit < total else told
+
+
+def added_parts() -> Iterator[Finding]:
+    """What other packages add to this one, each part imported."""
+    from ssamba.evaluation.task import find_task
+    from ssamba.models.encoder import find_stack
+    from ssamba.models.pools import find_pool
+
+    readers: dict[Kind, Callable[[str], object]] = {
+        "encoder": find_stack,
+        "pool": find_pool,
+        "task": find_task,
+        "data set": load_main,
+    }
+    added = False
+    for kind, read in readers.items():
+        for name in names(kind):
+            if all(part.package == OWN for part in parts(kind)[name]):
+                continue
+            added = True
+            try:
+                read(name)
+            except UserError as error:
+                yield problem(f"{kind} {name}", str(error), "pip install or uninstall the package that is named")
+            else:
+                part = find(kind, name)
+                yield ok(f"{kind} {name}", f"{part.package} {part.version}")
+    if not added:
+        yield absent("parts", "no other package adds any")
 
 
 def caches() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ Findings = dict[str, list[Finding]]
 
 CHECKS: dict[str, Check] = {
     "versions": installation.versions,
+    "parts of other packages": installation.added_parts,
     "devices": installation.devices,
     "launch": installation.launch,
     "caches": installation.caches,

@@ -36,6 +36,8 @@ def find_stack(encoder: str) -> type[Stack]:
     """
     stack = load_class("encoder", encoder, Stack)
     try:
+        if not stack.sizes:
+            raise LookupError("it has none")
         types = stack.option_types()
         for options in stack.sizes.values():
             for name in ("hidden_size", "num_hidden_layers", *types):

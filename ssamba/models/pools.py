@@ -3,6 +3,8 @@
 Shapes: B batch, F and P grid sizes in frequency and time, D width, S segments.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +68,11 @@ class Pool(nn.Module):
         return encoded.tokens.unflatten(1, (self.rows, -1)).transpose(1, 2).flatten(2)
 
 
+def find_pool(name: str) -> type[Pool]:
+    """The pool of a name of `ssamba.parts`; UserError if there is none, or another package's that cannot be used."""
+    return load_class("pool", name, Pool)
+
+
 def build_pool(name: str, rows: int, width: int, segments: int = 4, padding: bool = False) -> Pool:
     """The pool of a name of `ssamba.parts`.
 
@@ -82,8 +89,9 @@ def build_pool(name: str, rows: int, width: int, segments: int = 4, padding: boo
         raise ValueError(f"pooling is {name!r}; expected one of {', '.join(names('pool'))}")
     if segments < 1:
         raise ValueError(f"segments is {segments}; expected at least 1")
-    kind = load_class("pool", name, Pool)
-    pool = kind(rows, width, segments) if kind.takes_segments else kind(rows, width)
+    kind = find_pool(name)
+    make: Callable[..., Pool] = kind
+    pool = make(rows, width, segments) if kind.takes_segments else make(rows, width)
     pool.name, pool.padding = name, padding
     return pool
 
