@@ -180,7 +180,7 @@ PATHS = [
     (words, action)
     for words, action in ARGUMENTS
     if isinstance(action.type, Argument) and action.type.read not in (number, whole_number, plain_text)
-    if action.metavar not in ("KEY[=FIELD]", "N|all")
+    if action.metavar not in ("KEY[=FIELD]", "N|all", "POOL")
 ]
 
 

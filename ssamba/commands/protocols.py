@@ -56,7 +56,7 @@ def add_pool(sub: argparse.ArgumentParser) -> None:
     """What makes one vector of a hidden state."""
     pool = f"what makes one vector of the patches': {', '.join(own_names('pool'))}; default: a classifier's own, else "
     pool += "statistics"
-    add_argument(sub, "--pooling", pool_name, metavar="NAME", help=pool)
+    add_argument(sub, "--pooling", pool_name, metavar="POOL", help=pool)
     stretches = "of --pooling segments; default: a classifier's own, else 4"
     add_argument(sub, "--segments", whole_number, 1, MOST_SEGMENTS, metavar="N", help=stretches)
 
