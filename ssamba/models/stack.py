@@ -29,7 +29,7 @@ class Stack(nn.Module):
 
     - `sizes`: by the name of a size the arguments of its `__init__`, `hidden_size` (D) and `num_hidden_layers` among
       them. They have types: config.json of a model says them, and what is not of its type is refused. A number without
-      bounds of its own is at most 65,536, or 1e6 if it is a float.
+      bounds of its own is at most 65,536, or 1e6 if it is a float. Of `residual` and `scan_layout` recipes have keys.
     - `layers` and `num_class_tokens`, which stand where `class_token_index` says.
     - `forward`, by `add_layers` or `run_layers` and `keep`; `ResidualStack` has one.
 
