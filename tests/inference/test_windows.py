@@ -147,7 +147,7 @@ def test_without_a_classifier_there_are_vectors_alone(encoder: Path, make_sound:
         ({"hop_seconds": 0}, "hop is 0 s"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"pooling": "max"}, "'max'; expected one of mean, class, rows"),
-        ({"pooling": "attentive"}, "attention is learned, and this model has none"),
+        ({"pooling": "attentive"}, "attentive, which is learned, and this model has none"),
         ({"pooling": "segments", "segments": 0}, "segments is 0; expected at least 1"),
     ],
 )
