@@ -69,18 +69,18 @@ def _stored(batch: Batch) -> Tensor:
 
 def _stored_info(shards: Shards) -> FeatureInfo:
     """What the indexes of the training and validation shards say of their features, all the same."""
-    found: dict[str, FeatureInfo] = {}
+    infos: dict[str, FeatureInfo] = {}
     for name in ("train", "validation"):
-        held = shards.given().get(name)
-        for place, index in held.indexes.items() if held else ():
+        shard_set = shards.splits().get(name)
+        for place, index in shard_set.indexes.items() if shard_set else ():
             if index.features is None:
                 raise UserError(
                     f"objective.distillation.teacher is shards, and {place} of data.{name} has no features; `ssamba "
                     "embed TEACHER SHARDS --into-shards OUT` makes shards that have"
                 )
-            found[place] = index.features
-    first, info = next(iter(found.items()))
-    for place, other in found.items():
+            infos[place] = index.features
+    first, info = next(iter(infos.items()))
+    for place, other in infos.items():
         if replace(other, teacher=info.teacher) != info:
             raise UserError(
                 f"the features in {first} are of layer {info.layer} of {info.teacher} ({info.teacher_sha256[:12]}), "

@@ -51,8 +51,8 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
     data = recipe.data
     if not (data.test or data.fold_by):
         raise UserError("data.test is empty; expected the folder of the split to be scored")
-    held = find_shards(data.train if data.fold_by else data.test, data.cache)
-    rows = build_rows(recipe, Shards(held, None, held)) if data.fold_by else {}
+    shards = find_shards(data.train if data.fold_by else data.test, data.cache)
+    rows = build_rows(recipe, Shards(shards, None, shards)) if data.fold_by else {}
     key, names = saved.classifier.label, saved.classifier.labels
     spoken, hop = saved.classifier.loss == "ctc", saved.classifier.hop_columns
     if (spoken, hop) != (recipe.task.loss == "ctc", recipe.hop_columns):
@@ -61,16 +61,16 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
             f"the recipe it would be {recipe.task.loss} and {recipe.hop_columns or 'all'}: task.loss, task.hop_ms and "
             "model.time_stride are to be those of the run"
         )
-    if key not in held.labels:
+    if key not in shards.labels:
         raise UserError(f"the model in {recipe.run_dir} says {key}, which data.test lacks")
-    if unknown := [label for label in held.label_list(key) if label not in names and not spoken]:
+    if unknown := [label for label in shards.label_list(key) if label not in names and not spoken]:
         raise UserError(
             f"data.test has {key} {', '.join(unknown[:8])}, which the model in {recipe.run_dir} does not know"
         )
-    check_whole(recipe, held, "data.test")
+    check_whole(recipe, shards, "data.test")
     labels = labels_of(key, names, recipe, saved.classifier.loss)
-    clips = ClipDataModule(build_clip_settings(recipe), test=held, labels=labels, rows=rows)
-    stream, groups = clips.test_stream(), build_groups(recipe, held)
+    clips = ClipDataModule(build_clip_settings(recipe), test=shards, labels=labels, rows=rows)
+    stream, groups = clips.test_stream(), build_groups(recipe, shards)
     return ClassEvaluation(saved.model, build_log_mel(recipe, saved.audio), stream, len(stream.order), names, groups)
 
 

@@ -38,15 +38,15 @@ def build_labels(recipe: FinetuneRecipe, shards: Shards) -> Labels:
     """The label list of the recipe's task, the same for all its splits; of texts, the training characters."""
     key = recipe.task.label
     lists = {}
-    for name, held in shards.given().items():
-        if key not in held.labels:
+    for name, shard_set in shards.splits().items():
+        if key not in shard_set.labels:
             raise UserError(
-                f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(held.labels) or 'no labels'}"
+                f"task.label is {key!r}, which data.{name} lacks; it has {', '.join(shard_set.labels) or 'no labels'}"
             )
-        lists[name] = held.label_list(key)
+        lists[name] = shard_set.label_list(key)
     if recipe.task.loss == "ctc":
         cache = ShardCache(recipe.data.cache_bytes)
-        texts = {name: read_texts(held, key, f"data.{name}", cache) for name, held in shards.given().items()}
+        texts = {name: read_texts(shard_set, key, f"data.{name}", cache) for name, shard_set in shards.splits().items()}
         return Transcripts(key, vocabulary(texts))
     if not lists["train"]:
         raise UserError(
@@ -91,36 +91,38 @@ def check_labels(
             class that is never heard in training (several labels a clip: a warning).
     """
     key, names, loss = labels.key, labels.names, kind_of_loss(recipe)
-    for split, held in shards.given().items():
+    for split, shard_set in shards.splits().items():
         if split != "train":
-            check_whole(recipe, held, f"data.{split}")
+            check_whole(recipe, shard_set, f"data.{split}")
     if loss == "ctc":
         return None  # `build_labels` and `build_rows` have read every text
-    several = labels.several or recipe.task.is_sequence
+    multi_label = labels.multi_label or recipe.task.is_sequence
     nothing = f"there is nothing to tell apart in the {key} of the training recordings"
     if len(names) == 1 and loss == "cross_entropy":
         raise UserError(f"{nothing}: {names[0]} is all; expected two or more, or task.loss=bce with some that lack it")
     cache = ShardCache(recipe.data.cache_bytes)
     if isinstance(labels, HopLabels):
-        for split, held in shards.given().items():
-            labels.check(held, f"data.{split}", cache)
+        for split, shard_set in shards.splits().items():
+            labels.check(shard_set, f"data.{split}", cache)
     heard: LabelCounts | None = None
-    for split, held in shards.given().items():
+    for split, shard_set in shards.splits().items():
         needed = split == "train" and (recipe.task.class_weights != "none" or recipe.data.balance)
-        if not needed and (held.samples > _COUNTED_SAMPLES or any(shard.url is not None for shard in held.shards)):
+        if not needed and (
+            shard_set.samples > _COUNTED_SAMPLES or any(shard.url is not None for shard in shard_set.shards)
+        ):
             continue
         chosen = frozenset(rows[split].tolist()) if split in rows else None
-        counts = count_labels(held, key, names, cache, chosen)
+        counts = count_labels(shard_set, key, names, cache, chosen)
         if counts.unknown:
             raise UserError(
                 f"{counts.unknown} recordings of data.{split} have no {key} that is in the label list: "
-                f"{', '.join(counts.unknown_examples)}; expected {'some' if several else 'one'} of the "
+                f"{', '.join(counts.unknown_examples)}; expected {'some' if multi_label else 'one'} of the "
                 f"{len(names)} of the label list"
             )
-        if not several and counts.by_number[1] < counts.samples:
-            examples = counts.several_examples or ["with none"]
+        if not multi_label and counts.by_name_count[1] < counts.samples:
+            examples = counts.multi_label_examples or ["with none"]
             raise UserError(
-                f"{counts.samples - counts.by_number[1]} recordings of data.{split} have several {key}, or none: "
+                f"{counts.samples - counts.by_name_count[1]} recordings of data.{split} have several {key}, or none: "
                 f"{', '.join(examples)}; expected one of the {len(names)} of the label list, or task.loss=bce, "
                 "which is for several"
             )
@@ -137,7 +139,7 @@ def check_labels(
         if missing := [name for name in names if not counts.by_name[name]]:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             log.warning("no training recording has %s %s%s, of the label list", key, ", ".join(missing[:8]), more)
-        if labels.several and counts.by_number[1] == counts.samples:
+        if labels.multi_label and counts.by_name_count[1] == counts.samples:
             log.info("every training recording has one %s; task.loss=cross_entropy is for one alone", key)
     return heard
 
@@ -147,15 +149,15 @@ def _check_heard(recipe: FinetuneRecipe, labels: Labels, split: str, counts: Lab
     if not (unheard := [name for name in labels.names if counts.by_name[name] and not heard.by_name[name]]):
         return
     more = f" and {len(unheard) - 8} more" if len(unheard) > 8 else ""
-    said = (
+    problem = (
         f"data.{split} has recordings with {labels.key} {', '.join(unheard[:8])}{more}, which no training recording "
         "has: it cannot be learned"
     )
-    if labels.several:
-        log.warning("%s", said)
+    if labels.multi_label:
+        log.warning("%s", problem)
         return
     fraction = ", or a larger data.label_fraction" if recipe.data.label_fraction < 1 else ""
-    raise UserError(f"{said}. Expected some of each in data.train{fraction}, or splits without these recordings")
+    raise UserError(f"{problem}. Expected some of each in data.train{fraction}, or splits without these recordings")
 
 
 def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Indices]:
@@ -175,18 +177,18 @@ def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Indices]:
         outside, inside = in_fold(folds, data.fold, f"data.fold_by {data.fold_by}")
         rows |= {"train": np.array(outside, np.int64), "test": np.array(inside, np.int64)}
         if shards.validation is not None and data.fold_by in shards.validation.labels:
-            # What is watched while training is no more of the fold than what is learned from.
-            held = read_labels(shards.validation, data.fold_by, cache)
-            others = [row for row, (_, name) in held.items() if name != json.dumps(data.fold)]
+            # Validation uses recordings of the fold no more than training does.
+            fold_labels = read_labels(shards.validation, data.fold_by, cache)
+            others = [row for row, (_, name) in fold_labels.items() if name != json.dumps(data.fold)]
             if not others:
                 raise UserError(f"all recordings of data.validation are in the fold {data.fold!r}; expected others")
             rows["validation"] = np.array(others, np.int64)
     if data.label_fraction < 1:
-        found = read_labels(shards.indexed, recipe.task.label, cache)
+        labels = read_labels(shards.indexed, recipe.task.label, cache)
         if "train" in rows:
             kept = frozenset(rows["train"].tolist())
-            found = {row: held for row, held in found.items() if row in kept}
-        chosen = stratified_rows(found, data.label_fraction, recipe.seed)
+            labels = {row: label for row, label in labels.items() if row in kept}
+        chosen = stratified_rows(labels, data.label_fraction, recipe.seed)
         if not chosen:
             raise UserError(f"data.label_fraction {data.label_fraction} leaves none of the training recordings")
         rows["train"] = np.array(chosen, np.int64)
@@ -262,25 +264,25 @@ def read_training_groups(recipe: FinetuneRecipe, train: ShardSet) -> dict[str, s
 
 def _read_names(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe) -> dict[int, tuple[str, str]]:
     """Of each recording, by its row, its own name and that of its one label `key`."""
-    found = read_asked_labels(shards, key, option, ShardCache(recipe.data.cache_bytes))
-    names = one_name_each(found, shards.samples, key, option)
-    return {row: (found[row][0], name) for row, name in names.items()}
+    labels = read_asked_labels(shards, key, option, ShardCache(recipe.data.cache_bytes))
+    names = one_name_each(labels, shards.samples, key, option)
+    return {row: (labels[row][0], name) for row, name in names.items()}
 
 
 def build_probe(recipe: PretrainRecipe) -> ProbeShards | None:
     """The labelled clips that pretraining watches; UserError for labels that say nothing."""
-    told = recipe.evaluation
-    if not told.probe:
+    evaluation = recipe.evaluation
+    if not evaluation.probe:
         return None
-    shards = find_shards(told.probe, recipe.data.cache)
+    shards = find_shards(evaluation.probe, recipe.data.cache)
     check_rate(recipe, "evaluation.probe", shards)
-    found = read_asked_labels(shards, told.label, "evaluation.label", ShardCache(recipe.data.cache_bytes))
-    if len({value for _, value in found.values()}) < 2:
+    labels = read_asked_labels(shards, evaluation.label, "evaluation.label", ShardCache(recipe.data.cache_bytes))
+    if len({value for _, value in labels.values()}) < 2:
         raise UserError(
-            f"{len(found)} recordings of evaluation.probe have {told.label}, and there is nothing to tell apart; "
-            "expected two labels or more"
+            f"{len(labels)} recordings of evaluation.probe have {evaluation.label}, and there is nothing to tell "
+            "apart; expected two labels or more"
         )
-    several = any(not isinstance(json.loads(value), str) for _, value in found.values())
-    fraction = min(1.0, told.probe_clips / len(found))
-    rows = np.array(stratified_rows(found, fraction, recipe.seed), np.int64)
-    return ProbeShards(shards, rows, Labels(told.label, shards.label_list(told.label), several))
+    multi_label = any(not isinstance(json.loads(value), str) for _, value in labels.values())
+    fraction = min(1.0, evaluation.probe_clips / len(labels))
+    rows = np.array(stratified_rows(labels, fraction, recipe.seed), np.int64)
+    return ProbeShards(shards, rows, Labels(evaluation.label, shards.label_list(evaluation.label), multi_label))

@@ -154,7 +154,7 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     weights = balance = None
     if task.class_weights == "balanced":
         assert counts is not None
-        weights = torch.from_numpy(class_weights(counts, labels.names, labels.several)).float()
+        weights = torch.from_numpy(class_weights(counts, labels.names, labels.multi_label)).float()
     if recipe.data.balance:
         assert counts is not None
         balance = balancing_weights(counts, shards.indexed.samples)
@@ -213,7 +213,10 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
         if data.probe is not None:
             probe = OnlineProbe(settings.validate_every_steps * recipe.evaluation.every_validations)
             if recipe.evaluation.best == "probe":
-                monitor, judges = ("probe/mAP" if data.probe.labels.several else "probe/accuracy", "max"), probe.is_due
+                monitor, judges = (
+                    ("probe/mAP" if data.probe.labels.multi_label else "probe/accuracy", "max"),
+                    probe.is_due,
+                )
     checkpoints = Checkpoints(
         folder,
         settings.steps_between_checkpoints,

@@ -30,23 +30,25 @@ class Shards:
         assert isinstance(self.train, ShardSet)
         return self.train
 
-    def given(self) -> dict[str, ShardSet]:
+    def splits(self) -> dict[str, ShardSet]:
         """Name -> shards, of the splits that there are and have an index."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: held for name, held in splits.items() if isinstance(held, ShardSet)}
+        return {name: shards for name, shards in splits.items() if isinstance(shards, ShardSet)}
 
     def fingerprints(self) -> dict[str, Any]:
         """For run.json: what each split holds; a fold is part of what is there already."""
-        splits = {"train": self.train, **self.given()}
-        return fingerprints({name: held for name, held in splits.items() if name == "train" or held is not self.train})
+        splits = {"train": self.train, **self.splits()}
+        return fingerprints(
+            {name: shards for name, shards in splits.items() if name == "train" or shards is not self.train}
+        )
 
 
 def fingerprints(splits: Mapping[str, ShardSet | ShardList]) -> dict[str, Any]:
     """For the record of a run: what each split holds, as `SplitRecord` has it."""
-    return {name: _held(held) for name, held in splits.items()}
+    return {name: _fingerprint(shards) for name, shards in splits.items()}
 
 
-def _held(split: ShardSet | ShardList) -> dict[str, Any]:
+def _fingerprint(split: ShardSet | ShardList) -> dict[str, Any]:
     if isinstance(split, ShardList):
         return {"samples": None, "seconds": None, "fingerprint": split.fingerprint, "shards": len(split.urls)}
     return {"samples": split.samples, "seconds": round(split.seconds, 3), "fingerprint": split.fingerprint}
@@ -61,8 +63,8 @@ def build_shards(recipe: Recipe) -> Shards:
     if data.fold_by and isinstance(train, ShardSet):
         test = train
     shards = Shards(train, validation, test)
-    for name, held in shards.given().items():
-        check_rate(recipe, f"data.{name}", held)
+    for name, shard_set in shards.splits().items():
+        check_rate(recipe, f"data.{name}", shard_set)
     return shards
 
 
@@ -109,9 +111,9 @@ def at_most(clips: int, train: ShardSet | ShardList) -> int:
 
 def measure(sources: Sequence[str], num_mel_bins: int, limit: int | None, cache: str | None = None) -> Statistics:
     """Statistics of all the recordings of some shards, or of `limit` of them; a minute of each at most."""
-    held = find_shards(sources, cache)
-    rate = held.sampling_rate
+    shards = find_shards(sources, cache)
+    rate = shards.sampling_rate
     rules, cache_bytes = ClipRules(60 * rate, "pad", shuffle_buffer=0, seed=0), DataConfig().cache_bytes
     settings = ClipSettings(rules, rate, batch_size=16, max_bad_fraction=0.01, cache_bytes=cache_bytes)
-    stream = ClipDataModule(settings, test=held).test_stream()
-    return measure_statistics(stream, num_mel_bins, min(limit or held.samples, held.samples))
+    stream = ClipDataModule(settings, test=shards).test_stream()
+    return measure_statistics(stream, num_mel_bins, min(limit or shards.samples, shards.samples))

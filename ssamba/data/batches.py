@@ -190,13 +190,13 @@ def collated(clips: Iterable[Sample], labels: Labels | None) -> Iterator[Batch]:
 
     wds.batched makes batches of one size alone, and holds each back until the clip behind it is decoded.
     """
-    held: list[Sample] = []
+    pending: list[Sample] = []
     for clip in clips:
-        held.append(clip)
+        pending.append(clip)
         rows = clip["__row__"].rows
-        if len(held) == len(rows.waveform):
-            usable = [one for one in held if one["waveform"] is not None]
-            held = []
+        if len(pending) == len(rows.waveform):
+            usable = [one for one in pending if one["waveform"] is not None]
+            pending = []
             if usable:
                 yield batched(rows, usable, labels)
             elif rows.shared:

@@ -331,6 +331,6 @@ class IndexedClips:
         if self.features is not None:
             made[FEATURES] = self.features.of_clip(clip.heard, clip.filled)
         for name in self.members:
-            held = [members[name] for members in clip.members]
-            made[name] = held if self.short == "pack" else held[0]
+            values = [members[name] for members in clip.members]
+            made[name] = values if self.short == "pack" else values[0]
         return made

@@ -32,7 +32,7 @@ class Labels:
 
     key: str
     names: Sequence[str]
-    several: bool = False
+    multi_label: bool = False
     indices: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,13 +44,13 @@ class Labels:
         value = sample["labels"].get(self.key)
         values = value if isinstance(value, list) else [value]
         unknown = [one for one in values if not isinstance(one, str) or one not in self.indices]
-        if unknown or (not self.several and len(values) != 1):
+        if unknown or (not self.multi_label and len(values) != 1):
             raise UserError(
                 f"{sample['key']} in {shard} has {self.key} {value!r:.200}; expected "
-                f"{'some' if self.several else 'one'} of the {len(self.names)} of the label list"
+                f"{'some' if self.multi_label else 'one'} of the {len(self.names)} of the label list"
                 + ("" if unknown or not values else "; task.loss=bce is for several")
             )
-        if not self.several:
+        if not self.multi_label:
             return self.indices[values[0]]
         hot = np.zeros(len(self.names), np.float32)
         hot[[self.indices[one] for one in values]] = 1
@@ -62,7 +62,7 @@ class Labels:
 
     def noise(self, size: int, samples: int) -> Tensor:
         """Labels of as many clips of so many samples in which there is nothing to be heard."""
-        return torch.eye(len(self.names))[:1].repeat(size, 1) if self.several else torch.zeros(size).long()
+        return torch.eye(len(self.names))[:1].repeat(size, 1) if self.multi_label else torch.zeros(size).long()
 
     def vector(self, label: int | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """What `encode` gives as float32 (C,), 1 of each class that the sample has."""
@@ -90,16 +90,16 @@ def _described(
 
 def read_labels(shards: ShardSet, key: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
     """Name and label `key` (as JSON) of each sample that has one, by its row; no audio is read."""
-    found: dict[int, tuple[str, str]] = {}
-    for row, said in _described(shards, cache):
-        if isinstance(said, BadAudio):
+    labels: dict[int, tuple[str, str]] = {}
+    for row, description in _described(shards, cache):
+        if isinstance(description, BadAudio):
             raise UserError(
-                f"sample {row} of {SampleReader(shards, cache).shard_of(row).place}: {said}; "
+                f"sample {row} of {SampleReader(shards, cache).shard_of(row).place}: {description}; "
                 "`ssamba shards verify` finds all that is damaged"
-            ) from said
-        if key in said["labels"]:
-            found[row] = said["key"], json.dumps(said["labels"][key])
-    return found
+            ) from description
+        if key in description["labels"]:
+            labels[row] = description["key"], json.dumps(description["labels"][key])
+    return labels
 
 
 def read_asked_labels(shards: ShardSet, key: str, option: str, cache: ShardCache) -> dict[int, tuple[str, str]]:
@@ -111,11 +111,11 @@ def read_asked_labels(shards: ShardSet, key: str, option: str, cache: ShardCache
     return read_labels(shards, key, cache)
 
 
-def stratified_rows(found: Mapping[int, tuple[str, str]], fraction: float, seed: int) -> list[int]:
+def stratified_rows(labels: Mapping[int, tuple[str, str]], fraction: float, seed: int) -> list[int]:
     """Of samples as `read_labels` gives them the rows of a `stratified_subset`: chosen by name, so that it does not
     matter how the recordings are spread over shards."""
-    chosen = stratified_subset(dict(found.values()), fraction, seed)
-    return [row for row, (name, _) in found.items() if name in chosen]
+    chosen = stratified_subset(dict(labels.values()), fraction, seed)
+    return [row for row, (name, _) in labels.items() if name in chosen]
 
 
 def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> frozenset[str]:
@@ -140,18 +140,18 @@ class LabelCounts:
     of those whose label is none, or not in the list, how many there are and some of them, as they are told. rows,
     classes: for each label of each sample its row in the table and the index of its name in the list."""
 
-    by_number: Counter[int] = field(default_factory=Counter)
+    by_name_count: Counter[int] = field(default_factory=Counter)
     by_name: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
     unknown_examples: list[str] = field(default_factory=list)
-    several_examples: list[str] = field(default_factory=list)
+    multi_label_examples: list[str] = field(default_factory=list)
     rows: "array[int]" = field(default_factory=lambda: array("q"))
     classes: "array[int]" = field(default_factory=lambda: array("q"))
 
     @property
     def samples(self) -> int:
         """Those with a label that is known."""
-        return self.by_number.total()
+        return self.by_name_count.total()
 
 
 def count_labels(
@@ -171,17 +171,17 @@ def count_labels(
             if len(counts.unknown_examples) < _EXAMPLES:
                 counts.unknown_examples.append(f"{said['key']} ({value!r:.60})")
             continue
-        counts.by_number[len(values)] += 1
+        counts.by_name_count[len(values)] += 1
         counts.by_name.update(set(values))
         own = [known[one] for one in set(values)]
         counts.rows.extend([row] * len(own))
         counts.classes.extend(own)
-        if len(values) > 1 and len(counts.several_examples) < _EXAMPLES:
-            counts.several_examples.append(f"{said['key']} ({', '.join(values)})"[:100])
+        if len(values) > 1 and len(counts.multi_label_examples) < _EXAMPLES:
+            counts.multi_label_examples.append(f"{said['key']} ({', '.join(values)})"[:100])
     return counts
 
 
-def class_weights(counts: LabelCounts, names: Sequence[str], several: bool) -> Weights:
+def class_weights(counts: LabelCounts, names: Sequence[str], multi_label: bool) -> Weights:
     """What each class counts in the loss, so that all count alike in sum (C,).
 
     Of one label a clip n / (classes that there are * recordings of the class): the mean over the recordings is 1. Of
@@ -189,7 +189,7 @@ def class_weights(counts: LabelCounts, names: Sequence[str], several: bool) -> W
     recordings.
     """
     by_name = np.array([counts.by_name[name] for name in names], np.float64)
-    weights = np.maximum(counts.samples - by_name, 1) if several else counts.samples / np.count_nonzero(by_name)
+    weights = np.maximum(counts.samples - by_name, 1) if multi_label else counts.samples / np.count_nonzero(by_name)
     return np.where(by_name > 0, weights / np.maximum(by_name, 1), 1.0)
 
 
@@ -201,23 +201,23 @@ def balancing_weights(counts: LabelCounts, samples: int) -> Weights:
 
 
 def one_name_each(
-    found: Mapping[int, tuple[str, str]], samples: int, key: str, option: str, otherwise: str = ""
+    labels: Mapping[int, tuple[str, str]], samples: int, key: str, option: str, otherwise: str = ""
 ) -> dict[int, str]:
     """The one name that each of so many recordings has of a label, by its row.
 
     Args:
-        found: as `read_labels` gives them.
+        labels: as `read_labels` gives them.
         option, otherwise: what asks for it, and what would take several, for messages.
 
     Raises:
         UserError: some have none, or several.
     """
-    names = {row: json.loads(value) for row, (_, value) in found.items()}
-    odd = [name for row, (name, _) in found.items() if not isinstance(names[row], str)]
-    if odd or len(found) < samples:
-        several = f"{len(odd)} have several ({', '.join(odd[:_EXAMPLES])})" if odd else "the others have none"
+    names = {row: json.loads(value) for row, (_, value) in labels.items()}
+    odd = [name for row, (name, _) in labels.items() if not isinstance(names[row], str)]
+    if odd or len(labels) < samples:
+        problem = f"{len(odd)} have several ({', '.join(odd[:_EXAMPLES])})" if odd else "the others have none"
         raise UserError(
-            f"{option} is {key}, of which {len(found) - len(odd)} of {samples} recordings have one name; {several}; "
+            f"{option} is {key}, of which {len(labels) - len(odd)} of {samples} recordings have one name; {problem}; "
             f"expected one of each{otherwise}"
         )
     return names
@@ -234,8 +234,8 @@ def all_folds(names: Mapping[int, str], known: Sequence[str], option: str, alone
     Raises:
         UserError: a fold of the label list has no recordings, so that what is scored would not be all of the data set.
     """
-    held = set(names.values())
-    if empty := [name for name in known if name not in held]:
+    used = set(names.values())
+    if empty := [name for name in known if name not in used]:
         more = f" and {len(empty) - _EXAMPLES} more" if len(empty) > _EXAMPLES else ""
         raise UserError(
             f"{option}: no recording is in the fold {', '.join(empty[:_EXAMPLES])}{more} of the {len(known)} of the "

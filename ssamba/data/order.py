@@ -168,13 +168,13 @@ class Recordings:
             order = permutation(count, "shards", *self.name, epoch) if self.shuffle_buffer else np.arange(count)
             order = order[counts[order] > 0]
             # A window ends with the shard that makes it full.
-            windows, some, held = [], [], 0
+            windows, some, size = [], [], 0
             for shard in order.tolist():
                 some.append(shard)
-                held += int(counts[shard])
-                if held >= max(1, self.shuffle_buffer):
+                size += int(counts[shard])
+                if size >= max(1, self.shuffle_buffer):
                     windows.append(np.array(some, np.int64))
-                    some, held = [], 0
+                    some, size = [], 0
             if some:
                 windows.append(np.array(some, np.int64))
             recordings = np.cumsum([0, *(counts[some].sum() for some in windows)])
@@ -194,10 +194,10 @@ class Recordings:
         return self._windows[epoch, window]
 
 
-def _remember(held: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
-    if len(held) >= _KEPT:
-        del held[next(iter(held))]
-    held[key] = value
+def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
+    if len(cache) >= _KEPT:
+        del cache[next(iter(cache))]
+    cache[key] = value
     return value
 
 
@@ -230,9 +230,9 @@ class ClipOrder:
         if balance is not None and rules.short == "pack":
             raise ValueError("recordings that are joined end to end cannot be drawn one by one")
         self.rules = rules
-        held = np.array([shard.info.samples for shard in shards.shards], np.int64)
-        ends = np.cumsum(held)
-        rows = np.arange(held.sum()) if rows is None else np.sort(rows)
+        counts = np.array([shard.info.samples for shard in shards.shards], np.int64)
+        ends = np.cumsum(counts)
+        rows = np.arange(counts.sum()) if rows is None else np.sort(rows)
         by_shard = np.split(rows, np.searchsorted(rows, ends[:-1]))
         self.lengths: Counts = shards.table["length"].astype(np.int64)
         self.sources: list[Recordings] = []

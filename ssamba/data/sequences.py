@@ -107,15 +107,15 @@ def read_texts(shards: ShardSet, key: str, option: str, cache: ShardCache) -> di
     Raises:
         UserError: some have none, or a list; `option` says in the message what names the shards.
     """
-    found = {row: (name, json.loads(value)) for row, (name, value) in read_labels(shards, key, cache).items()}
-    odd = [f"{name} ({text!r:.60})" for name, text in found.values() if not isinstance(text, str) or not text.strip()]
-    if odd or len(found) < shards.samples:
-        told = f"{len(odd)} have something else: {', '.join(odd[:_EXAMPLES])}" if odd else "the others have none"
+    texts = {row: (name, json.loads(value)) for row, (name, value) in read_labels(shards, key, cache).items()}
+    odd = [f"{name} ({text!r:.60})" for name, text in texts.values() if not isinstance(text, str) or not text.strip()]
+    if odd or len(texts) < shards.samples:
+        detail = f"{len(odd)} have something else: {', '.join(odd[:_EXAMPLES])}" if odd else "the others have none"
         raise UserError(
-            f"{option} has {shards.samples} recordings, of which {len(found) - len(odd)} have a text as their {key}; "
-            f"{told}. Expected what is said in each"
+            f"{option} has {shards.samples} recordings, of which {len(texts) - len(odd)} have a text as their {key}; "
+            f"{detail}. Expected what is said in each"
         )
-    return {row: text for row, (_, text) in found.items()}
+    return {row: text for row, (_, text) in texts.items()}
 
 
 def vocabulary(texts: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
@@ -128,11 +128,11 @@ def vocabulary(texts: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
         UserError: another split has characters that training does not hear.
     """
     known = set().union(*texts["train"].values())
-    for split, held in texts.items():
-        if unknown := set().union(*held.values()) - known:
-            several = sum(not unknown.isdisjoint(text) for text in held.values())
+    for split, split_texts in texts.items():
+        if unknown := set().union(*split_texts.values()) - known:
+            count = sum(not unknown.isdisjoint(text) for text in split_texts.values())
             raise UserError(
-                f"data.{split} has {several} texts with characters that no text of data.train has: "
+                f"data.{split} has {count} texts with characters that no text of data.train has: "
                 f"{' '.join(map(repr, sorted(unknown)[:20]))}; expected texts that are written alike in both"
             )
     return (BLANK, *sorted(known))

@@ -99,7 +99,7 @@ def pipeline(
     shuffle_buffer: int = 2000,
     short: str = "pad",
     label: str | None = None,
-    several: bool = False,
+    multi_label: bool = False,
     members: Sequence[str] = (),
     stages: Sequence[Stage] = (),
     first: int = 0,
@@ -148,7 +148,7 @@ def pipeline(
         batch_size: of this rank.
         training: see above.
         shuffle_buffer, short, max_bad_fraction, cache, cache_gigabytes: as in a recipe's section `data`.
-        label, several: the label to be read, and whether clips may have several of it.
+        label, multi_label: the label to be read, and whether clips may have several of it.
         members: extensions of what else of a sample is passed on, in bytes, such as "txt" or "embedding.npy".
         first: clips of the order that are behind, of all ranks.
         batches: of this rank, in training; None: without end.
@@ -176,17 +176,19 @@ def pipeline(
         return ShardStream(list_shards(shards), rules, sampling_rate=sampling_rate, **options)
     if order != "indexed" or sampling_rate is not None:
         raise UserError(f"order is {order!r}, sampling_rate {sampling_rate}; expected indexed, or streaming and Hz")
-    held = find_shards(shards, cache)
-    rules = ClipRules(round(seconds * held.sampling_rate), short, shuffle_buffer if training else 0, seed)
+    shard_set = find_shards(shards, cache)
+    rules = ClipRules(round(seconds * shard_set.sampling_rate), short, shuffle_buffer if training else 0, seed)
     labels = None
     if label is not None:
-        if label not in held.labels:
-            raise UserError(f"label is {label!r}, which the shards lack; they have {', '.join(held.labels) or 'none'}")
-        labels = Labels(label, held.label_list(label), several)
+        if label not in shard_set.labels:
+            raise UserError(
+                f"label is {label!r}, which the shards lack; they have {', '.join(shard_set.labels) or 'none'}"
+            )
+        labels = Labels(label, shard_set.label_list(label), multi_label)
     return ClipStream(
-        held,
-        ClipOrder(held, rules),
-        sampling_rate=held.sampling_rate,
+        shard_set,
+        ClipOrder(shard_set, rules),
+        sampling_rate=shard_set.sampling_rate,
         training=training,
         cache=ShardCache(round(cache_gigabytes * 1e9)),
         labels=labels,

@@ -99,9 +99,9 @@ class Progress:
         while self.first in self.done:
             self.first += 1
         self.done = {turn for turn in self.done if turn >= self.first}
-        for held in (self.taken, self.ended):
-            for turn in [turn for turn in held if turn < self.first or turn in self.done]:
-                del held[turn]
+        for by_turn in (self.taken, self.ended):
+            for turn in [turn for turn in by_turn if turn < self.first or turn in self.done]:
+                del by_turn[turn]
 
 
 class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
@@ -152,12 +152,12 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
         schemes = {url.partition(":")[0] for url in self.shards.urls if is_remote(url)}
         wds.gopen_schemes.update(dict.fromkeys(schemes - {"pipe"}, _opened))
         consumer = self.rank * workers + worker
-        held = -(-self.rules.shuffle_buffer // workers)
+        buffer_size = -(-self.rules.shuffle_buffer // workers)
         chance = random.Random(f"buffer/{self.rules.seed}/{self.first}/{consumer}")
-        samples = self._samples(consumer, self.world_size * workers, held)
-        yield from wds.shuffle(held, initial=_AHEAD, rng=chance)(samples)
+        samples = self._samples(consumer, self.world_size * workers, buffer_size)
+        yield from wds.shuffle(buffer_size, initial=_AHEAD, rng=chance)(samples)
 
-    def _samples(self, consumer: int, consumers: int, held: int) -> Iterator[Sample]:
+    def _samples(self, consumer: int, consumers: int, buffer_size: int) -> Iterator[Sample]:
         count, empty = len(self.shards.urls), 0
         turns = (turn for turn in itertools.count(self.progress.first) if turn not in self.progress.done)
         for turn in itertools.islice(turns, consumer, None, consumers):
@@ -169,7 +169,7 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
                 for read, sample in enumerate(wds.tarfile_samples([{"url": url}]), start=1):
                     if read - 1 in behind:
                         continue
-                    if self.tally.in_vain > MOST_IN_VAIN + held:
+                    if self.tally.in_vain > MOST_IN_VAIN + buffer_size:
                         raise UserError(f"{MOST_IN_VAIN} samples one after another gave no clip; the last: in {place}")
                     self.tally.in_vain += 1
                     yield self._kept(sample, turn, read - 1)
@@ -177,12 +177,12 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
                 # webdataset adds the open file to what is said.
                 raise UserError(str(error.args[0]).partition(" @ ")[0]) from error
             except _BROKEN as error:
-                said = getattr(error, "strerror", None) or str(error.args[0] if error.args else type(error).__name__)
-                said = said.partition(" @ ")[0]  # webdataset adds the file's address
+                cause = getattr(error, "strerror", None) or str(error.args[0] if error.args else type(error).__name__)
+                cause = cause.partition(" @ ")[0]  # webdataset adds the file's address
                 if not read:
-                    raise UserError(f"the shard {place} cannot be read: {said}; expected a tar of samples") from error
+                    raise UserError(f"the shard {place} cannot be read: {cause}; expected a tar of samples") from error
                 self.tally.read += 1
-                self.tally.reject(f"the shard {place} cannot be read beyond its sample {read}: {said}")
+                self.tally.reject(f"the shard {place} cannot be read beyond its sample {read}: {cause}")
                 self.tally.judge()
             self.tally.ended.append([turn, read])
             empty = 0 if read else empty + 1
@@ -307,29 +307,29 @@ class StreamedClips:
             "length": length,
         }
         for name in self.source.members:
-            held = [sample.get(name) for sample in samples]
-            clip[name] = held if self.rules.short == "pack" else held[0]
+            values = [sample.get(name) for sample in samples]
+            clip[name] = values if self.rules.short == "pack" else values[0]
         return clip
 
     def collated(self, clips: Iterable[Sample]) -> Iterator[Batch]:
         """Batches of the clips that come, and of each what it takes: `Progress.add` counts it."""
         source = self.source
         batch, step = this_worker()
-        held: list[Sample] = []
+        pending: list[Sample] = []
         if source.batches is not None and batch >= source.batches:
             return
         for clip in clips:
             tally = source.tally
             tally.in_vain = 0
-            held.append(clip)
-            if len(held) < source.batch_size:
+            pending.append(clip)
+            if len(pending) < source.batch_size:
                 continue
-            waveform = torch.empty(len(held), self.rules.clip_samples)
+            waveform = torch.empty(len(pending), self.rules.clip_samples)
             rows = Rows(waveform, source.first + (batch + 1) * source.world_size * source.batch_size, tally)
-            for index, one in enumerate(held):
+            for index, one in enumerate(pending):
                 one["__row__"] = Row(rows, index, waveform[index])
-            yield cast(Batch, {**batched(rows, held, None), "taken": tally.taken, "ended": tally.ended})
-            tally.taken, tally.ended, held = [], [], []
+            yield cast(Batch, {**batched(rows, pending, None), "taken": tally.taken, "ended": tally.ended})
+            tally.taken, tally.ended, pending = [], [], []
             batch += step
             if source.batches is not None and batch >= source.batches:
                 return

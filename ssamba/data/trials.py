@@ -64,11 +64,11 @@ def find_trial_recordings(trials: list[Trial], folder: Path, source: Path) -> di
         UserError: some are not there.
     """
     names = dict.fromkeys(name for trial in trials for name in (trial.first, trial.second))
-    found = {name: os.path.join(folder, name) for name in names}
-    if missing := [name for name, path in found.items() if not os.path.isfile(path)]:
+    paths = {name: os.path.join(folder, name) for name in names}
+    if missing := [name for name, path in paths.items() if not os.path.isfile(path)]:
         more = f" and {len(missing) - _TOLD} more" if len(missing) > _TOLD else ""
         raise UserError(
             f"{len(missing)} of the {len(names)} recordings that {source} names are not in {folder}: "
             f"{', '.join(missing[:_TOLD])}{more}; expected --recordings FOLDER, to which its names are relative"
         )
-    return found
+    return paths

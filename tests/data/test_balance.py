@@ -96,7 +96,7 @@ SAMPLES = {0: "a", 1: "ab", 3: "a", 4: "abc", 5: "b", 6: "a"}  # row -> labels; 
 def counted(samples: dict[int, str]) -> LabelCounts:
     counts = LabelCounts()
     for row, labels in samples.items():
-        counts.by_number[len(labels)] += 1
+        counts.by_name_count[len(labels)] += 1
         counts.by_name.update(labels)
         counts.rows.extend([row] * len(labels))
         counts.classes.extend(NAMES.index(label) for label in labels)
@@ -113,8 +113,8 @@ def test_a_recordings_weight_is_the_sum_over_its_labels() -> None:
 
 def test_a_class_counts_by_its_recordings() -> None:
     # 5 have a, 1 does not; 3 have b, 3 do not; 1 has c, 5 do not.
-    assert class_weights(counted(SAMPLES), NAMES, several=True) == pytest.approx([1 / 5, 3 / 3, 5 / 1, 1])
+    assert class_weights(counted(SAMPLES), NAMES, multi_label=True) == pytest.approx([1 / 5, 3 / 3, 5 / 1, 1])
     one = {0: "a", 1: "a", 2: "a", 3: "b", 4: "b", 5: "c"}
-    weights = class_weights(counted(one), NAMES, several=False)
+    weights = class_weights(counted(one), NAMES, multi_label=False)
     assert weights == pytest.approx([6 / (3 * 3), 6 / (3 * 2), 6 / (3 * 1), 1])
     assert np.mean([weights[NAMES.index(label)] for label in one.values()]) == pytest.approx(1)

@@ -291,7 +291,7 @@ def test_a_label_is_read(corpus: Path) -> None:
         assert [shards.labels["sound"][label] for label in batch["labels"].tolist()] == [
             key.partition("-")[0] for key in batch["keys"]
         ]
-    (batch,) = heard(corpus / "train", 1, label="tags", several=True)
+    (batch,) = heard(corpus / "train", 1, label="tags", multi_label=True)
     assert batch["labels"].shape == (4, 6) and batch["labels"].sum(1).tolist() == [2] * 4
     with pytest.raises(UserError, match="label is 'speed', which the shards lack; they have sound, speaker, tags"):
         heard(corpus / "train", 1, label="speed")

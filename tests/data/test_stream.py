@@ -418,10 +418,10 @@ def test_one_label_a_clip_is_its_place_in_the_list(labelled: ShardSet) -> None:
 
 
 def test_several_labels_a_clip_are_multi_hot(labelled: ShardSet) -> None:
-    (batch,) = stream(labelled, labels=Labels("tags", ["a", "b", "c"], several=True))
+    (batch,) = stream(labelled, labels=Labels("tags", ["a", "b", "c"], multi_label=True))
     assert batch["labels"].dtype == torch.float32
     assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]]
-    (batch,) = stream(labelled, labels=Labels("digit", ["one", "two", "three"], several=True))
+    (batch,) = stream(labelled, labels=Labels("digit", ["one", "two", "three"], multi_label=True))
     assert batch["labels"].tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
@@ -436,7 +436,7 @@ def test_without_labels_there_are_none(labelled: ShardSet) -> None:
         (Labels("digit", ["one", "two"]), r"r3 in .*0\.tar has digit 'three'; expected one of the 2"),
         (Labels("speaker", ["ada"]), r"r0 in .*0\.tar has speaker None"),
         (Labels("tags", ["a", "b", "c"]), r"r0 .* has tags \['a', 'c'\]; expected one of the 3"),
-        (Labels("tags", ["a", "b"], several=True), r"r0 .* has tags \['a', 'c'\]; expected some of the 2"),
+        (Labels("tags", ["a", "b"], multi_label=True), r"r0 .* has tags \['a', 'c'\]; expected some of the 2"),
     ],
 )
 def test_a_label_that_the_list_lacks_is_told(labelled: ShardSet, labels: Labels, said: str) -> None:

@@ -94,10 +94,10 @@ def write_features(
     with place.making(plan, splits, overwrite) as folder:
         with progress_bar(total, "sample", "embed") as bar:
             for name, split in splits.items():
-                for number, shard in enumerate(split.shards.shards):
-                    job = _Job(split.shards, number, teach, info, batch_size, cache)
-                    finished = place.finished(name, number, job.digest)
-                    made[name].append(finished or place.write(name, number, partial(_write_shard, job)))
+                for index, shard in enumerate(split.shards.shards):
+                    job = _Job(split.shards, index, teach, info, batch_size, cache)
+                    finished = place.finished(name, index, job.digest)
+                    made[name].append(finished or place.write(name, index, partial(_write_shard, job)))
                     bad += made[name][-1].skipped
                     _check_bad(bad, total)
                     bar.update(shard.info.samples)
@@ -118,10 +118,10 @@ def _splits(sources: Sequence[str]) -> dict[str, _Split]:
     """Name -> a split's index and shards."""
     splits: dict[str, _Split] = {}
     for source in sources:
-        held = find_shards(source)
-        if len(held.indexes) > 1:
-            raise UserError(f"{source!r} is of {len(held.indexes)} folders; expected one split's shards at a time")
-        ((place, index),) = held.indexes.items()
+        shards = find_shards(source)
+        if len(shards.indexes) > 1:
+            raise UserError(f"{source!r} is of {len(shards.indexes)} folders; expected one split's shards at a time")
+        ((place, index),) = shards.indexes.items()
         if index.features is not None:
             raise UserError(
                 f"the shards in {place} have the features of layer {index.features.layer} of {index.features.teacher}; "
@@ -131,9 +131,9 @@ def _splits(sources: Sequence[str]) -> dict[str, _Split]:
             raise UserError(
                 f"the split of {place} is called {index.split!r}; expected a name that can be a folder's, and each once"
             )
-        if index.descriptions is not None and len(held.shards) < len(index.shards):
+        if index.descriptions is not None and len(shards.shards) < len(index.shards):
             raise UserError(f"{source!r} is a part of {place}, whose labels lie in one file; expected the folder")
-        splits[index.split] = _Split(index, held)
+        splits[index.split] = _Split(index, shards)
     return splits
 
 
@@ -148,7 +148,7 @@ def _check_bad(bad: Sequence[Skipped], total: int) -> None:
 
 def _index(folder: Path, split: _Split, made: Sequence[Finished], info: FeatureInfo, cache: ShardCache) -> ShardIndex:
     """Write a split's index and what belongs to it."""
-    infos = tuple(replace(one.info, name=shard_name(number)) for number, one in enumerate(made))
+    infos = tuple(replace(one.info, name=shard_name(position)) for position, one in enumerate(made))
     digest = write_samples(folder, np.concatenate([one.table for one in made]))
     index = replace(split.index, shards=infos, samples_sha256=digest, features=info)
     if described := split.shards.shards[0].descriptions:
@@ -160,10 +160,10 @@ def _index(folder: Path, split: _Split, made: Sequence[Finished], info: FeatureI
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to write, of the shards of its split the one of this number."""
+    """One shard to write: the one at `index` of its split's shards."""
 
     shards: ShardSet
-    number: int
+    index: int
     teach: Teach
     info: FeatureInfo
     batch_size: int
@@ -171,12 +171,12 @@ class _Job:
 
     @property
     def shard(self) -> Shard:
-        return self.shards.shards[self.number]
+        return self.shards.shards[self.index]
 
     @property
     def first(self) -> int:
         """The row of the shard's first sample in the table."""
-        return sum(shard.info.samples for shard in self.shards.shards[: self.number])
+        return sum(shard.info.samples for shard in self.shards.shards[: self.index])
 
     @property
     def digest(self) -> str:
@@ -229,7 +229,7 @@ def _write_shard(job: _Job, path: Path) -> Finished:
                 row[part] = moved[place]
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    written = ShardInfo(shard_name(job.number), info.samples, info.seconds, path.stat().st_size, sha256)
+    written = ShardInfo(shard_name(job.index), info.samples, info.seconds, path.stat().st_size, sha256)
     table = np.array(rows, SAMPLE).tobytes()
     return Finished(written, table, tuple(skipped), 0, socket.gethostname(), job.digest)
 

@@ -252,16 +252,16 @@ def _replaced(folder: Path | str, overwrite: bool) -> _Replaced | None:
 
 
 def _scan_all(jobs: Sequence[Job], workers: int) -> list[Scanned]:
-    found: dict[str, Scanned] = {}
+    scanned: dict[str, Scanned] = {}
     with (
         progress_bar(len(jobs), "shard", "index") as bar,
         processes(workers) as executor,
         closing(run_jobs(scan, jobs, executor)) as results,
     ):
         for job, shard in results:
-            found[job.shard.name] = shard
+            scanned[job.shard.name] = shard
             bar.update()
-    return [found[job.shard.name] for job in jobs]
+    return [scanned[job.shard.name] for job in jobs]
 
 
 def _of_one_rate(scanned: Sequence[Scanned], max_bad_fraction: float) -> tuple[int, list[Scanned], list[Skipped]]:
@@ -342,19 +342,19 @@ def fields_report(fields: Mapping[str, Sequence[str]]) -> str:
     return printable("; ".join(said))
 
 
-def _label_lists(scanned: Sequence[Scanned], given: Labels) -> dict[str, tuple[str, ...]]:
+def _label_lists(scanned: Sequence[Scanned], listed_labels: Labels) -> dict[str, tuple[str, ...]]:
     used: dict[str, set[str]] = {}
-    for said in (row.description for shard in scanned for row in shard.rows):
-        for key, names in said["labels"].items():
+    for description in (row.description for shard in scanned for row in shard.rows):
+        for key, names in description["labels"].items():
             used.setdefault(key, set()).update(as_list(names))
-    for key, listed in given.items():
+    for key, listed in listed_labels.items():
         if unknown := sorted(used.get(key, set()) - set(listed)):
             raise UserError(
                 f"the label list {key!r} lacks {unknown[0]!r}, which a sample has; expected all of them: give the "
                 "whole list with --labels"
             )
-    found = {key: [] if key == TEXT_LABEL else _sorted(names) for key, names in used.items() if names}
-    return {key: tuple(names) for key, names in sorted({**found, **given}.items())}
+    lists = {key: [] if key == TEXT_LABEL else _sorted(names) for key, names in used.items() if names}
+    return {key: tuple(names) for key, names in sorted({**lists, **listed_labels}.items())}
 
 
 def _sorted(names: Iterable[str]) -> list[str]:

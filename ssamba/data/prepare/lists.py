@@ -80,22 +80,22 @@ class Offenders:
 
     def __init__(self, place: object, expected: str) -> None:
         self.place, self.expected = place, expected
-        self.found: list[str] = []
+        self.problems: list[str] = []
 
     def add(self, where: str, problem: str) -> None:
-        self.found.append(f"{where} {problem}")
+        self.problems.append(f"{where} {problem}")
 
     def check(self) -> None:
         """UserError if there are any."""
-        if not self.found:
+        if not self.problems:
             return
-        if len(self.found) == 1:
-            raise UserError(f"{self.place} {self.found[0]}; expected {self.expected}")
-        shown = self.found[:_NAMED]
-        if len(self.found) > _NAMED:
-            shown.append(f"and {len(self.found) - _NAMED} more")
+        if len(self.problems) == 1:
+            raise UserError(f"{self.place} {self.problems[0]}; expected {self.expected}")
+        shown = self.problems[:_NAMED]
+        if len(self.problems) > _NAMED:
+            shown.append(f"and {len(self.problems) - _NAMED} more")
         raise UserError(
-            f"{self.place} has {len(self.found)} entries that cannot be used; expected {self.expected}:", *shown
+            f"{self.place} has {len(self.problems)} entries that cannot be used; expected {self.expected}:", *shown
         )
 
 
@@ -237,14 +237,14 @@ def _table_entries(path: Path, label: str | None, columns: Columns, separator: s
         if not wav or (label and labels and not name) or part == "":
             offenders.add(where, f"is {_shown(list(row.fields.values()))}")
             continue
-        found: Labels = {key: fields[key] for key in further if fields[key]}
+        entry_labels: Labels = {key: fields[key] for key in further if fields[key]}
         if label and name:
-            found[label] = _several(name, separator) if separator else name
-        yield Entry(f"{path} {where}", locate(path, wav), found, part)
+            entry_labels[label] = _split_names(name, separator) if separator else name
+        yield Entry(f"{path} {where}", locate(path, wav), entry_labels, part)
     offenders.check()
 
 
-def _several(text: str, separator: str) -> list[str]:
+def _split_names(text: str, separator: str) -> list[str]:
     """Labels in one field, without spaces around them and without what a separator at the end makes."""
     names = [name.strip() for name in text.split(separator)]
     return list(dict.fromkeys(name for name in names if name)) or [""]
@@ -266,15 +266,15 @@ def _json_entries(path: Path, label: str | None, columns: Columns, separator: st
     for where, entry in _json_objects(path):
         names = list(entry) if isinstance(entry, dict) else []
         paths = column(names, columns.path if columns.path in names else None, PATHS, "--path-column", path)
-        told = columns.label or (label if label in names else None)
-        labels = column(names, told if told in names else None, LABELS, "--label-column", path)
+        asked = columns.label or (label if label in names else None)
+        labels = column(names, asked if asked in names else None, LABELS, "--label-column", path)
         wav = entry[paths] if paths else None
-        found = _json_labels(entry[labels], labels, separator) if label and labels else []
-        if not isinstance(wav, str) or not wav.strip() or found is None or (label and not found):
+        entry_labels = _json_labels(entry[labels], labels, separator) if label and labels else []
+        if not isinstance(wav, str) or not wav.strip() or entry_labels is None or (label and not entry_labels):
             offenders.add(where, f"is {_shown(json.dumps(entry))}")
             continue
         part = entry.get(SPLIT)
-        known: Labels = {label: found} if label and found else {}
+        known: Labels = {label: entry_labels} if label and entry_labels else {}
         yield Entry(f"{path} {where}", locate(path, wav.strip()), known, part if isinstance(part, str) else None)
     offenders.check()
 
@@ -314,8 +314,8 @@ def _json_labels(value: Any, name: str, separator: str | None) -> list[str] | st
     between = separator or ("," if name.lower() == "labels" and isinstance(value, str) else None)
     if between is None:
         return text or None
-    several = [one.strip() for one in text.split(between)]
-    return list(dict.fromkeys(several)) if text else None
+    names = [one.strip() for one in text.split(between)]
+    return list(dict.fromkeys(names)) if text else None
 
 
 def locate(path: Path, written: str) -> Path:
@@ -328,7 +328,7 @@ def locate(path: Path, written: str) -> Path:
     return place
 
 
-def _each_once(path: Path, entries: Sequence[Entry], label: str | None, several: bool) -> list[Entry]:
+def _each_once(path: Path, entries: Sequence[Entry], label: str | None, multi_label: bool) -> list[Entry]:
     """Rows that say the same again are dropped; those that say more of the same recording are joined or complained of.
 
     Raises:
@@ -345,15 +345,15 @@ def _each_once(path: Path, entries: Sequence[Entry], label: str | None, several:
             again += 1
             continue
         rest = [{key: value for key, value in one.labels.items() if key != label} for one in (first, entry)]
-        if several and label and rest[0] == rest[1] and first.split == entry.split:
+        if multi_label and label and rest[0] == rest[1] and first.split == entry.split:
             names = [*first.labels.get(label, []), *entry.labels.get(label, [])]
             kept[entry.path] = Entry(
                 first.where, first.path, {**first.labels, label: list(dict.fromkeys(names))}, first.split
             )
             continue
         where, before = (one.where.removeprefix(f"{path} ") for one in (entry, first))
-        said = [_shown([one.labels, *([one.split] if one.split else [])])[1:-1] for one in (entry, first)]
-        offenders.add(where, f"has {entry.path} with {said[0]}, and {before} has it with {said[1]}")
+        shown = [_shown([one.labels, *([one.split] if one.split else [])])[1:-1] for one in (entry, first)]
+        offenders.add(where, f"has {entry.path} with {shown[0]}, and {before} has it with {shown[1]}")
     offenders.check()
     if again:
         log.warning("%s: %d rows say the same of a recording as one before them, and are dropped", path, again)

@@ -127,7 +127,7 @@ def check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
 
 
 def label_lists(
-    splits: Mapping[str, Sequence[Recording]], given: Mapping[str, Sequence[str]]
+    splits: Mapping[str, Sequence[Recording]], explicit: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
     """Label key -> names in the order of their indices: as given, else those that occur, sorted.
 
@@ -142,7 +142,7 @@ def label_lists(
     for key, used in first.items():
         if "" in used:
             raise UserError(f"{used['']!r} has an empty name for the label {key!r}; expected a name")
-    for key, names in given.items():
+    for key, names in explicit.items():
         if len(set(names)) != len(names):
             raise UserError(f"the list of the label {key!r} has a name twice; expected each once: {', '.join(names)}")
         if unknown := sorted(first.get(key, {}).keys() - set(names)):
@@ -150,7 +150,7 @@ def label_lists(
                 f"{first[key][unknown[0]]!r} has the {key} {unknown[0]!r}; expected one of the {len(names)} of the "
                 f"label list: {', '.join(names)}"
             )
-    lists = {key: [] if key == TEXT_LABEL else sorted(used) for key, used in first.items()} | dict(given)
+    lists = {key: [] if key == TEXT_LABEL else sorted(used) for key, used in first.items()} | dict(explicit)
     return {key: tuple(lists[key]) for key in sorted(lists)}
 
 
@@ -170,16 +170,16 @@ def lacking_labels(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mappin
         for key, splits in by_split.items()
         if any(one.isdisjoint(other) for one, other in itertools.combinations(splits.values(), 2))
     }
-    said = []
+    messages = []
     for key, names in lists.items():
-        held = set().union(*by_split[key].values())
-        if nowhere := [name for name in names if name not in held]:
-            said.append(f"no split has the {key} {', '.join(named(nowhere))}")
+        present = set().union(*by_split[key].values())
+        if nowhere := [name for name in names if name not in present]:
+            messages.append(f"no split has the {key} {', '.join(named(nowhere))}")
         if key not in dividing or len(dividing) == len(lists):
             for split, mine in by_split[key].items():
-                if missing := [name for name in names if name in held and name not in mine]:
-                    said.append(f"{split} has no {key} {', '.join(named(missing))}")
-    return said
+                if missing := [name for name in names if name in present and name not in mine]:
+                    messages.append(f"{split} has no {key} {', '.join(named(missing))}")
+    return messages
 
 
 def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[Recording]]:

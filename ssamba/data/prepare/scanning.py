@@ -223,8 +223,8 @@ def _next_header(file: BinaryIO, begin: int) -> int:
     at, kept = begin + _WORD_AT, b""
     file.seek(at)
     while chunk := file.read(1 << 20):
-        if (found := (kept + chunk).find(b"ustar")) >= 0:
-            return at - len(kept) + found - _WORD_AT
+        if (offset := (kept + chunk).find(b"ustar")) >= 0:
+            return at - len(kept) + offset - _WORD_AT
         at, kept = at + len(chunk), chunk[-4:]
     return at
 
@@ -322,12 +322,12 @@ def _row(file: BinaryIO, key: str, sample: _Sample, places: Mapping[str, str], f
 
 def _add_fields(file: BinaryIO, sample: _Sample, said: object, fields: dict[str, set[str]]) -> None:
     """Note what of a sample's members and JSON may be its labels."""
-    found: list[tuple[str, Names]] = list(label_fields(said))
+    candidates: list[tuple[str, Names]] = list(label_fields(said))
     for extension in {"cls", "txt"} & sample.members.keys():
         with contextlib.suppress(BadAudio):
             if names := names_in_text(_read(file, sample.members[extension])):
-                found.append((f".{extension}", names))
-    for name, names in found:
+                candidates.append((f".{extension}", names))
+    for name, names in candidates:
         if name in fields or len(fields) < MOST_FIELDS:
             seen = fields.setdefault(name, set())
             seen.update(as_list(names)[: MOST_NAMES - len(seen)])

@@ -59,56 +59,58 @@ def run_script(
     _add_arguments(parser, read_source or whole_path, fetches=archives is not None)
 
     def work() -> int:
-        given = parser.parse_args(arguments)
+        options = parser.parse_args(arguments)
         log_to_stderr("%(message)s", logging.WARNING)
         logging.getLogger("ssamba").setLevel(logging.INFO)
-        workers = usable_cores() if given.workers is None else given.workers
+        workers = usable_cores() if options.workers is None else options.workers
         check_settings(
-            given.sampling_rate,
-            given.samples_per_shard,
+            options.sampling_rate,
+            options.samples_per_shard,
             workers,
             MIN_SECONDS,
-            given.max_seconds,
-            given.max_bad_fraction,
+            options.max_seconds,
+            options.max_bad_fraction,
         )
-        place = place_of(given.out)
-        place.check(given.overwrite)  # now, and not only after hours
-        if archives and given.fetch:
-            fetch_archives(archives(given), given.source)
-        if isinstance(given.source, Path) and not given.source.exists():
-            raise UserError(f"SOURCE is {given.source}, which does not exist; expected the recordings of the data set")
+        place = place_of(options.out)
+        place.check(options.overwrite)  # now, and not only after hours
+        if archives and options.fetch:
+            fetch_archives(archives(options), options.source)
+        if isinstance(options.source, Path) and not options.source.exists():
+            raise UserError(
+                f"SOURCE is {options.source}, which does not exist; expected the recordings of the data set"
+            )
         try:
-            found = find(given)
-            with cluster(given.cluster) if given.cluster else contextlib.nullcontext() as executor:
+            data_set = find(options)
+            with cluster(options.cluster) if options.cluster else contextlib.nullcontext() as executor:
                 indexes = write_shards(
-                    found.splits,
-                    given.out,
-                    found.name,
-                    found.labels,
-                    sampling_rate=given.sampling_rate,
-                    samples_per_shard=given.samples_per_shard,
-                    seed=given.seed,
+                    data_set.splits,
+                    options.out,
+                    data_set.name,
+                    data_set.labels,
+                    sampling_rate=options.sampling_rate,
+                    samples_per_shard=options.samples_per_shard,
+                    seed=options.seed,
                     workers=workers,
                     executor=executor,
-                    max_seconds=given.max_seconds,
-                    max_bad_fraction=given.max_bad_fraction,
-                    passed_over=found.passed_over,
-                    overwrite=given.overwrite,
+                    max_seconds=options.max_seconds,
+                    max_bad_fraction=options.max_bad_fraction,
+                    passed_over=data_set.passed_over,
+                    overwrite=options.overwrite,
                 )
         except KeyboardInterrupt:
             print(printable(f"interrupted. {place.how_to_go_on()}"), file=sys.stderr)
             return 130
         if after:
-            after(given)
+            after(options)
         for split, index in indexes.items():
-            out = printable(masked(os.path.join(given.out, split)))
+            out = printable(masked(os.path.join(options.out, split)))
             print(
                 f"{out}: {index.samples} recordings, {index.seconds / 3600:.2f} h, "
                 f"{len(index.shards)} shards, {len(index.skipped)} skipped"
                 + (f", {index.above_full_scale} above full scale" if index.above_full_scale else "")
             )
-        if found.passed_over:
-            print(printable(f"passed over: {found.passed_over}"))
+        if data_set.passed_over:
+            print(printable(f"passed over: {data_set.passed_over}"))
         return 0
 
     return run_program(work)

@@ -56,11 +56,11 @@ def number(text: str, where: str) -> float:
 
 def seen(paths: Iterable[Path], passed_over: PassedOver) -> list[Path]:
     """In their order of names, without those that are hidden, such as ._NAME of macOS, which are counted."""
-    found = sorted(paths)
-    for path in found:
+    ordered = sorted(paths)
+    for path in ordered:
         if path.name.startswith("."):
             passed_over.add("hidden", path.name)
-    return [path for path in found if not path.name.startswith(".")]
+    return [path for path in ordered if not path.name.startswith(".")]
 
 
 def unpacked(source: Path, folder: str) -> Path:
@@ -68,20 +68,20 @@ def unpacked(source: Path, folder: str) -> Path:
     return source / folder if (source / folder).is_dir() else source
 
 
-def tell_missing(split: str, found: int, wanted: int, source: Path, names: str) -> None:
+def tell_missing(split: str, count: int, wanted: int, source: Path, names: str) -> None:
     """Say how many of a split's clips were not found; `names` is how a file is expected to be called.
 
     Raises:
         UserError: none was found.
     """
-    if not found:
+    if not count:
         others = look_below(source).recordings
-        told = f"{len(others)} others below it, such as {others[0]}" if others else there(source, "*")
+        detail = f"{len(others)} others below it, such as {others[0]}" if others else there(source, "*")
         raise UserError(
-            f"none of the {wanted} clips of the split {split} is in {source}; expected files like {names}; {told}"
+            f"none of the {wanted} clips of the split {split} is in {source}; expected files like {names}; {detail}"
         )
-    if found < wanted:
-        log.warning("%s: %d of %d clips are missing", split, wanted - found, wanted)
+    if count < wanted:
+        log.warning("%s: %d of %d clips are missing", split, wanted - count, wanted)
 
 
 class Folds(NamedTuple):

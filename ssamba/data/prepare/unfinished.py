@@ -72,12 +72,12 @@ class Finished:
     def of(cls, record: bytes, index: int, digest: str, size: int | None) -> "Finished | None":
         """From a record; None if that is damaged or of other recordings, or a shard of so many bytes is not it."""
         try:
-            found = parse_json(record, cls, "", "the record of a shard")
+            finished = parse_json(record, cls, "", "the record of a shard")
         except UserError:
             return None
-        right = (found.info.name, found.digest, len(found.samples) // SAMPLE.itemsize)
-        whole = not found.samples or found.info.bytes == size
-        return found if right == (shard_name(index), digest, found.info.samples) and whole else None
+        right = (finished.info.name, finished.digest, len(finished.samples) // SAMPLE.itemsize)
+        whole = not finished.samples or finished.info.bytes == size
+        return finished if right == (shard_name(index), digest, finished.info.samples) and whole else None
 
 
 def shard_name(index: int) -> str:

@@ -53,8 +53,8 @@ def verify_shards(
         processes(workers) as executor,
         closing(run_jobs(_problems, checks, executor)) as results,
     ):
-        for check, found in results:
-            problems[check.shard.path] = [f"{check.shard.place}: {problem}" for problem in found]
+        for check, messages in results:
+            problems[check.shard.path] = [f"{check.shard.place}: {problem}" for problem in messages]
             bar.update(check.shard.info.samples)
     return [problem for check in checks for problem in problems[check.shard.path]]
 

@@ -29,13 +29,15 @@ def parse_array(content: bytes, dtype: npt.DTypeLike, shape: tuple[int | None, .
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
             version
         ]
-        found, by_columns, kind = read_header(stream, max_header_size=MOST_HEADER)
+        actual_shape, by_columns, kind = read_header(stream, max_header_size=MOST_HEADER)
     except _BROKEN as error:
         raise ValueError("it is no array of numpy") from error
-    fits = len(found) == len(shape) and all(own in (None, size) for own, size in zip(shape, found, strict=True))
+    fits = len(actual_shape) == len(shape) and all(
+        own in (None, size) for own, size in zip(shape, actual_shape, strict=True)
+    )
     rest, size = len(content) - stream.tell(), np.dtype(dtype).itemsize
-    for length in found:
+    for length in actual_shape:
         size *= length
-    if kind != np.dtype(dtype) or not fits or (by_columns and len(found) > 1) or rest != size:
-        raise ValueError(f"it is an array of {kind} and shape {found}, in {rest} bytes")
-    return np.frombuffer(content, dtype, size // np.dtype(dtype).itemsize, stream.tell()).reshape(found)
+    if kind != np.dtype(dtype) or not fits or (by_columns and len(actual_shape) > 1) or rest != size:
+        raise ValueError(f"it is an array of {kind} and shape {actual_shape}, in {rest} bytes")
+    return np.frombuffer(content, dtype, size // np.dtype(dtype).itemsize, stream.tell()).reshape(actual_shape)

@@ -130,8 +130,8 @@ def value_at(content: Any, field: str) -> Any:
     if field in content:
         return content[field]
     for dot in (place for place, letter in enumerate(field) if letter == "."):
-        if (found := value_at(content.get(field[:dot]), field[dot + 1 :])) is not None:
-            return found
+        if (value := value_at(content.get(field[:dot]), field[dot + 1 :])) is not None:
+            return value
     return None
 
 

@@ -81,7 +81,7 @@ def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -
     kept = Path(os.path.abspath(Path(cache).expanduser() if cache else default_cache()))
     folders: dict[str, _Folder] = {}
     shards: dict[Path, Shard] = {}
-    for source in _given(sources):
+    for source in _source_list(sources):
         try:
             named = list(_remote_shards(source, folders, kept) if is_remote(source) else _local_shards(source, folders))
         except OSError as error:  # no permission, or a name that is too long
@@ -99,14 +99,14 @@ def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -
     return ShardSet(tuple(shards.values()), indexes, _table(shards, folders.values()))
 
 
-def _given(sources: str | Sequence[str]) -> list[str]:
+def _source_list(sources: str | Sequence[str]) -> list[str]:
     """UserError if there are none, or one of them needs a driver that is not there: before any is looked for."""
-    given = [sources] if isinstance(sources, str) else list(sources)
-    if not given:
+    listed = [sources] if isinstance(sources, str) else list(sources)
+    if not listed:
         raise UserError("no shards are given; expected a folder of shards, a .tar or a pattern of .tar files")
-    for source in filter(is_remote, given):
+    for source in filter(is_remote, listed):
         check_driver(source)
-    return given
+    return listed
 
 
 def _expand(source: str, endings: tuple[str, ...] = (".tar",)) -> Iterator[Path]:
@@ -117,10 +117,10 @@ def _expand(source: str, endings: tuple[str, ...] = (".tar",)) -> Iterator[Path]
         if os.path.exists(pattern) or not glob.has_magic(pattern):
             yield Path(pattern)
             continue
-        found = [path for path in sorted(glob.glob(pattern)) if path.endswith(endings) or os.path.isdir(path)]
-        if not found:
+        matches = [path for path in sorted(glob.glob(pattern)) if path.endswith(endings) or os.path.isdir(path)]
+        if not matches:
             raise UserError(f"{source!r} matches no .tar and no folder; expected a pattern of shards, or their folder")
-        yield from map(Path, found)
+        yield from map(Path, matches)
 
 
 def _local_shards(source: str, folders: dict[str, _Folder]) -> Iterator[Shard]:
@@ -267,7 +267,7 @@ def list_shards(sources: str | Sequence[str]) -> ShardList:
         UserError: none are there, one is missing or given twice, they cannot be listed, or a driver is missing.
     """
     urls: list[str] = []
-    for source in _given(sources):
+    for source in _source_list(sources):
         urls += _listed_remote(source) if is_remote(source) else _listed_local(source)
     if len(set(urls)) < len(urls):
         again, _ = Counter(urls).most_common(1)[0]
@@ -283,25 +283,25 @@ def _listed_remote(source: str) -> Iterator[str]:
     for url in expand_braces(source, escape=False):
         named = url.partition("?")[0].endswith(STREAMED)
         if has_wildcard(url):
-            found = [one for one in remote_files(url) if one.endswith(STREAMED)]
+            urls = [one for one in remote_files(url) if one.endswith(STREAMED)]
         elif is_by_driver(url) and not named:
-            found = [one.url for one in list_folder(url) if one.name.endswith(STREAMED)]
+            urls = [one.url for one in list_folder(url) if one.name.endswith(STREAMED)]
         else:
-            found = [url] if named or url.startswith("pipe:") else []
-        if not found:
+            urls = [url] if named or url.startswith("pipe:") else []
+        if not urls:
             raise UserError(
                 f"{masked(url)!r} is no shard; without an index all are named, such as .../{{000000..000099}}.tar: "
                 f"expected {', '.join(STREAMED)}, or where they can be listed their folder"
             )
-        yield from found
+        yield from urls
 
 
 def _listed_local(source: str) -> Iterator[str]:
     for path in _expand(source, STREAMED):
-        found = [one.url for one in list_folder(path) if one.name.endswith(STREAMED)] if path.is_dir() else [str(path)]
-        if not found or not os.path.exists(found[0]):
+        shards = [one.url for one in list_folder(path) if one.name.endswith(STREAMED)] if path.is_dir() else [str(path)]
+        if not shards or not os.path.exists(shards[0]):
             raise UserError(f"{source!r}: {path} has no {', '.join(STREAMED)}; expected shards, or their folder")
-        yield from found
+        yield from shards
 
 
 def list_folder(folder: Path | str) -> list[Listed]:
@@ -314,8 +314,8 @@ def list_folder(folder: Path | str) -> list[Listed]:
         return listed_folder(folder)
     try:
         with os.scandir(folder) as entries:
-            found = [one for one in entries if one.is_file() or one.is_dir()]
-            return sorted(Listed(one.path, one.stat().st_size, one.is_dir()) for one in found)
+            children = [one for one in entries if one.is_file() or one.is_dir()]
+            return sorted(Listed(one.path, one.stat().st_size, one.is_dir()) for one in children)
     except OSError as error:
         place = error.filename or folder
         raise UserError(f"{place} cannot be read ({error.strerror}); expected a folder of shards") from error

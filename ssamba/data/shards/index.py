@@ -308,9 +308,9 @@ class ShardSet:
         Raises:
             UserError: two folders have different lists: what is learned from both has other labels than these.
         """
-        found = [(folder, index.labels[key]) for folder, index in self.indexes.items() if key in index.labels]
-        first, names = found[0]
-        for folder, others in found:
+        lists = [(folder, index.labels[key]) for folder, index in self.indexes.items() if key in index.labels]
+        first, names = lists[0]
+        for folder, others in lists:
             if others != names:
                 raise UserError(
                     f"the shards in {first} and {folder} have different lists for the label {key!r} "

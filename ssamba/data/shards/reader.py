@@ -113,12 +113,12 @@ class SampleReader:
         """
         shard = self.shard_of(index)
         _, members = self._members_of(shard).get(self._where(index, "audio")[0], ("", {}))
-        found = {}
+        contents = {}
         for extension in extensions:
             if extension in members:
                 place, size = members[extension]
-                found[extension] = self._content(shard, size, place)
-        return found
+                contents[extension] = self._content(shard, size, place)
+        return contents
 
     def _members_of(self, shard: Shard) -> _Members:
         members = self._members.get(shard.path)

@@ -32,7 +32,7 @@ class ShardCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._ahead: list[Shard] = []
+        self._queue: list[Shard] = []
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
 
@@ -57,17 +57,17 @@ class ShardCache:
         They take the place of those of the call before. Processes that prefetch the same shards share the work; a
         failure is logged, and told by `local`.
         """
-        ahead, total = [], 0
+        queue, total = [], 0
         for shard in shards:
             if shard.url is not None:
                 total += shard.info.bytes
                 if total > self.max_bytes // 2:
                     break
                 if not _mark(shard.path):
-                    ahead.append(shard)
-        self._ahead = ahead
-        if ahead:
-            fetcher = (ahead, self._thread, self._cancelled)
+                    queue.append(shard)
+        self._queue = queue
+        if queue:
+            fetcher = (queue, self._thread, self._cancelled)
             self._thread = threading.Thread(target=self._fetch_ahead, args=fetcher, name="fetch-ahead", daemon=True)
             self._thread.start()
 
@@ -76,17 +76,17 @@ class ShardCache:
 
         What is asked for afterwards is fetched as before.
         """
-        self._ahead = []
+        self._queue = []
         self._cancelled.set()
         if self._thread is not None:
             self._thread.join(END_SECONDS)
         self._thread, self._cancelled = None, threading.Event()
 
-    def _fetch_ahead(self, ahead: list[Shard], before: threading.Thread | None, cancelled: threading.Event) -> None:
+    def _fetch_ahead(self, queue: list[Shard], before: threading.Thread | None, cancelled: threading.Event) -> None:
         if before is not None:  # at most one of a process fetches
             before.join()
-        for shard in ahead:
-            if self._ahead is not ahead:
+        for shard in queue:
+            if self._queue is not queue:
                 return
             try:
                 if not shard.path.exists():
@@ -146,10 +146,10 @@ def _evict(folder: Path, count: int) -> bool:
 
 def _files(folder: Path) -> list[tuple[int, int, Path]]:
     """(when it was used last in ns, bytes, path) of what a cache holds."""
-    found = []
+    files = []
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(FileNotFoundError):
             if _OURS.fullmatch(path.name):
-                held = path.stat()
-                found.append((held.st_mtime_ns, held.st_size, path))
-    return found
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+    return files

@@ -146,8 +146,8 @@ class Store:
 
     def files(self) -> list[Listed]:
         """What is in a folder."""
-        found = self._call(self._files.ls, self._path, detail=True)
-        return self._listed(one for one in found if one["name"].rstrip("/") != self._path.rstrip("/"))
+        entries = self._call(self._files.ls, self._path, detail=True)
+        return self._listed(one for one in entries if one["name"].rstrip("/") != self._path.rstrip("/"))
 
     def all_files(self) -> list[str]:
         """The names of the files below a folder, relative to it; none where there is no such folder."""
@@ -160,10 +160,10 @@ class Store:
         """What a url with wildcards stands for."""
         return self._listed(self._call(self._files.glob, self._path, detail=True).values())
 
-    def _listed(self, found: Any) -> list[Listed]:
+    def _listed(self, entries: Any) -> list[Listed]:
         listed = [
             Listed(self._files.unstrip_protocol(one["name"]), int(one["size"] or 0), one["type"] == "directory")
-            for one in found
+            for one in entries
         ]
         return sorted(listed)
 

@@ -65,18 +65,18 @@ def remote_files(source: str) -> list[str]:
     Raises:
         UserError: as `expand_remote`, or a pattern that matches nothing or cannot be listed.
     """
-    found = []
+    places = []
     for url in expand_remote(source):
         if not has_wildcard(url):
-            found.append(url)
+            places.append(url)
             continue
         listed = _attempted(url, "listed", Store(url.removesuffix("/index.json")).matching)
         urls = [f"{one.url.rstrip('/')}/index.json" if one.is_folder else one.url for one in listed]
         named = [url for url in urls if url.endswith((".tar", "/index.json"))]
         if not named:
             raise UserError(f"{url!r} matches no .tar and no folder; expected a pattern of shards, or their folder")
-        found += named
-    return found
+        places += named
+    return places
 
 
 def listed_folder(url: str) -> list[Listed]:
