@@ -75,12 +75,12 @@ def save_model(
             "pool_padding": classifier.pool_padding,
             **({"hop_columns": classifier.hop_columns} if classifier.hop_columns else {}),
             "id2label": dict(enumerate(classifier.labels)),
-            "label2id": {name: number for number, name in enumerate(classifier.labels)},
+            "label2id": {name: index for index, name in enumerate(classifier.labels)},
         }
-    path, held = folder / "model.safetensors", model.state_dict() if weights is None else weights
+    path, state = folder / "model.safetensors", model.state_dict() if weights is None else weights
     tensors = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in held.items()
+        for name, tensor in state.items()
         if not name.startswith("more_heads.")  # of pretraining alone
     }
     write_safetensors(path, tensors)
@@ -187,14 +187,14 @@ def _build_decoder(config: Mapping[str, Any], encoder: AudioEncoder, header: Ite
 def _classifier_settings(config: Mapping[str, Any], path: str | Path) -> ClassifierSettings:
     missing = [name for name in ("label", "problem_type", "pooling", "head_norm") if name not in config]
     names = config["id2label"]
-    numbers = [str(number) for number in range(len(names))]
-    if missing or not numbers or names.keys() != set(numbers):
+    indices = [str(index) for index in range(len(names))]
+    if missing or not indices or names.keys() != set(indices):
         problem = f"it has no {missing[0]}" if missing else "its id2label is none"
         raise UserError(
             f"config.json in {path} does not describe a classifier: {problem}; expected id2label (numbers from 0), "
             f"label, pooling, head_norm, and problem_type {' or '.join(LOSSES)}"
         )
-    labels = tuple(names[number] for number in numbers)
+    labels = tuple(names[index] for index in indices)
     loss = LOSSES[config["problem_type"]]
     # Folders without these are of versions that pooled padding, as the originals do.
     pool = config.get("segments", ClassifierSettings.segments), config.get("pool_padding", True)
@@ -227,15 +227,15 @@ def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:
     """
     config = read_config(path)
     arguments = encoder.arguments
-    held = {"encoder": config["model_type"], **{name: config[name] for name in ("fshape", "tshape", "patch_order")}}
-    asked: dict[str, Any] = {name: arguments[name] for name in held}
-    for name in arguments["options"] if held["encoder"] == asked["encoder"] else ():
-        held[name], asked[name] = config[name], arguments["options"][name]
-    if held != asked:
-        differing = [name for name in held if held[name] != asked[name]]
+    saved = {"encoder": config["model_type"], **{name: config[name] for name in ("fshape", "tshape", "patch_order")}}
+    asked: dict[str, Any] = {name: arguments[name] for name in saved}
+    for name in arguments["options"] if saved["encoder"] == asked["encoder"] else ():
+        saved[name], asked[name] = config[name], arguments["options"][name]
+    if saved != asked:
+        differing = [name for name in saved if saved[name] != asked[name]]
         raise UserError(
             f"the pretrained model in {path} has "
-            + ", ".join(f"{name} {held[name]}" for name in differing)
+            + ", ".join(f"{name} {saved[name]}" for name in differing)
             + "; the recipe asks for "
             + ", ".join(f"{name} {asked[name]}" for name in differing)
             + ". Pretrain such a model, or change the recipe's model section"

@@ -59,12 +59,12 @@ class BidirectionalMixer(nn.Module):
         """A parameter of the two directions, stacked."""
         return torch.stack([self.ahead.get_parameter(name), self.back.get_parameter(name)])
 
-    def forward(self, x: Tensor, exchanged: bool = False) -> Tensor:
-        """(B, L, D) -> (B, L, D). `exchanged`: the two directions swap their parameters; this equals reversing the
-        tokens before and after."""
+    def forward(self, x: Tensor, swap_directions: bool = False) -> Tensor:
+        """(B, L, D) -> (B, L, D). `swap_directions`: the two directions swap their parameters; this equals reversing
+        the tokens before and after."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
         taps = self._both("conv.weight").squeeze(2)
-        u = bidirectional_conv_silu(x, taps, self._both("conv.bias"), exchanged, self.backend)  # (2, B, L, E)
+        u = bidirectional_conv_silu(x, taps, self._both("conv.bias"), swap_directions, self.backend)  # (2, B, L, E)
         projected = torch.bmm(u.flatten(1, 2), self._both("x_proj.weight").transpose(1, 2))
         rank, b, c = projected.split(self.split, dim=-1)
         # dt_proj's bias goes into the scan, where it is added in float32.
@@ -79,7 +79,7 @@ class BidirectionalMixer(nn.Module):
             self._both("D"),
             z,
             self._both("dt_proj.bias"),
-            exchanged,
+            swap_directions,
             self.backend,
         )
         return F.linear(y, 0.5 * self.out_proj.weight)  # the mean: exact, and cheaper than on y

@@ -21,8 +21,8 @@ class SsambaLayer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.mixer = BidirectionalMixer(width, state_size, expand, conv_kernel, backend)
 
-    def forward(self, x: Tensor, exchanged: bool = False) -> Tensor:
-        out: Tensor = self.mixer(self.norm(x), exchanged)
+    def forward(self, x: Tensor, swap_directions: bool = False) -> Tensor:
+        out: Tensor = self.mixer(self.norm(x), swap_directions)
         return out
 
 

@@ -86,22 +86,22 @@ class Stack(nn.Module):
         return (chance < keeps) / keeps
 
     @staticmethod
-    def branch(x: Tensor, kept: Tensor | None, number: int) -> Tensor:
-        """A residual branch (B, L, D), each clip times what row `number` of `kept` (branches, B) has for it."""
-        return x if kept is None else x * kept[number].view(-1, 1, 1)
+    def branch(x: Tensor, kept: Tensor | None, index: int) -> Tensor:
+        """A residual branch (B, L, D), each clip times what row `index` of `kept` (branches, B) has for it."""
+        return x if kept is None else x * kept[index].view(-1, 1, 1)
 
     def add_layers(self, x: Tensor, hidden_states: list[Tensor] | None, kept: Tensor | None) -> Tensor:
         """x <- x + layer(x), one layer after another, each with one branch; what each takes is kept."""
-        for number, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             self.keep(hidden_states, x)
-            x = x + self.branch(self.run_layer(layer, x), None if kept is None else kept[number], 0)
+            x = x + self.branch(self.run_layer(layer, x), None if kept is None else kept[index], 0)
         return x
 
     def run_layers(self, x: Tensor, hidden_states: list[Tensor] | None, kept: Tensor | None) -> Tensor:
         """x <- layer(x), one layer after another, each of which adds its branches itself; what each takes is kept."""
-        for number, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             self.keep(hidden_states, x)
-            x = self.run_layer(layer, x, None if kept is None else kept[number])
+            x = self.run_layer(layer, x, None if kept is None else kept[index])
         return x
 
     def run_layer(self, layer: nn.Module, *arguments: Any) -> Tensor:

@@ -21,8 +21,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
             save_file(dict(tensors), beside, metadata={"format": "pt"})
         except SafetensorError as error:
-            if number := re.search(r"os error (\d+)", str(error)):  # which safetensors tells in its words alone
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(beside)) from error
+            if code := re.search(r"os error (\d+)", str(error)):  # which safetensors tells in its words alone
+                raise OSError(int(code[1]), os.strerror(int(code[1])), str(beside)) from error
             raise
 
 

@@ -44,8 +44,8 @@ def _scalar(context: Any, builder: Any, array_type: Any, array_value: Any, index
     return cgutils.get_item_pointer(context, builder, array_type, array, indices, wraparound=False)
 
 
-def _pointer(context: Any, builder: Any, *given: Any) -> Any:
-    return builder.bitcast(_scalar(context, builder, *given), _VECTOR.as_pointer())
+def _pointer(context: Any, builder: Any, *operands: Any) -> Any:
+    return builder.bitcast(_scalar(context, builder, *operands), _VECTOR.as_pointer())
 
 
 def _word(builder: Any, call: Any, position: Any) -> Any:
@@ -75,18 +75,18 @@ def integer(typing: Any, call: Any, position: Any) -> Any:
 
 
 @register_jitable
-def flag(call, number):  # type: ignore[no-untyped-def]  # pragma: no cover
+def flag(call, index):  # type: ignore[no-untyped-def]  # pragma: no cover
     """The flag with this number among a call's arguments."""
-    return integer(call, HEADER + SLOT * number) != 0
+    return integer(call, HEADER + SLOT * index) != 0
 
 
 @intrinsic(prefer_literal=True)
-def tensor(typing: Any, call: Any, number: Any, dimensions: Any) -> Any:
+def tensor(typing: Any, call: Any, index: Any, dimensions: Any) -> Any:
     """The float32 tensor with this number among a call's arguments, seen as an array of any strides."""
     kind = types.Array(types.float32, dimensions.literal_value, "A")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = HEADER + SLOT * number.literal_value
+        first = HEADER + SLOT * index.literal_value
 
         def word(offset: int) -> Any:
             return builder.load(_word(builder, arguments[0], ir.Constant(ir.IntType(64), first + offset)))
@@ -99,7 +99,7 @@ def tensor(typing: Any, call: Any, number: Any, dimensions: Any) -> Any:
         populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
         return array._getvalue()
 
-    return kind(call, number, dimensions), emit
+    return kind(call, index, dimensions), emit
 
 
 @intrinsic
@@ -161,7 +161,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        to_read, keep, data = (ir.Constant(_INT, number) for number in (0, 3, 1))
+        to_read, keep, data = (ir.Constant(_INT, value) for value in (0, 3, 1))
         builder.call(function, [builder.bitcast(pointer, byte), to_read, keep, data])
         return context.get_dummy_value()
 

@@ -160,7 +160,7 @@ def test_a_mixer_with_exchanged_directions_equals_reversing_its_tokens() -> None
     mixer: BidirectionalMixer = move(BidirectionalMixer(24, 4, 2, 4, "auto"))
     x = torch.randn(2, 19, 24)
     flipped = mixer(x.flip(1)).flip(1)
-    torch.testing.assert_close(mixer(x, exchanged=True), flipped, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixer(x, swap_directions=True), flipped, rtol=1e-5, atol=1e-6)
     assert (mixer(x) - flipped).abs().max() > 0.01
 
 

@@ -13,8 +13,8 @@ each_direction = pytest.mark.parametrize("direction", ["forward", "reverse"])
 each_backend = pytest.mark.parametrize("backend", ["reference", "torch-chunked", "cpu"])
 each_order = pytest.mark.parametrize(
     "how",
-    [{"direction": "forward"}, {"direction": "reverse"}, {"exchanged": False}, {"exchanged": True}],
-    ids=["forward", "reverse", "bidirectional", "exchanged"],
+    [{"direction": "forward"}, {"direction": "reverse"}, {"swap_directions": False}, {"swap_directions": True}],
+    ids=["forward", "reverse", "bidirectional", "swap_directions"],
 )
 # (B, L, E, W): one token, fewer tokens than the kernel, one tap, whole and part vectors, more channels than one task.
 SHAPES = [(2, 1, 16, 4), (1, 3, 1, 4), (3, 10, 20, 1), (2, 37, 33, 4), (1, 21, 270, 7), (2, 5, 128, 2)]
@@ -85,7 +85,7 @@ def test_each_token_sees_itself_and_the_tokens_visited_before_it(
 
 @each_order
 def test_the_reference_gradients_are_its_derivatives(how: dict[str, Any]) -> None:
-    inputs = make_inputs(2, 5, 3, 4, "exchanged" in how)
+    inputs = make_inputs(2, 5, 3, 4, "swap_directions" in how)
     inputs = tuple(tensor.double().requires_grad_() for tensor in inputs)
     assert torch.autograd.gradcheck(lambda *tensors: convolve(tensors, backend="reference", **how), inputs)
 
@@ -93,7 +93,7 @@ def test_the_reference_gradients_are_its_derivatives(how: dict[str, Any]) -> Non
 @pytest.mark.parametrize("shape", SHAPES)
 @each_order
 def test_cpu_values_and_gradients_are_the_references(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
-    inputs = make_inputs(*shape, "exchanged" in how)
+    inputs = make_inputs(*shape, "swap_directions" in how)
     assert_equal_to_scale(run(inputs, backend="cpu", **how), in_float64(inputs, **how), 2e-6)
 
 
@@ -106,9 +106,9 @@ def test_errors_at_a_realistic_size_are_those_of_float32(backend: str) -> None:
 
 
 def check_empty(shape: tuple[int, int, int, int], how: dict[str, Any], backend: str) -> None:
-    inputs = make_inputs(*shape, "exchanged" in how)
+    inputs = make_inputs(*shape, "swap_directions" in how)
     out, *gradients = run(inputs, backend=backend, **how)
-    assert out.shape == ((2, *shape[:3]) if "exchanged" in how else shape[:3])
+    assert out.shape == ((2, *shape[:3]) if "swap_directions" in how else shape[:3])
     for tensor, gradient in zip(inputs, gradients, strict=True):
         assert gradient.shape == tensor.shape and not gradient.any()
 
@@ -141,7 +141,7 @@ def check_dtype(
     dtype: torch.dtype, how: dict[str, Any], backend: str, shape: tuple[int, int, int, int], places: float = 0.5
 ) -> None:
     """Taps and bias stay float32; what comes and is answered in `dtype` is off by `places` of its last place."""
-    x, weight, bias = make_inputs(*shape, "exchanged" in how)
+    x, weight, bias = make_inputs(*shape, "swap_directions" in how)
     inputs = x.to(dtype), weight, bias
     dout = random_like(convolve(inputs, backend="reference", **how)).to(dtype)
     ours, wanted = run(inputs, dout, backend=backend, **how), in_float64(inputs, dout, **how)

@@ -41,10 +41,10 @@ def both(scans: dict[str, Tensor], convolutions: tuple[Tensor, ...], **how: Any)
     [
         ({"direction": "forward"}, False),
         ({"direction": "reverse"}, False),
-        ({"exchanged": False}, True),
-        ({"exchanged": True}, True),
+        ({"swap_directions": False}, True),
+        ({"swap_directions": True}, True),
     ],
-    ids=["forward", "reverse", "bidirectional", "exchanged"],
+    ids=["forward", "reverse", "bidirectional", "swap_directions"],
 )
 @pytest.mark.parametrize("shape", [(2, 50, 70, 5), (3, 33, 200, 16), (1, 20, 40, 3)])
 @pytest.mark.parametrize("team", [pytest.param(True, marks=on_openmp), False], ids=["OpenMP", "Python threads"])
@@ -153,7 +153,7 @@ def compute_and_call_often(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     torch.set_num_threads(2)
     tensors = {name: torch.from_numpy(array) for name, array in scans.items()}
-    results = both(tensors, tuple(map(torch.from_numpy, convolutions)), exchanged=True)
+    results = both(tensors, tuple(map(torch.from_numpy, convolutions)), swap_directions=True)
     return {name: tensor.numpy() for name, tensor in results.items()}, growth(batch) if ON_LINUX else {}
 
 
@@ -170,13 +170,13 @@ def test_children_compute_what_their_parent_does_and_ten_thousand_calls_leave_no
     # inputs are made here: a forked child may hang in torch's own operators that use OpenMP, exp for one.
     scans, convolutions = make_inputs(2, 33, 70, 4, bidirectional=True), make_convolution(2, 19, 130, 4, True)
     torch.set_num_threads(2)
-    here = both(scans, convolutions, exchanged=True)
+    here = both(scans, convolutions, swap_directions=True)
     arrays = {name: tensor.numpy() for name, tensor in scans.items()}, [tensor.numpy() for tensor in convolutions]
     for there, grown in in_child("spawn", compute_and_fork, *arrays, seconds=300):
         assert_bitwise_equal({name: torch.from_numpy(array) for name, array in there.items()}, here)
         if ON_LINUX:
             assert_nothing_piles_up(grown)
-    assert_bitwise_equal(both(scans, convolutions, exchanged=True), here)
+    assert_bitwise_equal(both(scans, convolutions, swap_directions=True), here)
 
 
 only_linux = pytest.mark.skipif(not ON_LINUX, reason="/proc is Linux's alone")

@@ -41,7 +41,7 @@ class Case(NamedTuple):
         case = self._replace(**other)
         turn: dict[str, Any] = {"direction": "reverse" if case.backwards else "forward"}
         if case.bidirectional:
-            turn = {"exchanged": case.backwards}
+            turn = {"swap_directions": case.backwards}
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in case.inputs.items()}
         y = case.operator(**leaves, **turn, backend=backend)
         # The same from either end, and whole numbers, which every dtype holds.
@@ -172,7 +172,7 @@ def test_a_bidirectional_scan_is_the_gated_sum_of_two(backend: str, case: Case) 
     if gate is not None:
         inputs["z"] = gate
         wanted = wanted * F.silu(gate.double())
-    y = bidirectional_scan(**inputs, exchanged=case.backwards, backend=backend)
+    y = bidirectional_scan(**inputs, swap_directions=case.backwards, backend=backend)
     assert_close({"y": y}, {"y": wanted})
 
 

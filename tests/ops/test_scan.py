@@ -29,8 +29,8 @@ each_backend = pytest.mark.parametrize("backend", ["reference", *OURS])
 each_of_ours = pytest.mark.parametrize("backend", OURS)
 each_order = pytest.mark.parametrize(
     "how",
-    [{"direction": "forward"}, {"direction": "reverse"}, {"exchanged": False}, {"exchanged": True}],
-    ids=["forward", "reverse", "bidirectional", "exchanged"],
+    [{"direction": "forward"}, {"direction": "reverse"}, {"swap_directions": False}, {"swap_directions": True}],
+    ids=["forward", "reverse", "bidirectional", "swap_directions"],
 )
 PARAMETERS, OPTIONAL = ("A", "D", "delta_bias"), ("D", "z", "delta_bias")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -139,7 +139,7 @@ def test_float64_gradients_are_the_derivatives(
     backend: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked, "CHUNK", 3)
-    inputs = make_inputs(2, 4, 2, 3, bidirectional="exchanged" in how)
+    inputs = make_inputs(2, 4, 2, 3, bidirectional="swap_directions" in how)
     names = list(inputs)
 
     def values(*tensors: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def test_float64_gradients_are_the_derivatives(
 def test_values_and_gradients_are_the_references(
     shape: tuple[int, int, int, int], how: dict[str, Any], backend: str
 ) -> None:
-    inputs = make_inputs(*shape, bidirectional="exchanged" in how)
+    inputs = make_inputs(*shape, bidirectional="swap_directions" in how)
     assert_equal_to_scale(run(inputs, backend=backend, **how), in_float64(inputs, **how), 3e-6)
 
 
@@ -199,7 +199,7 @@ def check_combination(
 ) -> None:
     """Under autocast parameters stay float32; all else comes, and is answered, in `dtype`. Inputs are exact in float64
     and arithmetic is float32, so what is narrower is off by rounding alone: by `places` of its last place."""
-    inputs = make_inputs(*shape, bidirectional="exchanged" in how)
+    inputs = make_inputs(*shape, bidirectional="swap_directions" in how)
     inputs = {name: x if name in PARAMETERS else x.to(dtype) for name, x in inputs.items() if name not in missing}
     dout = torch.randn(shape[:3], generator=torch.Generator().manual_seed(3)).to(dtype)
     ours, wanted = run(inputs, dout, backend=backend, **how), in_float64(inputs, dout, **how)
@@ -222,7 +222,7 @@ def test_every_combination_of_inputs_and_dtypes(
 
 
 def check_empty(shape: tuple[int, int, int, int], missing: tuple[str, ...], how: dict[str, Any], backend: str) -> None:
-    inputs = make_inputs(*shape, bidirectional="exchanged" in how)
+    inputs = make_inputs(*shape, bidirectional="swap_directions" in how)
     inputs = {name: x for name, x in inputs.items() if name not in missing}
     result = run(inputs, backend=backend, **how)
     assert result["y"].shape == shape[:3]
@@ -314,7 +314,7 @@ def test_extreme_step_sizes_and_gates_stay_finite_and_correct(direction: str, ba
 
 
 def check_growing(how: dict[str, Any], backend: str) -> None:
-    inputs = make_inputs(2, 19, 20, 3, bidirectional="exchanged" in how)
+    inputs = make_inputs(2, 19, 20, 3, bidirectional="swap_directions" in how)
     inputs["A"] = inputs["A"].sign() * torch.tensor([0.5, -1.0, 0.25])
     assert_equal_to_scale(run(inputs, backend=backend, **how), in_float64(inputs, **how), 5e-6)
 
@@ -372,7 +372,7 @@ def test_without_gradients_the_output_is_the_same_and_no_states_are_kept(
         return y, saved
 
     monkeypatch.setattr(operator, "load_backend", lambda *_: type("Spy", (), {"forward": staticmethod(spy)}))
-    inputs = make_inputs(2, 40, 20, 4, bidirectional="exchanged" in how)
+    inputs = make_inputs(2, 40, 20, 4, bidirectional="swap_directions" in how)
     inputs = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     with_gradients = scan(inputs, backend=backend, **how)
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_without_gradients_the_output_is_the_same_and_no_states_are_kept(
     assert torch.equal(with_gradients, without) and torch.equal(with_gradients, detached)
     assert with_gradients.requires_grad and not without.requires_grad
     width = {"cpu": 32, "torch-chunked": 20}[backend]
-    assert kept == [(2 if "exchanged" in how else 1) * 2 * 3 * 4 * width, 0, 0]
+    assert kept == [(2 if "swap_directions" in how else 1) * 2 * 3 * 4 * width, 0, 0]
 
 
 @pytest.mark.parametrize(

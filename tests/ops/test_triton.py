@@ -26,7 +26,7 @@ pytest.importorskip("triton")
 CHUNK = 16
 Run = Callable[..., None]
 both_ways = pytest.mark.parametrize(
-    "how", [{"direction": "reverse"}, {"exchanged": False}], ids=["reverse", "bidirectional"]
+    "how", [{"direction": "reverse"}, {"swap_directions": False}], ids=["reverse", "bidirectional"]
 )
 
 
@@ -41,7 +41,7 @@ def test_every_combination_of_inputs_and_dtypes(
 
 
 def check_shape(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
-    inputs = make_inputs(*shape, bidirectional="exchanged" in how)
+    inputs = make_inputs(*shape, bidirectional="swap_directions" in how)
     assert_equal_to_scale(run(inputs, backend="triton", **how), in_float64(inputs, **how), 2e-6)
 
 
@@ -49,13 +49,13 @@ def check_shape(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shape", "how"),
     [
-        ((1, 1, 5, 2), {"exchanged": False}),
+        ((1, 1, 5, 2), {"swap_directions": False}),
         ((1, CHUNK - 1, 5, 2), {"direction": "reverse"}),
-        ((1, CHUNK, 5, 1), {"exchanged": True}),
+        ((1, CHUNK, 5, 1), {"swap_directions": True}),
         ((2, CHUNK + 1, 5, 3), {"direction": "forward"}),
-        ((1, 2 * CHUNK + 5, 3, 2), {"exchanged": False}),
+        ((1, 2 * CHUNK + 5, 3, 2), {"swap_directions": False}),
         ((1, 2 * CHUNK + 5, 3, 2), {"direction": "reverse"}),
-        ((1, 3, 33, 5), {"exchanged": False}),
+        ((1, 3, 33, 5), {"swap_directions": False}),
         ((1, 3, 130, 1), {"direction": "reverse"}),
     ],
     ids=str,
@@ -93,7 +93,7 @@ def check_views() -> None:
     inputs["D"] = inputs["D"].t().contiguous().t()
     dout = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(2)).transpose(1, 2)
     assert_equal_to_scale(
-        run(inputs, dout, backend="triton", exchanged=True), in_float64(inputs, dout, exchanged=True), 2e-6
+        run(inputs, dout, backend="triton", swap_directions=True), in_float64(inputs, dout, swap_directions=True), 2e-6
     )
     inputs["u"] = inputs["delta"].transpose(2, 3).contiguous().transpose(2, 3)
     dout = torch.tensor(1.0).expand(2, 5, 4)
@@ -183,7 +183,7 @@ def on_cuda(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     "shape", [(2, 1, 5, 3), (3, 53, 33, 16), (2, 512, 384, 16), (1, 40, 1536, 16), (2, 33, 130, 64)], ids=str
 )
 def test_a_gpu_computes_the_definition(how: dict[str, Any], shape: tuple[int, int, int, int]) -> None:
-    inputs = on_cuda(make_inputs(*shape, bidirectional="exchanged" in how))
+    inputs = on_cuda(make_inputs(*shape, bidirectional="swap_directions" in how))
     # ex2.approx is off by up to 2 ** -22, and a state's decays multiply: looser than on a CPU.
     assert_equal_to_scale(run(inputs, backend="triton", **how), in_float64(inputs, **how), 2e-5)
 

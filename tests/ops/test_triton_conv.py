@@ -9,7 +9,7 @@ from test_triton import Run, both_ways, on_a_gpu
 
 
 def check_shape(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
-    inputs = make_inputs(*shape, "exchanged" in how)
+    inputs = make_inputs(*shape, "swap_directions" in how)
     assert_equal_to_scale(run(inputs, backend="triton", **how), in_float64(inputs, **how), 2e-6)
 
 
@@ -17,12 +17,12 @@ def check_shape(shape: tuple[int, int, int, int], how: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shape", "how"),
     [
-        ((1, 1, 5, 4), {"exchanged": False}),
+        ((1, 1, 5, 4), {"swap_directions": False}),
         ((2, 3, 5, 4), {"direction": "reverse"}),
         ((1, 9, 5, 1), {"direction": "forward"}),
-        ((1, 8, 130, 2), {"exchanged": True}),
+        ((1, 8, 130, 2), {"swap_directions": True}),
         ((2, 67, 3, 2), {"direction": "reverse"}),
-        ((1, 67, 3, 2), {"exchanged": False}),
+        ((1, 67, 3, 2), {"swap_directions": False}),
         ((1, 20, 7, 4), {"direction": "forward"}),
     ],
     ids=str,
@@ -77,7 +77,7 @@ def test_results_are_bitwise_repeatable(interpreted: Run) -> None:
 @each_order
 @pytest.mark.parametrize("shape", [(2, 1, 5, 4), (3, 67, 130, 3), (2, 512, 384, 4), (1, 9, 1536, 1)], ids=str)
 def test_a_gpu_computes_the_definition(how: dict[str, Any], shape: tuple[int, int, int, int]) -> None:
-    x, weight, bias = (tensor.cuda() for tensor in make_inputs(*shape, "exchanged" in how))
+    x, weight, bias = (tensor.cuda() for tensor in make_inputs(*shape, "swap_directions" in how))
     for inputs, tolerance in (((x, weight, bias), 1e-5), ((x.bfloat16(), weight, bias), 1.01 * 2**-8 + 1e-5)):
         first, second = (run(inputs, backend="triton", **how) for _ in range(2))
         assert all(map(torch.equal, first, second))

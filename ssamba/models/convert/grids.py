@@ -39,7 +39,7 @@ def readings_of(
 ) -> list[Reading]:
     """The ways in which the originals' recipes read so many patches, as far as the arguments leave them open."""
     overlapping = _OVERLAPPING.get(patch) if family in _OVERLAPPING_FAMILIES else None
-    found = []
+    readings = []
     for strides in (patch, overlapping) if overlapping else (patch,):
         rows_apart, columns_apart = frequency_stride or strides[0], time_stride or strides[1]
         rows = (num_mel_bins - patch[0]) // rows_apart + 1
@@ -52,6 +52,6 @@ def readings_of(
         # One row of frames may have any number of columns: there a length that nobody has is no way to read it.
         usual = strides == patch or rows > 1 or max_length or time_stride or length in _PUBLISHED_LENGTHS
         reading = Reading(rows_apart, columns_apart, rows, columns, num_mel_bins, length)
-        if length in lengths and usual and reading not in found:
-            found.append(reading)
-    return found
+        if length in lengths and usual and reading not in readings:
+            readings.append(reading)
+    return readings

@@ -100,7 +100,7 @@ def from_authors(
     leading = len(names.tokens)
     positions = _take(rest, names.positions, 1, "tokens", width)[0]
     tokens = len(positions) - leading
-    given = {
+    stated = {
         "num_attention_heads": num_attention_heads,
         "num_mel_bins": num_mel_bins,
         "max_length": max_length,
@@ -126,7 +126,7 @@ def from_authors(
         )
     reading = readings[0]
     rows, columns = reading.rows, reading.columns
-    assumed = [] if pretraining else [name for name in given if given[name] is None]
+    assumed = [] if pretraining else [name for name in stated if stated[name] is None]
     if family != "ssast":
         assumed = [name for name in assumed if name != "num_attention_heads"]
     elif num_attention_heads is None:

@@ -81,18 +81,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; expected a checkpoint file")
-    held = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
-    if isinstance(held, Mapping):
-        held = next((held[key] for key in _WRAPPERS if isinstance(held.get(key), Mapping)), held)
-    if not isinstance(held, Mapping):
-        raise UserError(f"{path} holds a {type(held).__name__}; expected a state dict, of names and tensors")
-    if odd := [_named(name) for name, value in held.items() if not (isinstance(name, str) and _is_plain(value))]:
+    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a state dict, of names and tensors")
+    if odd := [_named(name) for name, value in content.items() if not (isinstance(name, str) and _is_plain(value))]:
         raise UserError(f"{path} holds what is no plain tensor: {some_of(odd)}; expected a state dict alone")
-    _check_numbers(path, held)
+    _check_numbers(path, content)
     prefix = "model."
-    if all(name.startswith(prefix) for name in held):
-        return {name.removeprefix(prefix): tensor for name, tensor in held.items()}
-    return dict(held)
+    if all(name.startswith(prefix) for name in content):
+        return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return dict(content)
 
 
 def _named(name: object) -> str:
@@ -136,7 +136,7 @@ def read_label_names(path: Path) -> tuple[str, ...]:
         raise UserError(f"{path} cannot be read: {error}; expected a text file of class names") from error
     if lines and lines[0] == "index,mid,display_name":
         rows = list(csv.DictReader(lines))
-        if [row["index"] for row in rows] != [str(number) for number in range(len(rows))]:
+        if [row["index"] for row in rows] != [str(index) for index in range(len(rows))]:
             raise UserError(f"{path} does not number its classes 0, 1, 2, ...")
         lines = [row["display_name"] or "" for row in rows]
     if not lines or "" in lines or len(set(lines)) < len(lines):
@@ -228,9 +228,9 @@ def export_model(path: Path, out: Path, family: str, overwrite: bool = False) ->
             as `to_authors`.
     """
     check_out(out, overwrite)
-    held = read_config(path)["model_type"]
-    if held != family:
-        raise UserError(f"{path} holds a model of {held}; expected one of {family} for --format {family}")
+    model_type = read_config(path)["model_type"]
+    if model_type != family:
+        raise UserError(f"{path} holds a model of {model_type}; expected one of {family} for --format {family}")
     kept = _read_unused(path)
     saved = load_model(path, finite=False)
     tensors = to_authors(saved.model) | kept
@@ -304,11 +304,11 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 
 def _check_told(source: FromAuthors, told: Mapping[str, int | None]) -> None:
     """Whether what the caller says of the checkpoint is what it says of itself."""
-    found = {**source.arguments, **source.arguments["options"]}
+    arguments = {**source.arguments, **source.arguments["options"]}
     for name, value in told.items():
-        if value is not None and found.get(name) != value:
+        if value is not None and arguments.get(name) != value:
             option = f"--{name.replace('_', '-')}"
-            own = f"the checkpoint has {found[name]}" if name in found else f"{found['encoder']} has none"
+            own = f"the checkpoint has {arguments[name]}" if name in arguments else f"{arguments['encoder']} has none"
             raise UserError(f"{option} is {value}; {own}")
 
 
@@ -328,8 +328,8 @@ def _build(
         label, loss = options.label or "label", options.loss or "cross_entropy"
         settings = ClassifierSettings(names, label, loss, pooling, source.head_norm, pool_padding=True)
         model = build_classifier(encoder, settings)
-    elif given := [f"--{name}" for name, value in options._asdict().items() if value is not None]:
-        raise UserError(f"{', '.join(given)} is said of a classifier; the checkpoint is a pretraining model's")
+    elif flags := [f"--{name}" for name, value in options._asdict().items() if value is not None]:
+        raise UserError(f"{', '.join(flags)} is said of a classifier; the checkpoint is a pretraining model's")
     else:
         model = MaskedPatchModel(encoder)
     model.load_state_dict({f"encoder.{name}": tensor for name, tensor in source.encoder.items()} | source.heads)

@@ -39,13 +39,13 @@ def causal_conv_silu(
 
 
 def bidirectional_conv_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, exchanged: bool = False, backend: str = "auto"
+    x: Tensor, weight: Tensor, bias: Tensor, swap_directions: bool = False, backend: str = "auto"
 ) -> Tensor:
     """`causal_conv_silu` of one input in both directions, each with taps of its own.
 
     Args:
         x: (B, L, E). weight: (2, E, W). bias: (2, E).
-        exchanged: the first taps visit the tokens in reverse and the second forward.
+        swap_directions: the first taps visit the tokens in reverse and the second forward.
         backend: as for `selective_scan`.
 
     Returns:
@@ -55,15 +55,15 @@ def bidirectional_conv_silu(
         ValueError, RuntimeError: as `selective_scan`.
     """
     _check(x, weight, bias, (2,))
-    return _call(x, weight, bias, exchanged, backend)
+    return _call(x, weight, bias, swap_directions, backend)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, lead: tuple[int, ...]) -> None:
     head = "".join(f"{size}, " for size in lead)
     wanted = (*lead, *x.shape[-1:])
     if x.ndim != 3 or weight.ndim != len(wanted) + 1 or tuple(weight.shape[:-1]) != wanted or weight.shape[-1] < 1:
-        given = f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}"
-        raise ValueError(f"{given}; expected (B, L, E) and ({head}E, W)")
+        actual = f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}"
+        raise ValueError(f"{actual}; expected (B, L, E) and ({head}E, W)")
     if tuple(bias.shape) != wanted:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {wanted} beside x {tuple(x.shape)}")
     check_kinds({"x": x, "weight": weight, "bias": bias})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """See `ssamba.ops.conv`; float64 inputs are computed in float64, all others in float32. Autograd differentiates."""
-    given = x.dtype
+    dtype = x.dtype
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
     reach, length = weight.shape[2] - 1, x.shape[1]
@@ -23,4 +23,4 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
         for start, tap in enumerate(taps):
             y = torch.addcmul(y, padded[:, start : start + length], tap)
         outputs.append(F.silu(y))
-    return torch.stack(outputs).to(given)
+    return torch.stack(outputs).to(dtype)

@@ -141,9 +141,9 @@ def _backward(
                     y = y + taps[k][w] * value
                 target = t + FIRST * (1 - 2 * k) * s
                 live = inside[None, :] & (target >= 0) & (target < length)
-                given = tl.load(dout + k * dout_k + target.to(tl.int64) * dout_l, mask=live, other=0.0).to(tl.float32)
+                grad = tl.load(dout + k * dout_k + target.to(tl.int64) * dout_l, mask=live, other=0.0).to(tl.float32)
                 sigma = tl.sigmoid(y)
-                dy = given * sigma * (1.0 + y * (1.0 - sigma))
+                dy = grad * sigma * (1.0 + y * (1.0 - sigma))
                 dsource += taps[k][WIDTH - 1 - s] * dy
                 if s == 0:
                     for w in tl.static_range(WIDTH):

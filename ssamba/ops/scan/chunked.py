@@ -26,10 +26,10 @@ def saved_shape(u: Tensor, a: Tensor) -> tuple[int, ...]:
 
 def _chunks(length: int, backwards: bool) -> Iterator[tuple[int, slice, list[int]]]:
     """(number, tokens, order inside) of the chunks in the order of their visit."""
-    for number, start in enumerate(range(0, length, CHUNK)):
+    for index, start in enumerate(range(0, length, CHUNK)):
         size = min(CHUNK, length - start)
         tokens = slice(length - start - size, length - start) if backwards else slice(start, start + size)
-        yield number, tokens, list(reversed(range(size))) if backwards else list(range(size))
+        yield index, tokens, list(reversed(range(size))) if backwards else list(range(size))
 
 
 class _Chunk:
@@ -89,9 +89,9 @@ def forward(
     for k in range(directions):
         rates = a[k].to(kind)
         state = u.new_zeros(batch, width, a.shape[2], dtype=kind)
-        for number, tokens, order in _chunks(length, (k == 1) != reverse):
+        for index, tokens, order in _chunks(length, (k == 1) != reverse):
             if keep:
-                saved[k, number] = state
+                saved[k, index] = state
             chunk = _Chunk(u[k], delta[k], rates, b[k], None if bias is None else bias[k], tokens, order, state)
             state = chunk.last
             out = chunk.read(c[k][:, tokens].transpose(0, 1).to(kind), None if d is None else d[k].to(kind))
@@ -128,8 +128,8 @@ def backward(
     for k in range(directions):
         rates = a[k].to(kind)
         grad = u.new_zeros(batch, width, a.shape[2], dtype=kind)  # of the state, before the token that follows
-        for number, tokens, order in reversed(list(_chunks(length, (k == 1) != reverse))):
-            start = saved[k, number]
+        for index, tokens, order in reversed(list(_chunks(length, (k == 1) != reverse))):
+            start = saved[k, index]
             chunk = _Chunk(u[k], delta[k], rates, b[k], None if bias is None else bias[k], tokens, order, start)
             rate = c[k][:, tokens].transpose(0, 1).to(kind)
             slope = dy[:, tokens].transpose(0, 1)

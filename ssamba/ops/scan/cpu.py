@@ -106,13 +106,13 @@ def _forward(call, u, delta, a2, b, c, d, z, bias, gated, reverse, out, saved, k
                             store(saved, (k, clip, begin // CHUNK, n, e), load(h, (own + n * LANES,)))
                     for j in range(count):
                         t = length - 1 - begin - j if backwards else begin + j
-                        ahead = t - CHUNK if backwards else t + CHUNK
-                        prefetch(u, (k, clip, ahead, e))
-                        prefetch(delta, (k, clip, ahead, e))
+                        upcoming = t - CHUNK if backwards else t + CHUNK
+                        prefetch(u, (k, clip, upcoming, e))
+                        prefetch(delta, (k, clip, upcoming, e))
                         if k > 0:
-                            prefetch(out, (clip, ahead, e))
+                            prefetch(out, (clip, upcoming, e))
                         if gated and k == directions - 1:
-                            prefetch(z, (clip, ahead, e))
+                            prefetch(z, (clip, upcoming, e))
                         value = load(u, (k, clip, t, e))
                         step = softplus(load(delta, (k, clip, t, e)) + load(bias, (k, e)))
                         store(steps, (j * LANES,), step)
@@ -213,12 +213,12 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
                 for e in range(start, stop, LANES):
                     for j in range(count):
                         t = length - 1 - begin - j if backwards else begin + j
-                        ahead = t + CHUNK if backwards else t - CHUNK
-                        prefetch(u, (k, clip, ahead, e))
-                        prefetch(delta, (k, clip, ahead, e))
-                        prefetch(dout, (clip, ahead, e))
+                        upcoming = t + CHUNK if backwards else t - CHUNK
+                        prefetch(u, (k, clip, upcoming, e))
+                        prefetch(delta, (k, clip, upcoming, e))
+                        prefetch(dout, (clip, upcoming, e))
                         if gated:
-                            prefetch(z, (clip, ahead, e))
+                            prefetch(z, (clip, upcoming, e))
                         if j < states:
                             prefetch(saved, (k, clip, chunk - 1, j, e))
                         value = load(u, (k, clip, t, e))

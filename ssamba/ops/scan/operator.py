@@ -80,7 +80,7 @@ def bidirectional_scan(
     D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
-    exchanged: bool = False,
+    swap_directions: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Both directions at once: (forward scan of u[0] + reverse scan of u[1]) * silu(z), before the gate in float32.
@@ -89,7 +89,7 @@ def bidirectional_scan(
 
     Args:
         u, delta: (2, B, L, E). A: (2, E, N). B, C: (2, B, L, N). D, delta_bias: (2, E) or None. z: (B, L, E) or None.
-        exchanged: the first slice is scanned in reverse and the second forward.
+        swap_directions: the first slice is scanned in reverse and the second forward.
         backend: as for `selective_scan`.
 
     Returns:
@@ -99,7 +99,7 @@ def bidirectional_scan(
         ValueError, RuntimeError: as `selective_scan`.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, (2,))
-    return _call(u, delta, A, B, C, D, z, delta_bias, exchanged, backend)
+    return _call(u, delta, A, B, C, D, z, delta_bias, swap_directions, backend)
 
 
 def _call(
@@ -139,8 +139,8 @@ def _check(
 ) -> None:
     head = "".join(f"{size}, " for size in lead)
     if u.ndim != len(lead) + 3 or a.ndim != len(lead) + 2 or tuple(u.shape[: len(lead)]) != lead:
-        given = f"u has shape {tuple(u.shape)} and A {tuple(a.shape)}"
-        raise ValueError(f"{given}; expected ({head}B, L, E) and ({head}E, N)")
+        actual = f"u has shape {tuple(u.shape)} and A {tuple(a.shape)}"
+        raise ValueError(f"{actual}; expected ({head}B, L, E) and ({head}E, N)")
     batch, length, width = u.shape[-3:]
     states = a.shape[-1]
     wanted = {
@@ -222,8 +222,8 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, a, b, c, d, z and bias, each in its input's shape and dtype; empty for None."""
     with torch.autocast(u.device.type, enabled=False):
-        found = load_backend("scan", backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
-    du, ddelta, da, db, dc, dd, dz, dbias = separate(u.new_empty(0) if x is None else x for x in found)
+        gradients = load_backend("scan", backend).backward(dout, u, delta, a, b, c, d, z, bias, saved, reverse)
+    du, ddelta, da, db, dc, dd, dz, dbias = separate(u.new_empty(0) if x is None else x for x in gradients)
     return du, ddelta, da, db, dc, dd, dz, dbias
 
 
@@ -258,8 +258,8 @@ def _differentiate(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Ten
     if dout is None:
         return (None,) * 11
     *tensors, saved = ctx.saved_tensors
-    found = _scan_backward(dout, *tensors, saved, ctx.reverse, ctx.backend)
-    return *(None if x is None else grad for x, grad in zip(tensors, found, strict=True)), None, None, None
+    gradients = _scan_backward(dout, *tensors, saved, ctx.reverse, ctx.backend)
+    return *(None if x is None else grad for x, grad in zip(tensors, gradients, strict=True)), None, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_setup)

@@ -24,7 +24,7 @@ def scan(
     Differentiated by autograd, not by hand, which makes it the judge of the gradients too: it keeps every state,
     O(K B L E N) memory.
     """
-    given = u.dtype
+    dtype = u.dtype
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     u, delta, a, b, c = (x.to(kind) for x in (u, delta, a, b, c))
     y = u.new_zeros(u.shape[1:])
@@ -44,4 +44,4 @@ def scan(
             y = y + torch.einsum("ble,en,bln,bln->ble", step * u[k], a[k], b[k], c[k])
         if d is not None:
             y = y + u[k] * d[k].to(kind)
-    return (y if z is None else y * F.silu(z.to(kind))).to(given)
+    return (y if z is None else y * F.silu(z.to(kind))).to(dtype)

@@ -366,18 +366,18 @@ def _backward(
             live = inside & (visited + i < length)
             value = tl.load(u, mask=live, other=0.0).to(tl.float32)
             raw = tl.load(delta, mask=live, other=float("-inf")).to(tl.float32)
-            given = tl.load(dout, mask=live, other=0.0).to(tl.float32)
+            grad = tl.load(dout, mask=live, other=0.0).to(tl.float32)
             u += step * u_l
             delta += step * delta_l
             dout += step * dout_l
             if z is not None:
                 gate = tl.load(z, mask=live, other=0.0).to(tl.float32)
                 z += step * z_l
-                given = given * gate / (1.0 + tl.exp2(-_LOG2E * gate))
+                grad = grad * gate / (1.0 + tl.exp2(-_LOG2E * gate))
             values = values + (value,)
             raws = raws + (raw + offset,)
-            dy = dy + (given,)
-            dskip += given * value
+            dy = dy + (grad,)
+            dskip += grad * value
         steps = _softplus(raws)
         drives = ()
         y = ()
@@ -461,10 +461,10 @@ def _backward(
                 z -= step * z_l
                 result = y[i]
                 if SINGLE:
-                    given = tl.load(dout, mask=live, other=0.0).to(tl.float32)
+                    grad = tl.load(dout, mask=live, other=0.0).to(tl.float32)
                     gate = tl.load(z, mask=live, other=0.0).to(tl.float32)
                     sigma = 1.0 / (1.0 + tl.exp2(-_LOG2E * gate))
-                    result = result * given * sigma * (1.0 + gate * (1.0 - sigma))
+                    result = result * grad * sigma * (1.0 + gate * (1.0 - sigma))
                 tl.store(y_or_dz, result, mask=live)
                 y_or_dz -= step * width
         u -= step * _T * u_l
@@ -513,8 +513,8 @@ def _merge(
         if dout is None:
             total *= gate * sigma
         else:
-            given = tl.load(dout + clip * dout_b + t * dout_l + e * dout_e, mask=inside, other=0.0).to(tl.float32)
-            total *= given * sigma * (1.0 + gate * (1.0 - sigma))
+            grad = tl.load(dout + clip * dout_b + t * dout_l + e * dout_e, mask=inside, other=0.0).to(tl.float32)
+            total *= grad * sigma * (1.0 + gate * (1.0 - sigma))
     tl.store(out + token * width + e, total, mask=inside)
 
 

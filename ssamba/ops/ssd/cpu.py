@@ -72,11 +72,11 @@ def _forward(call, x, step, decay, b, c, d, z, out, saved, keep):  # type: ignor
                             store(saved, (k, clip, begin // CHUNK, n, e), load(h, (own + n * LANES,)))
                     for j in range(count):
                         t = length - 1 - begin - j if k else begin + j
-                        ahead = t - CHUNK if k else t + CHUNK
-                        prefetch(x, (clip, ahead, e))
+                        upcoming = t - CHUNK if k else t + CHUNK
+                        prefetch(x, (clip, upcoming, e))
                         if k:
-                            prefetch(out, (clip, ahead, e))
-                            prefetch(z, (clip, ahead, e))
+                            prefetch(out, (clip, upcoming, e))
+                            prefetch(z, (clip, upcoming, e))
                         value = load(x, (clip, t, e))
                         store(drives, (j * LANES,), spread(step, (k, clip, t, head)) * value)
                         store(ys, (j * LANES,), load(out, (clip, t, e)) if k else load(d, (e,)) * value)
@@ -176,10 +176,10 @@ def _backward(call, x, step, decay, b, c, d, z, saved, dout, dx, dstep, ddecay, 
                     for e in range(head * dim, (head + 1) * dim, LANES):
                         for j in range(count):
                             t = length - 1 - begin - j if k else begin + j
-                            ahead = t + CHUNK if k else t - CHUNK
-                            prefetch(x, (clip, ahead, e))
-                            prefetch(dout, (clip, ahead, e))
-                            prefetch(z, (clip, ahead, e))
+                            upcoming = t + CHUNK if k else t - CHUNK
+                            prefetch(x, (clip, upcoming, e))
+                            prefetch(dout, (clip, upcoming, e))
+                            prefetch(z, (clip, upcoming, e))
                             if j < states:
                                 prefetch(saved, (k, clip, chunk - 1, j, e))
                             store(drives, (j * LANES,), spread(step, (k, clip, t, head)) * load(x, (clip, t, e)))

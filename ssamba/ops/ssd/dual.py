@@ -20,8 +20,8 @@ def ssd(x: Tensor, step: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, d: Ten
         F.pad(tensor, (0, 0, 0, -length % CHUNK)).unflatten(-2, (-1, CHUNK)) for tensor in (x, step, log_decay, b, c)
     )
     x_in = x_in.unflatten(-1, (heads, -1))
-    ahead, back = (_one_way(x_in, step[k], log_decay[k], b[k], c[k], k == 1) for k in range(2))
-    y = (ahead + back).flatten(1, 2)[:, :length] + x.unflatten(-1, (heads, -1)) * d.to(kind).unsqueeze(-1)
+    forward, backward = (_one_way(x_in, step[k], log_decay[k], b[k], c[k], k == 1) for k in range(2))
+    y = (forward + backward).flatten(1, 2)[:, :length] + x.unflatten(-1, (heads, -1)) * d.to(kind).unsqueeze(-1)
     return (y.flatten(2) * F.silu(z)).to(dtype)
 
 
