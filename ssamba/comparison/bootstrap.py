@@ -87,12 +87,12 @@ def resample(groups: Sequence[Sequence[Sample]], units: Sequence[str], count: in
     once = torch.ones(1, len(units), dtype=torch.float64)
     values = torch.cat([sample.score(once) for sample in samples])
     sizes = [len(group) for group in groups]
-    found = []
+    scores = []
     for group, own, columns in zip(groups, values.split(sizes), torch.cat(parts).split(sizes, 1), strict=True):
         order = sorted(range(len(group)), key=lambda place: group[place].pair)
         names = tuple(group[place].pair for place in order)
-        found.append(FoldScores(names, own[order], columns[:, order], len(places)))
-    return found
+        scores.append(FoldScores(names, own[order], columns[:, order], len(places)))
+    return scores
 
 
 def score_interval(scores: Scores, seed: int) -> Interval:

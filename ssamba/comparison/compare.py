@@ -116,32 +116,32 @@ def compare_runs(runs: Sequence[Run], allowed: Sequence[str] = (), told: Sequenc
     draws = _draws(runs, [one.fold for one in described], variants, examples)
     known: dict[str, int] = {}
     groups = []
-    for number, (members, values) in enumerate(zip(variants.members, variants.values, strict=True)):
+    for index, (members, values) in enumerate(zip(variants.members, variants.values, strict=True)):
         own = [runs[place] for place in members]
         places = {described[place].fold: place for place in members}
-        found = {fold: one for fold, place in places.items() if (one := examples[place]) is not None}
-        whole = draws[number] if len(found) == len(places) else None
+        by_fold = {fold: one for fold, place in places.items() if (one := examples[place]) is not None}
+        whole = draws[index] if len(by_fold) == len(places) else None
         groups.append(
             Group(
-                _letter(number),
+                _letter(index),
                 group_label(values, variants.keys),
                 own,
                 values,
                 max(sum(described[place].fold == fold for place in members) for fold in places),
                 len(places),
-                sum(len(one.keys) for one in found.values()) if whole else None,
-                _scores(own, [described[place].fold for place in members], found, whole),
+                sum(len(one.keys) for one in by_fold.values()) if whole else None,
+                _scores(own, [described[place].fold for place in members], by_fold, whole),
                 mean_costs([run_costs(run, known) for run in own]),
                 whole,
-                {fold: one.digest for fold, one in found.items()},
+                {fold: one.digest for fold, one in by_fold.items()},
             )
         )
     pairs = _pairs(groups)
     return Comparison(runs[0].metric, groups, variants, pairs, _notes(groups, variants, pairs, told))
 
 
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"G{number + 1}"
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else f"G{index + 1}"
 
 
 def group_label(values: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -173,8 +173,8 @@ def _draws(
     """Of each group its runs' scores in resamples, by fold: the same resamples for all groups on the same examples."""
     ranked = sum(len(one.keys) for one in examples if one) if runs[0].metric == "mAP" else 0
     classes = len(runs[0].predictions()[1]) if ranked else 0
-    found: list[dict[str, Any]] = [{} for _ in variants.members]
-    for number, fold in enumerate(sorted(set(folds))):
+    draws: list[dict[str, Any]] = [{} for _ in variants.members]
+    for index, fold in enumerate(sorted(set(folds))):
         sharing: dict[str, list[tuple[int, list[int]]]] = {}
         for group, members in enumerate(variants.members):
             own = [place for place in members if folds[place] == fold]
@@ -187,10 +187,10 @@ def _draws(
             # Of groups by several labels, which --allow intervals admits, the largest.
             units = min((one.units for one in known.values()), key=lambda some: len(set(some)))
             samples = [[Sample(names[place], known[place].score) for place in own] for _, own in same]
-            drawn = resample(samples, units, resamples(ranked * classes), SEED + number)
+            drawn = resample(samples, units, resamples(ranked * classes), SEED + index)
             for (group, _), scores in zip(same, drawn, strict=True):
-                found[group][fold] = scores
-    return found
+                draws[group][fold] = scores
+    return draws
 
 
 def _pair(runs: Sequence[Run], place: int, own: Sequence[int]) -> str:
@@ -222,12 +222,12 @@ def _scores(
 
 def _pairs(groups: Sequence[Group]) -> list[Pair]:
     nothing = Difference(math.nan, math.nan, math.nan, math.nan)
-    found = []
+    pairs = []
     for first, second in itertools.combinations(groups, 2):
         known = first.draws is not None and second.draws is not None and first.digests == second.digests
-        found.append((first, second, difference(first.draws or {}, second.draws or {}) if known else nothing))
-    corrected = holm([one.p for _, _, one in found])
-    return [Pair(*parts, p) for parts, p in zip(found, corrected, strict=True)]
+        pairs.append((first, second, difference(first.draws or {}, second.draws or {}) if known else nothing))
+    corrected = holm([one.p for _, _, one in pairs])
+    return [Pair(*parts, p) for parts, p in zip(pairs, corrected, strict=True)]
 
 
 def _notes(groups: Sequence[Group], variants: Variants, pairs: Sequence[Pair], told: Sequence[str]) -> list[str]:

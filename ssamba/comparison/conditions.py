@@ -260,15 +260,15 @@ def _conditions(runs: Sequence[Described], examples: Sequence[str | None]) -> di
     """Key -> of each run its value, the same for all where nothing is known of some, or where they are as good as the
     same."""
     keys = list(dict.fromkeys(key for run in runs for key in run.conditions))
-    found = {key: [run.conditions.get(key) for run in runs] for key in keys}
+    conditions = {key: [run.conditions.get(key) for run in runs] for key in keys}
     for key in keys:
         if key.startswith(PRETRAINING):  # of those without pretraining there is nothing to be equal
             known = [run.conditions[key] for run in runs if key in run.conditions]
-            found[key] = [run.conditions.get(key, known[0]) for run in runs]
+            conditions[key] = [run.conditions.get(key, known[0]) for run in runs]
     for prefix in {key.removesuffix("audio.mean") for key in keys if key.endswith("audio.mean")}:
-        pairs = zip(found[f"{prefix}audio.mean"], found[f"{prefix}audio.std"], strict=True)
+        pairs = zip(conditions[f"{prefix}audio.mean"], conditions[f"{prefix}audio.std"], strict=True)
         alike = _alike(list(pairs), _same_statistics)
-        found[f"{prefix}audio.mean"], found[f"{prefix}audio.std"] = map(list, zip(*alike, strict=True))
+        conditions[f"{prefix}audio.mean"], conditions[f"{prefix}audio.std"] = map(list, zip(*alike, strict=True))
     by_fold: dict[str, list[str]] = {}
     for run, digest in zip(runs, examples, strict=True):
         if digest is not None:
@@ -277,21 +277,21 @@ def _conditions(runs: Sequence[Described], examples: Sequence[str | None]) -> di
         if len(set(digests)) > 1:
             for place, (run, digest) in enumerate(zip(runs, examples, strict=True)):
                 if run.fold == fold and digest is not None:
-                    found["data.test"][place] = f"{found['data.test'][place] or fold} examples {digest[:8]}"
-    return found
+                    conditions["data.test"][place] = f"{conditions['data.test'][place] or fold} examples {digest[:8]}"
+    return conditions
 
 
 def _alike(values: Sequence[Any], same: Callable[[Any, Any], bool]) -> list[Any]:
     """In the place of each value the first one that is the same."""
     firsts: list[Any] = []
-    found = []
+    representatives = []
     for value in values:
         first = next((one for one in firsts if same(one, value)), None)
         if first is None:
             firsts.append(value)
             first = value
-        found.append(first)
-    return found
+        representatives.append(first)
+    return representatives
 
 
 def _same_statistics(first: tuple[float | None, float | None], second: tuple[float | None, float | None]) -> bool:

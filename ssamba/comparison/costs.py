@@ -155,6 +155,6 @@ def mean_costs(costs: Sequence[Costs]) -> Costs:
     """Of a group: means, and the most of memory; None of what is not known of every run."""
     columns = [None if None in column else column for column in zip(*costs, strict=True)]
     means = [None if column is None else statistics.mean(column) for column in columns]
-    found = Costs(*means)
+    mean = Costs(*means)
     memory = columns[Costs._fields.index("peak_memory_bytes")]
-    return found._replace(peak_memory_bytes=None if memory is None else max(memory))
+    return mean._replace(peak_memory_bytes=None if memory is None else max(memory))

@@ -71,23 +71,23 @@ def disagreements(first: Group, second: Group) -> list[Disagreement]:
     labels, names = ours.labels, ours.names
     if labels.ndim == 2:  # of each example the class of which they disagree most
         sure, wrong = 1 - (ours.chances - labels).abs(), (theirs.chances - labels).abs()
-        certainty, said = torch.where((sure > 0.5) & (wrong > 0.5), sure * wrong, 0.0).max(1)
+        certainty, predicted = torch.where((sure > 0.5) & (wrong > 0.5), sure * wrong, 0.0).max(1)
     else:
         rows = torch.arange(len(labels))
-        said, right = theirs.chances.argmax(1), ours.chances.argmax(1) == labels
-        certainty = ours.chances[rows, labels] * theirs.chances[rows, said] * (right & (said != labels))
-    found = []
+        predicted, right = theirs.chances.argmax(1), ours.chances.argmax(1) == labels
+        certainty = ours.chances[rows, labels] * theirs.chances[rows, predicted] * (right & (predicted != labels))
+    examples = []
     for place in certainty.argsort(descending=True, stable=True)[:EACH].tolist():
         if certainty[place] <= 0:
             break
-        name = names[int(said[place])]
+        name = names[int(predicted[place])]
         if labels.ndim == 2:
             true = "|".join(names[one] for one in torch.nonzero(labels[place]).flatten().tolist())
-            wrong_text = f"{'missed' if labels[place, said[place]] else 'said'} {name}"
+            wrong_text = f"{'missed' if labels[place, predicted[place]] else 'said'} {name}"
         else:
             true, wrong_text = names[int(labels[place])], f"said {name}"
-        found.append(Disagreement(ours.keys[place], true, wrong_text, float(certainty[place])))
-    return found
+        examples.append(Disagreement(ours.keys[place], true, wrong_text, float(certainty[place])))
+    return examples
 
 
 def _answers(group: Group) -> _Answers:
@@ -95,8 +95,8 @@ def _answers(group: Group) -> _Answers:
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
     names: list[str] = []
     for run in group.runs:
-        found, names = run.predictions()
-        for key, label, chances in zip(found.keys, found.labels, probabilities(found), strict=True):
+        predictions, names = run.predictions()
+        for key, label, chances in zip(predictions.keys, predictions.labels, probabilities(predictions), strict=True):
             _, before, count = sums.get(key, (label, torch.zeros(len(names), dtype=torch.float64), 0))
             sums[key] = label, before + chances, count + 1
     keys = sorted(sums)
@@ -107,13 +107,15 @@ def _answers(group: Group) -> _Answers:
 def _texts(first: Group, second: Group) -> list[Disagreement]:
     """Of what is said, by the first run of each: where the one makes fewest mistakes more than the other."""
     ours, theirs = (_written(group) for group in (first, second))
-    found = []
+    examples = []
     for key in sorted(ours.keys() & theirs.keys()):
         true, _, right = ours[key]
         _, wrong, mistakes = theirs[key]
         if mistakes > right:
-            found.append(Disagreement(key, true, f"said {wrong or 'nothing'}", (mistakes - right) / max(1, len(true))))
-    return sorted(found, key=lambda one: -one.certainty)[:EACH]
+            examples.append(
+                Disagreement(key, true, f"said {wrong or 'nothing'}", (mistakes - right) / max(1, len(true)))
+            )
+    return sorted(examples, key=lambda one: -one.certainty)[:EACH]
 
 
 def _written(group: Group) -> dict[str, tuple[str, str, float]]:
@@ -159,7 +161,7 @@ def _test_shards(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> ShardS
 
 
 def _rows(reader: SampleReader, samples: int, wanted: set[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    rows: dict[str, int] = {}
     with progress_bar(samples, "sample", "names") as bar:
         for row in range(samples):
             bar.update()
@@ -168,8 +170,8 @@ def _rows(reader: SampleReader, samples: int, wanted: set[str]) -> dict[str, int
             except BadAudio:
                 continue
             if key in wanted:
-                found.setdefault(key, row)
-    return found
+                rows.setdefault(key, row)
+    return rows
 
 
 def _read(
@@ -178,7 +180,7 @@ def _read(
     rate = recipe["audio.sampling_rate"]
     log_mel = LogMel(rate, recipe["audio.num_mel_bins"], 0.0, 0.5)
     longest = min(samples_for(recipe["audio.max_length"], rate), round(_MOST_SECONDS * rate))
-    found: dict[str, Sound] = {}
+    sounds: dict[str, Sound] = {}
     room = _MOST_BYTES
     for key, name in recordings.items():
         if name not in rows:
@@ -192,10 +194,10 @@ def _read(
             continue
         room -= len(flac)
         spectrogram = log_mel(torch.from_numpy(waveform).unsqueeze(0), torch.tensor([len(waveform)]))[0]
-        found[key] = Sound(len(waveform) / rate, spectrogram, flac)
-    missing = len(recordings) - len(found)
+        sounds[key] = Sound(len(waveform) / rate, spectrogram, flac)
+    missing = len(recordings) - len(sounds)
     return (
-        found,
+        sounds,
         f"{missing} of {len(recordings)} are not heard, for want of room or of the recording." if missing else "",
     )
 

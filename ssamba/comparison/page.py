@@ -208,32 +208,32 @@ def _confused_blocks(shares: Mapping[str, torch.Tensor], names: Sequence[str]) -
 def _confusion(runs: Sequence[Run]) -> tuple[torch.Tensor, list[str]]:
     counts, names = torch.zeros(0), list[str]()
     for run in runs:
-        found, names = run.predictions()
-        own = confusion_matrix(found.logits, found.labels)
+        predictions, names = run.predictions()
+        own = confusion_matrix(predictions.logits, predictions.labels)
         counts = own if not counts.numel() else counts + own
     return counts, names
 
 
 def _disagreement_sections(folder: Path, comparison: Comparison) -> list[Section]:
-    found: list[tuple[Group, Group, list[Disagreement]]] = []
+    pairs: list[tuple[Group, Group, list[Disagreement]]] = []
     for best, other in shown_pairs(comparison):
         for first, second in ((best, other), (other, best)):
-            found.append((first, second, disagreements(first, second)))
-    keys = list(dict.fromkeys(one.key for _, _, some in found for one in some))
+            pairs.append((first, second, disagreements(first, second)))
+    keys = list(dict.fromkeys(one.key for _, _, some in pairs for one in some))
     if not keys:
-        return [Section(_EXAMPLES, [Text("There are none.")])] if found else []
-    sounds, missing = find_sounds(found[0][0], keys)
+        return [Section(_EXAMPLES, [Text("There are none.")])] if pairs else []
+    sounds, missing = find_sounds(pairs[0][0], keys)
     paths: dict[str, Path] = {}
-    for number, (key, sound) in enumerate(sounds.items()):
-        paths[key] = folder / f"example-{number:02d}.png"
+    for index, (key, sound) in enumerate(sounds.items()):
+        paths[key] = folder / f"example-{index:02d}.png"
         draw_spectrogram(paths[key], sound.spectrogram, sound.seconds)
-    told = (
+    explanation = (
         f"At most {EACH} of a pair in either direction, by the mean over the seeds, the surest first: by the product "
         "of the one group's probability of what is true and the other's of what is not. What is heard is as loud as "
         "it can be."
     )
-    sections = [Section(_EXAMPLES, [Text(told), *([Text(missing)] if missing else [])])]
-    for first, second, some in found:
+    sections = [Section(_EXAMPLES, [Text(explanation), *([Text(missing)] if missing else [])])]
+    for first, second, some in pairs:
         heading = f"{first.letter} right, {second.letter} wrong"
         sections.append(Section(heading, _example_blocks(some, sounds, paths) or [Text("None.")]))
     return sections

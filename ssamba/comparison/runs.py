@@ -111,7 +111,7 @@ def find_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: a folder is none or has no runs, a run is not finished, or is given and has no scores of examples.
     """
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     recipes: dict[Path, Recipe] = {}
     pretraining = 0
     for place in places:
@@ -125,18 +125,18 @@ def find_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
                 if recipes[folder].task_type == "pretrain":
                     pretraining += 1
                     continue
-            found.setdefault(folder.resolve(), folder)
-    if unfinished := [str(folder) for folder in found.values() if not (folder / RECORD_NAME).is_file()]:
+            folders.setdefault(folder.resolve(), folder)
+    if unfinished := [str(folder) for folder in folders.values() if not (folder / RECORD_NAME).is_file()]:
         raise UserError(
-            f"{len(unfinished)} of {len(found)} runs are not finished, and have no {RECORD_NAME}: "
+            f"{len(unfinished)} of {len(folders)} runs are not finished, and have no {RECORD_NAME}: "
             f"{', '.join(unfinished[:8])}{', ...' if len(unfinished) > 8 else ''}; --resume goes on with a run, or "
             "name those that are to be compared"
         )
-    runs = [read_run(folder, recipes.get(folder)) for folder in found.values()]
+    runs = [read_run(folder, recipes.get(folder)) for folder in folders.values()]
     for run in runs:
         check_scored(run)
-    told = [f"{pretraining} pretraining runs, which have no scores of examples"] if pretraining else []
-    return runs, told
+    passed_over = [f"{pretraining} pretraining runs, which have no scores of examples"] if pretraining else []
+    return runs, passed_over
 
 
 def _below(place: Path) -> Iterator[Path]:
@@ -191,10 +191,10 @@ def read_examples(run: Run) -> Examples:
     """
     if run.metric == "CER":
         return _read_texts(run)
-    found, names = run.predictions()
-    order = sorted(range(len(found.keys)), key=found.keys.__getitem__)
-    keys = [found.keys[place] for place in order]
-    chosen = Predictions(keys, found.logits[order], found.labels[order])
+    predictions, names = run.predictions()
+    order = sorted(range(len(predictions.keys)), key=predictions.keys.__getitem__)
+    keys = [predictions.keys[place] for place in order]
+    chosen = Predictions(keys, predictions.logits[order], predictions.labels[order])
     if run.metric == "mAP":
         digest = _digest(keys, names, chosen.labels.numpy().tobytes())
         return Examples(keys, _units(run, keys), digest, lambda weights: weighted_metrics(chosen, weights)["mAP"])
@@ -222,10 +222,10 @@ def _read_texts(run: Run) -> Examples:
 
 
 def _digest(keys: Sequence[str], names: Sequence[str], labels: bytes) -> str:
-    found = hashlib.sha256(labels)
+    digest = hashlib.sha256(labels)
     for text in itertools.chain(keys, [""], names):
-        found.update(text.encode(errors="replace") + b"\0")
-    return found.hexdigest()
+        digest.update(text.encode(errors="replace") + b"\0")
+    return digest.hexdigest()
 
 
 def _units(run: Run, keys: Sequence[str]) -> list[str]:
@@ -258,6 +258,6 @@ def _read_named(run: Run, label: str) -> dict[str, str]:
             f"{error}"
         ) from error
     option = "evaluation.group_by"
-    found = read_asked_labels(shards, label, option, ShardCache(round(run.recipe["data.cache_gigabytes"] * 1e9)))
-    names = one_name_each(found, shards.samples, label, option)
-    return {found[row][0]: name for row, name in names.items()}
+    labels = read_asked_labels(shards, label, option, ShardCache(round(run.recipe["data.cache_gigabytes"] * 1e9)))
+    names = one_name_each(labels, shards.samples, label, option)
+    return {labels[row][0]: name for row, name in names.items()}

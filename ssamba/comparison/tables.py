@@ -130,7 +130,7 @@ def write_csv(folder: Path, comparison: Comparison) -> None:
     rows: list[Sequence[Any]] = [header]
     for group in comparison.groups:
         values = [csv_cell(_value(group, key)) for key in comparison.variants.keys]
-        numbers = [number for name in names for number in group.scores[name]]
+        numbers = [score for name in names for score in group.scores[name]]
         rows.append((group.letter, *values, group.seeds, group.folds, group.examples, *numbers, *group.costs))
     _write_rows(folder / "comparison.csv", rows)
     rows = [("first", "second", "metric", "difference", "low", "high", "p", "p_of_all_pairs", "significant")]

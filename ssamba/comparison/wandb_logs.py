@@ -67,8 +67,8 @@ def find_logs(folder: Path, group: str | None = None) -> tuple[list[Run], list[s
     Raises:
         UserError: there is none, none of the group, one that is damaged, or one of another program; wandb is missing.
     """
-    found = sorted(folder.glob("**/run-*.wandb")) if folder.is_dir() else []
-    paths = list({path.resolve(): path for path in found[: _MOST_LOGS + 1]}.values())  # latest-run is a link to one
+    matches = sorted(folder.glob("**/run-*.wandb")) if folder.is_dir() else []
+    paths = list({path.resolve(): path for path in matches[: _MOST_LOGS + 1]}.values())  # latest-run is a link to one
     if not paths:
         what = "holds no log" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
         raise UserError(f"--wandb-dir {folder} {what}; expected a folder with {_EXPECTED}")
@@ -285,7 +285,7 @@ def _history(logs: Sequence[Log]) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     seconds = 0.0
     for log in logs:
-        found = []
+        log_rows = []
         for logged in log.history:
             row = {name: float(value) for name, value in logged.items() if _is_number(value)}
             runtime = row.get("_runtime", 0.0)
@@ -293,8 +293,8 @@ def _history(logs: Sequence[Log]) -> list[dict[str, float]]:
             if len(row) > 1 and _STEP in row:  # others have pictures and tables
                 row["step"] = row.pop(_STEP)
                 row[SECONDS] = seconds + runtime
-                found.append(row)
-        if found:
-            rows = [row for row in rows if row["step"] < found[0]["step"]] + found
-            seconds = found[-1][SECONDS]
+                log_rows.append(row)
+        if log_rows:
+            rows = [row for row in rows if row["step"] < log_rows[0]["step"]] + log_rows
+            seconds = log_rows[-1][SECONDS]
     return rows

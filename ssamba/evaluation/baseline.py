@@ -90,15 +90,15 @@ def read_statistics(stream: ClipStream, log_mel: LogMel, hop_frames: int | None 
             frames = log_mel.frames(batch["lengths"])
             spectrogram, names, truth = log_mel(batch["waveform"], batch["lengths"]), batch["keys"], batch["labels"]
             if hop_frames is None:
-                found = log_mel_features(spectrogram, frames)
+                batch_features = log_mel_features(spectrogram, frames)
             else:
                 parts = hop_features(spectrogram, frames, hop_frames)
                 truth = fit_hops(truth, parts["statistics"].shape[1])
                 flat = {name: flat_hops(names, values, truth) for name, values in parts.items()}
-                found = {name: values for name, (_, values, _) in flat.items()}
+                batch_features = {name: values for name, (_, values, _) in flat.items()}
                 names, _, truth = flat["statistics"]
             for name, values in features.items():
-                values.append(found[name])
+                values.append(batch_features[name])
             labels.append(truth)
             keys.extend(names)
             bar.update(len(batch["keys"]))

@@ -164,11 +164,11 @@ def exact(inputs: Mapping[str, Tensor], dout: Tensor) -> dict[str, Tensor]:
     return value_and_gradients(scan, {name: x.double() for name, x in inputs.items()}, dout.double())
 
 
-def relative_errors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+def relative_errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
     """Of each tensor the largest absolute error, relative to the largest magnitude of the wanted one."""
     result = {}
-    for name, truth in wanted.items():
-        error = (found[name].double() - truth.double()).abs().max().item()
+    for name, truth in expected.items():
+        error = (actual[name].double() - truth.double()).abs().max().item()
         result[name] = error / (truth.abs().max().item() or 1.0)
     return result
 
@@ -280,14 +280,14 @@ def scan_report(result: Mapping[str, Any]) -> str:
     """What `benchmark_scan` found, as a Markdown table with what belongs to it."""
     shape = ScanShape(**result["shape"])
     rows = [("backend", "forward", "forward + backward", "error of y", "error of gradients")]
-    for name, found in result["backends"].items():
-        name_of_worst, worst = worst_gradient(found["errors"])
+    for name, measured in result["backends"].items():
+        name_of_worst, worst = worst_gradient(measured["errors"])
         rows.append(
             (
                 name,
-                f"{found['forward_ns']:.3f}",
-                f"{found['forward_backward_ns']:.3f}",
-                f"{found['errors']['y']:.1e}",
+                f"{measured['forward_ns']:.3f}",
+                f"{measured['forward_backward_ns']:.3f}",
+                f"{measured['errors']['y']:.1e}",
                 f"{worst:.1e} ({name_of_worst})",
             )
         )
@@ -331,10 +331,10 @@ def goals_table(goals: Sequence[Goal]) -> str:
 
 def versions(*packages: str) -> dict[str, str | None]:
     """Of what a measurement depends on, and of `packages`; None for what is not installed."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in (*_PACKAGES, *packages):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed

@@ -112,9 +112,9 @@ def _crossings(tokens: Sequence[int], ratios: np.ndarray) -> np.ndarray:
     before, after = last.clip(0), (last + 1).clip(0, ratios.shape[1] - 1)
     left, right = ratios[rows, before], ratios[rows, after]
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.exp(x[before] + (x[after] - x[before]) * left / (left - right))
-    found = np.where(last < 0, float(tokens[0]), found)
-    crossings: np.ndarray = np.where(last == ratios.shape[1] - 1, math.inf, found)
+        estimates = np.exp(x[before] + (x[after] - x[before]) * left / (left - right))
+    estimates = np.where(last < 0, float(tokens[0]), estimates)
+    crossings: np.ndarray = np.where(last == ratios.shape[1] - 1, math.inf, estimates)
     return crossings
 
 

@@ -236,9 +236,11 @@ def spare_memory(system: Path = Path("/")) -> int | None:
         try:
             most = (group / "memory.max").read_text().strip()
             current = int((group / "memory.current").read_text())
-            held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
         if most != "max":
-            left.append(int(most) - current + int(held.get("inactive_file", 0)))  # that is what files left in memory
+            left.append(
+                int(most) - current + int(statistics.get("inactive_file", 0))
+            )  # that is what files left in memory
     return max(0, min(left) - _SPARE)

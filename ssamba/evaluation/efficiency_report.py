@@ -56,13 +56,13 @@ class Case(NamedTuple):
 
 def series_of(points: Sequence[Measured], case: Case, encoder: str, passes: str, quantity: str) -> Series:
     """What was measured of one of `QUANTITIES`, by the tokens; memory that the system does not tell is left out."""
-    found: dict[int, Sequence[float]] = {}
+    series: dict[int, Sequence[float]] = {}
     for one in sorted(_of(points, case), key=lambda one: one.tokens):
         if (one.encoder, one.passes, one.status) == (encoder, passes, "done"):
             values = one.seconds if quantity == "seconds" else [float(one.bytes or 0)]
             if min(values) > 0:
-                found[one.tokens] = values
-    return found
+                series[one.tokens] = values
+    return series
 
 
 def _of(points: Sequence[Measured], case: Case) -> list[Measured]:
@@ -71,8 +71,8 @@ def _of(points: Sequence[Measured], case: Case) -> list[Measured]:
 
 def _cases(points: Sequence[Measured]) -> list[Case]:
     sizes = list(dict.fromkeys(one.size for one in points))
-    found = {Case(one.batch, one.size) for one in points}
-    return sorted(found, key=lambda case: (case.batch, sizes.index(case.size)))
+    cases = {Case(one.batch, one.size) for one in points}
+    return sorted(cases, key=lambda case: (case.batch, sizes.index(case.size)))
 
 
 def _among(names: Sequence[str], points: Sequence[Measured], field: str) -> list[str]:
@@ -101,19 +101,19 @@ class Crossed(NamedTuple):
 
 
 def growths(points: Sequence[Measured]) -> list[Grown]:
-    found = []
+    results = []
     for case in _cases(points):
         own = _of(points, case)
         for encoder in _among(KINDS, own, "encoder"):
             for passes in _among(PASSES, own, "passes"):
                 for quantity in QUANTITIES:
                     if grown := growth(series_of(own, case, encoder, passes, quantity)):
-                        found.append(Grown(case, encoder, passes, quantity, grown))
-    return found
+                        results.append(Grown(case, encoder, passes, quantity, grown))
+    return results
 
 
 def crossings(points: Sequence[Measured]) -> list[Crossed]:
-    found = []
+    results = []
     for case in _cases(points):
         own = _of(points, case)
         for passes in _among(PASSES, own, "passes"):
@@ -121,8 +121,8 @@ def crossings(points: Sequence[Measured]) -> list[Crossed]:
             for other in _among(KINDS, own, "encoder"):
                 crossed = crossing(ours, series_of(own, case, other, passes, "seconds"))
                 if other != _OURS and crossed:
-                    found.append(Crossed(case, passes, other, crossed))
-    return found
+                    results.append(Crossed(case, passes, other, crossed))
+    return results
 
 
 def _measured_tables(points: Sequence[Measured], case: Case) -> Iterator[str]:
@@ -132,8 +132,8 @@ def _measured_tables(points: Sequence[Measured], case: Case) -> Iterator[str]:
         for title, quantity, scale in (("time, s", "seconds", 1.0), ("peak memory, MiB", "bytes", 2.0**20)):
             rows = [("tokens", *kinds)]
             for tokens in sorted({one.tokens for one in own if one.passes == passes}):
-                found = {one.encoder: one for one in own if (one.tokens, one.passes) == (tokens, passes)}
-                rows.append((f"{tokens:,}", *(_cell(found.get(kind), quantity, scale) for kind in kinds)))
+                by_encoder = {one.encoder: one for one in own if (one.tokens, one.passes) == (tokens, passes)}
+                rows.append((f"{tokens:,}", *(_cell(by_encoder.get(kind), quantity, scale) for kind in kinds)))
             yield f"{passes}, {title}:\n\n{markdown_table(rows)}"
 
 

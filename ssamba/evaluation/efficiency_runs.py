@@ -70,8 +70,8 @@ def open_record(out: Path, setup: Mapping[str, Any], overwrite: bool) -> Record:
             path.unlink(missing_ok=True)
     elif ours:
         record = read_json(out / RESULTS, Record, "what `ssamba bench efficiency` writes; --overwrite begins anew")
-        found = {name: (value, record.setup.get(name)) for name, value in setup.items()}
-        if other := [f"{name} {there} (here {here})" for name, (here, there) in found.items() if here != there]:
+        values = {name: (value, record.setup.get(name)) for name, value in setup.items()}
+        if other := [f"{name} {there} (here {here})" for name, (here, there) in values.items() if here != there]:
             raise UserError(
                 f"{out} holds points of {', '.join(other)}; expected another --out, or --overwrite to begin anew"
             )

@@ -76,13 +76,13 @@ class Event(NamedTuple):
 
 def events_of(classes: Sequence[int], names: Sequence[str], hop_seconds: float) -> list[Event]:
     """What the classes of a recording's hops make up: hops one after another of one class, but `BACKGROUND`."""
-    found, place = [], 0
-    for number, some in groupby(classes):
+    events, place = [], 0
+    for class_index, some in groupby(classes):
         hops = len(list(some))
-        if names[number] != BACKGROUND:
-            found.append(Event(names[number], place * hop_seconds, (place + hops) * hop_seconds))
+        if names[class_index] != BACKGROUND:
+            events.append(Event(names[class_index], place * hop_seconds, (place + hops) * hop_seconds))
         place += hops
-    return found
+    return events
 
 
 def matches(said: Sequence[Event], true: Sequence[Event]) -> int:
@@ -106,18 +106,18 @@ _ROUNDING = 1e-6  # seconds
 def event_scores(predictions: Predictions, names: Sequence[str], hop_seconds: float) -> dict[str, float]:
     """F1 of the hops that are no `BACKGROUND`, over all classes ("segment_F1"), and of whole events ("event_F1"); NaN
     where there is none, neither true nor said."""
-    said, true = predictions.logits.argmax(1), predictions.labels
+    predicted, true = predictions.logits.argmax(1), predictions.labels
     background = names.index(BACKGROUND) if BACKGROUND in names else -1
-    right = int(((said == true) & (true != background)).sum())
-    claims, hops = int((said != background).sum()), int((true != background).sum())
-    found = events = claimed = 0
-    places = zip(predictions.keys, said.tolist(), true.tolist(), strict=True)
+    right = int(((predicted == true) & (true != background)).sum())
+    claims, hops = int((predicted != background).sum()), int((true != background).sum())
+    matched = events = claimed = 0
+    places = zip(predictions.keys, predicted.tolist(), true.tolist(), strict=True)
     for _, some in groupby(places, key=lambda place: recording_of(place[0])):
         _, ours, theirs = zip(*some, strict=True)
         these, those = (events_of(classes, names, hop_seconds) for classes in (ours, theirs))
-        found, claimed, events = found + matches(these, those), claimed + len(these), events + len(those)
-    return {"segment_F1": _f1(right, claims, hops), "event_F1": _f1(found, claimed, events)}
+        matched, claimed, events = matched + matches(these, those), claimed + len(these), events + len(those)
+    return {"segment_F1": _f1(right, claims, hops), "event_F1": _f1(matched, claimed, events)}
 
 
-def _f1(found: int, claimed: int, true: int) -> float:
-    return 2 * found / (claimed + true) if claimed + true else float("nan")
+def _f1(matched: int, claimed: int, true: int) -> float:
+    return 2 * matched / (claimed + true) if claimed + true else float("nan")

@@ -109,10 +109,10 @@ def interval(value: float, replicates: Tensor) -> Interval:
 
 
 def _folds(runs: Sequence[Scored]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    folds: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
-        found.setdefault(run.fold, []).append(place)
-    return dict(sorted(found.items()))
+        folds.setdefault(run.fold, []).append(place)
+    return dict(sorted(folds.items()))
 
 
 def _scores(predictions: Predictions) -> dict[str, Tensor]:
@@ -136,12 +136,12 @@ def _replicates(runs: Sequence[Scored], groups: dict[str, str] | None, seed: int
     count = resamples(sum(run.predictions.logits.numel() for run in runs if run.predictions.labels.ndim == 2))
     times = drawn(count, len(folds), generator) / len(folds)
     total: dict[str, Tensor] = {}
-    for number, places in enumerate(folds.values()):
+    for index, places in enumerate(folds.values()):
         shares = drawn(count, len(places), generator) / len(places)
         for name, value in _fold_replicates(
             [runs[place].predictions for place in places], shares, groups, generator
         ).items():
-            total[name] = total.get(name, torch.zeros(())) + times[:, number] * value
+            total[name] = total.get(name, torch.zeros(())) + times[:, index] * value
     return total
 
 
@@ -177,9 +177,10 @@ def _fold_replicates(
 def _weighted_mean(
     scored: Sequence[Predictions], orders: Sequence[Tensor], weights: Tensor, shares: Tensor
 ) -> dict[str, Tensor]:
-    found = [weighted_metrics(one, weights[:, order]) for one, order in zip(scored, orders, strict=True)]
+    metrics = [weighted_metrics(one, weights[:, order]) for one, order in zip(scored, orders, strict=True)]
     return {
-        name: sum((shares[:, run] * one[name] for run, one in enumerate(found)), torch.zeros(())) for name in found[0]
+        name: sum((shares[:, run] * one[name] for run, one in enumerate(metrics)), torch.zeros(()))
+        for name in metrics[0]
     }
 
 
@@ -200,12 +201,12 @@ def weighted_metrics(predictions: Predictions, weights: Tensor) -> dict[str, Ten
 def _average_precision(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """The mean over the classes that occur, of torchmetrics' definition: steps of recall at distinct scores, (R,)."""
     added = weights.new_zeros(len(weights), logits.shape[1])
-    for number in range(logits.shape[1]):
-        scores, order = logits[:, number].sort(descending=True)
+    for class_index in range(logits.shape[1]):
+        scores, order = logits[:, class_index].sort(descending=True)
         last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])  # of clips with one score
         ordered = weights[:, order]
-        positive = (ordered * labels[order, number].double()).cumsum(1)[:, last]
+        positive = (ordered * labels[order, class_index].double()).cumsum(1)[:, last]
         precision = positive / ordered.cumsum(1)[:, last].clamp(min=1)
         steps = positive.diff(dim=1, prepend=positive.new_zeros(len(positive), 1))
-        added[:, number] = (steps * precision).sum(1) / positive[:, -1]
+        added[:, class_index] = (steps * precision).sum(1) / positive[:, -1]
     return added.nanmean(1)

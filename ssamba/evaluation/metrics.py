@@ -52,20 +52,20 @@ class ClassScores(NamedTuple):
 def class_scores(probabilities: Tensor, labels: Tensor) -> list[ClassScores]:
     """Of each class, from probabilities (B, C) and labels int64 (B,) or multi-hot (B, C)."""
     if labels.ndim == 2:
-        hot, said = labels.bool(), probabilities > 0.5
+        hot, predicted = labels.bool(), probabilities > 0.5
     else:
-        number = probabilities.shape[1]
-        hot, said = (torch.nn.functional.one_hot(one, number).bool() for one in (labels, probabilities.argmax(1)))
-    hits, counts, claims = (hot & said).sum(0), hot.sum(0), said.sum(0)
-    found = []
+        classes = probabilities.shape[1]
+        hot, predicted = (torch.nn.functional.one_hot(one, classes).bool() for one in (labels, probabilities.argmax(1)))
+    hits, counts, claims = (hot & predicted).sum(0), hot.sum(0), predicted.sum(0)
+    scores = []
     for place, (hit, count, claim) in enumerate(zip(hits.tolist(), counts.tolist(), claims.tolist(), strict=True)):
         score, truth = probabilities[:, place].double(), hot[:, place].long()
         precision, recall = (hit / claim if claim else math.nan), (hit / count if count else math.nan)
         f1 = 2 * hit / (count + claim) if count + claim else math.nan
         ranked = float(binary_average_precision(score, truth)) if count else math.nan
         auc = float(binary_auroc(score, truth)) if 0 < count < len(truth) else math.nan
-        found.append(ClassScores(count, precision, recall, f1, ranked, auc))
-    return found
+        scores.append(ClassScores(count, precision, recall, f1, ranked, auc))
+    return scores
 
 
 def summary_metrics(classes: list[ClassScores], probabilities: Tensor, labels: Tensor) -> dict[str, float]:

@@ -161,8 +161,8 @@ def draw_bars(path: Path, values: Mapping[str, Mapping[str, float]], ylabel: str
     figure = Figure(figsize=(max(6.0, 0.55 * len(values) * len(bars) + 2), 4.2), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / len(bars)
-    for number, bar in enumerate(bars):
-        places = [i + (number - (len(bars) - 1) / 2) * width for i, group in enumerate(values.values()) if bar in group]
+    for index, bar in enumerate(bars):
+        places = [i + (index - (len(bars) - 1) / 2) * width for i, group in enumerate(values.values()) if bar in group]
         heights = [group[bar] for group in values.values() if bar in group]
         axis.bar_label(axis.bar(places, heights, width * 0.92, label=_shown(bar)), fmt="%.3g", fontsize=8)
     axis.set_xticks(range(len(values)), [_shown(group) for group in values])
@@ -259,8 +259,8 @@ def draw_losses(path: Path, groups: Mapping[str, Sequence[tuple[Points, Points]]
     figure = Figure(figsize=(5.0, 3.6 + _LEGEND_LINE * (len(groups) + 2)), layout="constrained")
     axis = figure.subplots()
     shown = []
-    for number, (group, runs) in enumerate(groups.items()):
-        colour, style = f"C{number % 10}", "-" if number < 10 else "--"
+    for index, (group, runs) in enumerate(groups.items()):
+        colour, style = f"C{index % 10}", "-" if index < 10 else "--"
         for training, validation in runs:
             if training:
                 axis.plot(*zip(*_thinned(training), strict=True), color=colour, linewidth=0.8, alpha=0.6)
@@ -296,17 +296,19 @@ def draw_trade_off(
     differ by more than tenfold stand on a logarithmic axis."""
     figure = Figure(figsize=(5.0, 3.6 + _LEGEND_LINE * len(groups)), layout="constrained")
     axis = figure.subplots()
-    for number, (group, (cost, score, low, high)) in enumerate(groups.items()):
+    for index, (group, (cost, score, low, high)) in enumerate(groups.items()):
         ends = [[max(0.0, score - low)], [max(0.0, high - score)]] if low <= high else None
-        marker = "osD^v<>Pp*"[number // 10 % 10]
-        axis.errorbar([cost], [score], yerr=ends, fmt=marker, color=f"C{number % 10}", capsize=4, label=_shown(group))
+        marker = "osD^v<>Pp*"[index // 10 % 10]
+        axis.errorbar([cost], [score], yerr=ends, fmt=marker, color=f"C{index % 10}", capsize=4, label=_shown(group))
         axis.annotate(group.partition(":")[0][:4], (cost, score), xytext=(6, 4), textcoords="offset points", fontsize=9)
     costs = [cost for cost, *_ in groups.values()]
-    said = EngFormatter() if max(costs) >= 10_000 else StrMethodFormatter("{x:g}")
-    axis.xaxis.set_major_formatter(said)
+    formatter = EngFormatter() if max(costs) >= 10_000 else StrMethodFormatter("{x:g}")
+    axis.xaxis.set_major_formatter(formatter)
     if min(costs) > 0 and max(costs) > 10 * min(costs):
         axis.set_xscale("log")  # whose own labels are formulas
-        axis.xaxis.set(major_formatter=said, minor_formatter=lambda cost, _: said(cost) if _is_round(cost) else "")
+        axis.xaxis.set(
+            major_formatter=formatter, minor_formatter=lambda cost, _: formatter(cost) if _is_round(cost) else ""
+        )
     axis.set(xlabel=xlabel, ylabel=ylabel, title=_shown(title))
     axis.margins(x=0.15, y=0.15)
     axis.grid(alpha=0.3)

@@ -152,13 +152,13 @@ def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, tempera
     scaling = Scaling.of(x)
     scaled = scaling(x)
     fewest = len(x) - int(part.folds.bincount().max())
-    numbers = [k] if k is not None else [number for number in NEIGHBOURS if number <= fewest] or [1]
+    counts = [k] if k is not None else [count for count in NEIGHBOURS if count <= fewest] or [1]
 
     def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
-        near = find_neighbours(scaled[rows], scaled[out], max(numbers))
-        yield from (vote(near, part.labels[rows], part.classes, number, temperature) for number in numbers)
+        near = find_neighbours(scaled[rows], scaled[out], max(counts))
+        yield from (vote(near, part.labels[rows], part.classes, count, temperature) for count in counts)
 
-    chosen, score = choose_setting(part, numbers, held_back)
+    chosen, score = choose_setting(part, counts, held_back)
 
     def logits(clips: Tensor) -> Tensor:
         near = find_neighbours(scaled, scaling(clips), int(chosen))
@@ -185,11 +185,11 @@ def choose_setting(
     name = main_metric(labels)
     best = (-1.0, 0.0)
     chosen = 0
-    for number, found in enumerate(zip(*(held_back(rows, out) for rows, out in splits), strict=True)):
-        logits = torch.cat(found)
+    for index, fold_logits in enumerate(zip(*(held_back(rows, out) for rows, out in splits), strict=True)):
+        logits = torch.cat(fold_logits)
         judged = (clip_metrics(logits, labels)[name], -float(classifier_loss(logits, labels)))
         if judged > best:
-            best, chosen = judged, number
-        elif patience is not None and number - chosen >= patience:
+            best, chosen = judged, index
+        elif patience is not None and index - chosen >= patience:
             break
     return settings[chosen], best[0]

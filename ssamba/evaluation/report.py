@@ -128,18 +128,18 @@ def baseline_text(baseline: Mapping[str, Any] | None) -> str:
     )
 
 
-def class_sections(folder: Path, scores: Sequence[Sequence[str]], told: str) -> list[Section]:
+def class_sections(folder: Path, scores: Sequence[Sequence[str]], note: str) -> list[Section]:
     """Scores, confusion and mistakes of the classifier whose clips are in a folder."""
     predictions, names = read_scores(folder)
     ends = f"In brackets: {LEVEL:.0%} bootstrap intervals."
-    sections = [Section("Scores", [Table(scores), Text(f"{ends} {told}".strip())])]
+    sections = [Section("Scores", [Table(scores), Text(f"{ends} {note}".strip())])]
     if (folder / "confusion.png").is_file():
         picture = Picture(folder / "confusion.png", "clips of each true class (rows) by what was said of them")
         sections.append(Section("Confusion", [picture]))
     sections.append(Section("Classes", _class_blocks(predictions, names)))
-    found = mistakes(predictions, names)
-    rows = [("clip", "true", "mistake", "probability"), *((*one[:3], f"{one.probability:.3f}") for one in found)]
-    blocks: list[Block] = [Table(rows)] if found else [Text("None.")]
+    examples = mistakes(predictions, names)
+    rows = [("clip", "true", "mistake", "probability"), *((*one[:3], f"{one.probability:.3f}") for one in examples)]
+    blocks: list[Block] = [Table(rows)] if examples else [Text("None.")]
     sections.append(Section(f"The most confident mistakes (at most {MISTAKES})", blocks))
     return sections
 
@@ -163,16 +163,16 @@ def text_sections(folder: Path, scores: Mapping[str, Any]) -> list[Section]:
 
 
 def _class_blocks(predictions: Predictions, names: Sequence[str]) -> list[Block]:
-    found = list(zip(names, class_scores(probabilities(predictions), predictions.labels), strict=True))
-    told: list[Block] = []
-    if len(found) > _CLASSES:
-        text = f"The {_CLASSES} of {len(found)} classes with the lowest average precision; {CLASSES_NAME} has all."
-        told.append(Text(text))
-        found.sort(key=lambda one: (math.isnan(one[1].average_precision), one[1].average_precision))
+    classes = list(zip(names, class_scores(probabilities(predictions), predictions.labels), strict=True))
+    blocks: list[Block] = []
+    if len(classes) > _CLASSES:
+        text = f"The {_CLASSES} of {len(classes)} classes with the lowest average precision; {CLASSES_NAME} has all."
+        blocks.append(Text(text))
+        classes.sort(key=lambda one: (math.isnan(one[1].average_precision), one[1].average_precision))
     rows: Rows = [("class", *(name.replace("_", " ") for name in ClassScores._fields))]
-    for name, (clips, *scores) in found[:_CLASSES]:
+    for name, (clips, *scores) in classes[:_CLASSES]:
         rows.append((name, str(clips), *("-" if math.isnan(one) else f"{one:.3f}" for one in scores)))
-    return [*told, Table(rows)]
+    return [*blocks, Table(rows)]
 
 
 def fact_rows(record: Mapping[str, Any]) -> Rows:
@@ -191,8 +191,8 @@ def fact_rows(record: Mapping[str, Any]) -> Rows:
         rows.append((f"peak memory, {name}", f"{value / 1e9:.2f} GB"))
     rows.append(("hardware", ", ".join([machine["processor"], f"{machine['threads']} threads", *machine["gpus"]])))
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())))
-    for name, held in record.get("data", {}).items():
-        rows.append((f"data, {name}", f"{split_text(held)}, fingerprint {held['fingerprint'][:16]}"))
+    for name, split in record.get("data", {}).items():
+        rows.append((f"data, {name}", f"{split_text(split)}, fingerprint {split['fingerprint'][:16]}"))
     if skipped := record.get("skipped_samples"):
         rows.append(("skipped samples", str(len(skipped))))
     return rows

@@ -35,13 +35,13 @@ def leave_one_out(x: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
     values = values.clamp(min=0)
     means = targets.mean(0)
     along = axes.T @ (targets - means)
-    found = {}
+    scores = {}
     for penalty in _PENALTIES:
         kept = values / (values + penalty * values.mean().clamp(min=1e-30))
         fitted = means + axes @ (kept.unsqueeze(1) * along)
         own = (axes.square() @ kept + 1 / len(x)).unsqueeze(1)
-        found[f"{penalty:g}"] = (fitted - own * targets) / (1 - own).clamp(min=1e-9)
-    return found
+        scores[f"{penalty:g}"] = (fitted - own * targets) / (1 - own).clamp(min=1e-9)
+    return scores
 
 
 def ridge_score(x: Tensor, labels: Tensor, classes: int) -> tuple[str, float]:

@@ -61,8 +61,8 @@ def scoring_device() -> torch.device:
 
 def probabilities(predictions: Predictions) -> Tensor:
     """Of each class, (N, C): softmax of the logits for one label a clip, sigmoid for several."""
-    several = predictions.labels.ndim == 2
-    return predictions.logits.sigmoid() if several else predictions.logits.softmax(1)
+    multi_label = predictions.labels.ndim == 2
+    return predictions.logits.sigmoid() if multi_label else predictions.logits.softmax(1)
 
 
 def flat_scores(intervals: Mapping[str, Interval]) -> dict[str, float]:
@@ -87,12 +87,12 @@ def mistakes(predictions: Predictions, names: Sequence[str], most: int = MISTAKE
         wrong = worst != labels
     order = torch.nonzero(wrong).flatten()
     order = order[level[order].argsort(descending=True, stable=True)][:most]
-    found = []
+    result = []
     for place in order.tolist():
-        said = labels.ndim == 1 or not labels[place, worst[place]]
-        what = f"{'said' if said else 'missed'} {names[int(worst[place])]}"
-        found.append(Mistake(predictions.keys[place], _true(labels[place], names), what, float(level[place])))
-    return found
+        predicted = labels.ndim == 1 or not labels[place, worst[place]]
+        what = f"{'said' if predicted else 'missed'} {names[int(worst[place])]}"
+        result.append(Mistake(predictions.keys[place], _true(labels[place], names), what, float(level[place])))
+    return result
 
 
 def _true(label: Tensor, names: Sequence[str]) -> str:
@@ -160,12 +160,12 @@ def write_class_scores(
     """
     hop = hop_seconds_of(model)
     if isinstance(model, TokenClassifier):
-        found = predict_hops(model, log_mel, stream, total, scoring_device())
+        predictions = predict_hops(model, log_mel, stream, total, scoring_device())
     else:
-        found = predict(model, log_mel, stream, total, scoring_device())
+        predictions = predict(model, log_mel, stream, total, scoring_device())
     with whole_folder(folder) as beside:
-        of_clips = groups_of(found.keys, groups, hop)
-        return fill_scores(beside, found, names, folder.resolve().parent.name, of_clips, hop, task)
+        of_clips = groups_of(predictions.keys, groups, hop)
+        return fill_scores(beside, predictions, names, folder.resolve().parent.name, of_clips, hop, task)
 
 
 def hop_seconds_of(model: AudioClassifier) -> float | None:
@@ -197,15 +197,15 @@ def write_text_scores(
     """Score a model of what is said, the likeliest character of each hop ("WER", "CER") and a beam search's text
     ("beam_WER", "beam_CER") where `HAS_BEAM_SEARCH`: scores.json with intervals, and `TEXTS_NAME`. Replaces the
     folder."""
-    found = transcribe(model, log_mel, stream, total, names, scoring_device())
-    written = {"greedy": found.greedy} | ({"beam": found.beam} if found.beam else {})
-    errors = {kind: count_errors(texts, found.true) for kind, texts in written.items()}
+    transcripts = transcribe(model, log_mel, stream, total, names, scoring_device())
+    written = {"greedy": transcripts.greedy} | ({"beam": transcripts.beam} if transcripts.beam else {})
+    errors = {kind: count_errors(texts, transcripts.true) for kind, texts in written.items()}
     scores: dict[str, Any] = {}
     for kind, counted in errors.items():
         prefix = "" if kind == "greedy" else f"{kind}_"
         scores |= flat_scores({f"{prefix}{name}": value for name, value in counted.intervals().items()})
-    scores["clips"] = len(found.keys)
-    columns: dict[str, Sequence[Any]] = {"key": found.keys, "true": found.true, **written}
+    scores["clips"] = len(transcripts.keys)
+    columns: dict[str, Sequence[Any]] = {"key": transcripts.keys, "true": transcripts.true, **written}
     columns["characters"] = errors["greedy"].characters.long().tolist()
     columns |= {f"{kind} edits": one.character_edits.long().tolist() for kind, one in errors.items()}
     with whole_folder(folder) as beside:
@@ -234,21 +234,23 @@ def read_scores(folder: Path) -> tuple[Predictions, list[str]]:
     """
     path = folder / SCORES_NAME
     keys, names, _, chances, labels = _read_arrays(path)
-    several = labels.ndim == 2
+    multi_label = labels.ndim == 2
     fits = (
         chances.dtype == np.float32
         and chances.shape == (len(keys), len(names))
         and len(keys) > 0
-        and labels.dtype == (np.bool_ if several else np.int64)
-        and labels.shape == (chances.shape if several else (len(keys),))
+        and labels.dtype == (np.bool_ if multi_label else np.int64)
+        and labels.shape == (chances.shape if multi_label else (len(keys),))
         and bool(((chances >= 0) & (chances <= 1)).all())
-        and (several or bool(((labels >= 0) & (labels < len(names))).all()))
+        and (multi_label or bool(((labels >= 0) & (labels < len(names))).all()))
     )
     if not fits:
         raise UserError(f"{path} cannot be used: its arrays do not fit one another; expected {_EXPECTED}")
     likely = torch.from_numpy(chances).double().clamp(_LEAST, 1 - _LEAST)
     truth = torch.from_numpy(labels)
-    return Predictions(keys, likely.logit() if several else likely.log(), truth.float() if several else truth), names
+    return Predictions(
+        keys, likely.logit() if multi_label else likely.log(), truth.float() if multi_label else truth
+    ), names
 
 
 def read_groups(folder: Path) -> dict[str, str] | None:
@@ -315,9 +317,9 @@ def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str
             writer.writerow([*map(csv_cell, told), f"{float(row[best]):.4f}"])
 
 
-def _write_mistakes(path: Path, found: Sequence[Mistake]) -> None:
+def _write_mistakes(path: Path, rows: Sequence[Mistake]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Mistake._fields)
-        for one in found:
+        for one in rows:
             writer.writerow([*map(csv_cell, one[:3]), f"{one.probability:.4f}"])

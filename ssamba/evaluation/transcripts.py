@@ -30,11 +30,11 @@ def greedy(logits: Tensor, hops: Tensor) -> list[list[int]]:
     Args:
         logits: (B, N, C). hops: int64 (B,), how many of the N are a clip's own.
     """
-    found = []
+    decoded = []
     for path, own in zip(logits.argmax(2), hops.tolist(), strict=True):
         joined = path[:own].unique_consecutive()
-        found.append(joined[joined != 0].tolist())
-    return found
+        decoded.append(joined[joined != 0].tolist())
+    return decoded
 
 
 def beam_search(logits: Tensor, hops: Tensor, names: Sequence[str]) -> list[list[int]]:
@@ -51,12 +51,12 @@ def beam_search(logits: Tensor, hops: Tensor, names: Sequence[str]) -> list[list
         lexicon=None, tokens=list(names), blank_token=names[0], sil_token=names[0], beam_size=BEAM, log_add=True
     )
     best = decoder(logits.float().log_softmax(2).cpu().contiguous(), hops.cpu())
-    return [[number for number in hypotheses[0].tokens.tolist() if number] for hypotheses in best]
+    return [[index for index in hypotheses[0].tokens.tolist() if index] for hypotheses in best]
 
 
-def spell(numbers: Sequence[int], names: Sequence[str]) -> str:
+def spell(indices: Sequence[int], names: Sequence[str]) -> str:
     """Characters of so many numbers; names: of all classes."""
-    return "".join(names[number] for number in numbers)
+    return "".join(names[index] for index in indices)
 
 
 class Texts(NamedTuple):
@@ -73,15 +73,15 @@ def transcribe(
     model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int, names: Sequence[str], device: torch.device
 ) -> Texts:
     """Run a model over a stream that ends; a progress bar over its `total` clips."""
-    found = Texts([], [], [], [])
+    texts = Texts([], [], [], [])
     for batch, logits, frames in answers(model, log_mel, stream, total, device):
         hops = model.hops(frames, model.encoder.grid[1])
-        found.keys.extend(batch["keys"])
-        found.true.extend(spell(row[row != NO_LABEL].tolist(), names) for row in batch["labels"])
-        found.greedy.extend(spell(path, names) for path in greedy(logits, hops))
+        texts.keys.extend(batch["keys"])
+        texts.true.extend(spell(row[row != NO_LABEL].tolist(), names) for row in batch["labels"])
+        texts.greedy.extend(spell(path, names) for path in greedy(logits, hops))
         if HAS_BEAM_SEARCH:
-            found.beam.extend(spell(path, names) for path in beam_search(logits, hops, names))
-    return found
+            texts.beam.extend(spell(path, names) for path in beam_search(logits, hops, names))
+    return texts
 
 
 class Errors(NamedTuple):

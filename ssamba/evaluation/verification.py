@@ -108,7 +108,7 @@ def compare(ours: Tensor, theirs: Tensor, trials: Trials, seed: int = 0) -> Comp
 
 def _draws(kinds: Sequence[Tensor], trials: Trials, seed: int) -> list[list[dict[str, float]]]:
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[dict[str, float]]] = [[] for _ in kinds]
+    replicates: list[list[dict[str, float]]] = [[] for _ in kinds]
     count = len(trials.names)
     draws = int(min(_RESAMPLES, max(_FEWEST, _MOST_WORK // len(trials.target))))
     for _ in range(draws):
@@ -116,10 +116,10 @@ def _draws(kinds: Sequence[Tensor], trials: Trials, seed: int) -> list[list[dict
         weights = drawn[trials.first] * drawn[trials.second]
         if not (weights[trials.target].any() and weights[~trials.target].any()):
             continue
-        for scores, values in zip(kinds, found, strict=True):
+        for scores, values in zip(kinds, replicates, strict=True):
             values.append(verification_scores(scores, trials.target, weights))
     # So few recordings that many draws have trials of one kind alone say nothing of others.
-    return found if len(found[0]) > _USABLE * draws else [[] for _ in kinds]
+    return replicates if len(replicates[0]) > _USABLE * draws else [[] for _ in kinds]
 
 
 def _intervals(values: dict[str, float], draws: Sequence[dict[str, float]]) -> dict[str, Interval]:
