@@ -71,8 +71,8 @@ class Program(Description):
             ValueError: other shapes or dtypes, or a recording that is too short.
         """
         if waveforms.ndim != 2 or waveforms.shape[1] != self.samples or waveforms.dtype != torch.float32:
-            given = f"waveforms are {waveforms.dtype} {tuple(waveforms.shape)}"
-            raise ValueError(f"{given}; expected torch.float32 (B, {self.samples})")
+            actual = f"waveforms are {waveforms.dtype} {tuple(waveforms.shape)}"
+            raise ValueError(f"{actual}; expected torch.float32 (B, {self.samples})")
         batch = waveforms.shape[0]
         if lengths is None:
             lengths = torch.full((batch,), self.samples)

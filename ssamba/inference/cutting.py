@@ -44,22 +44,23 @@ class Windows(NamedTuple):
         A recording no longer than a window is one window. If the last one does not end with the recording, another
         one that does comes after it, so that no sample is left out; it too is a whole window.
         """
-        held: list[Waveform] = []
-        first, end, start, given = 0, 0, 0, 0  # held[0][0]; after the last sample; the next window; the last one's end
+        pending: list[Waveform] = []
+        first, end = 0, 0  # `pending` has the samples from `first` up to `end`
+        start, covered = 0, 0  # where the next window begins, and where the last one ended
         for block in blocks:
-            held.append(block)
+            pending.append(block)
             end += block.size
             if end >= start + self.size:
-                joined = np.concatenate(held)
+                joined = np.concatenate(pending)
                 while end >= start + self.size:
-                    given = start + self.size
-                    yield start, joined[start - first : given - first]
+                    covered = start + self.size
+                    yield start, joined[start - first : covered - first]
                     start += self.hop
                 keep = min(start, end - self.size)  # the last window reaches back from wherever the end will be
-                held, first = [joined[keep - first :]], keep
-        if given < end:
+                pending, first = [joined[keep - first :]], keep
+        if covered < end:
             start = max(0, end - self.size)
-            yield start, np.concatenate(held)[start - first :]
+            yield start, np.concatenate(pending)[start - first :]
 
 
 def _samples(seconds: float, rate: int, name: str) -> int:

@@ -62,30 +62,30 @@ def embed_recordings(
     paths = find_recordings(places)
     job = Job.of(load(model, device), window_seconds, hop_seconds, layer, batch_size, pooling, segments)
     whole = not tokens and window_seconds is None and hop_seconds is None
-    failed, number = 0, 0
+    failed, index = 0, 0
     mean = TimeMean()
     # Closed here, so that its bar stands above the message of whatever ends this.
     with (
         writing_to(out),
         tempfile.TemporaryFile(dir=out.parent) as file,
-        closing(watched(paths, job, "embed")) as found,
+        closing(watched(paths, job, "embed")) as results,
     ):
         rows = Rows(file)
-        for one in found:
+        for one in results:
             if isinstance(one, Window):
                 assert one.tokens is not None and one.pooled is not None
                 if tokens:
-                    rows.add(number, one.column_seconds, one.tokens)
+                    rows.add(index, one.column_seconds, one.tokens)
                 elif whole:
                     mean.add(one, one.pooled)
                 else:
-                    rows.add(number, torch.tensor([[one.start, one.end]], dtype=torch.float64), one.pooled[None])
-                number += 1
+                    rows.add(index, torch.tensor([[one.start, one.end]], dtype=torch.float64), one.pooled[None])
+                index += 1
             else:
                 if whole and one.error is None:
                     rows.add(0, torch.tensor([[0.0, one.seconds]], dtype=torch.float64), mean.value().float()[None])
                 rows.end(one.path, keep=one.error is None)
-                failed, number = failed + (one.error is not None), 0
+                failed, index = failed + (one.error is not None), 0
                 mean = TimeMean()
         if not rows.names:
             return failed, "nothing written"

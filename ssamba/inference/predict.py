@@ -78,10 +78,10 @@ def predict_recordings(
     timelines = TimelineFiles(timeline, paths, labels, overwrite, spoken) if timeline else None
     failed = 0
     # Closed here, so that its bar stands above the message of whatever ends this.
-    with contextlib.closing(watched(paths, job, "predict")) as found, _output(out) as file:
+    with contextlib.closing(watched(paths, job, "predict")) as results, _output(out) as file:
         widths = tuple(max(len(printable(text)) for text in texts) for texts in (paths, labels))
         spelling = Spelling(labels) if spoken else None
-        for one in predictions(timelines.follow(found) if timelines else found, spelling):
+        for one in predictions(timelines.follow(results) if timelines else results, spelling):
             failed += one.error is not None
             if form == "jsonl":
                 print_above(json_line(one, labels, top), file)
@@ -99,11 +99,11 @@ def _output(out: Path | None) -> Iterator[TextIO]:
             yield file
 
 
-def predictions(found: Iterable[Window | Ended], spelling: Spelling | None = None) -> Iterator[Prediction]:
+def predictions(results: Iterable[Window | Ended], spelling: Spelling | None = None) -> Iterator[Prediction]:
     """Windows, recording by recording -> one prediction a recording; spelling: of a model of what is said."""
     mean, windows = TimeMean(), 0
     words: list[str] = []
-    for one in found:
+    for one in results:
         if isinstance(one, Window):
             assert one.probabilities is not None
             mean.add(one, one.probabilities)

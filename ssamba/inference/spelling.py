@@ -30,16 +30,16 @@ class Spelling:
     def add(self, hop: Window) -> list[Word]:
         """The word that the next hop of a recording ends, if it does."""
         assert hop.probabilities is not None
-        number, before = int(hop.probabilities.argmax()), self._before
-        self._before = number
-        if number == before or number == 0:
-            self._end = hop.end if number else self._end
+        index, before = int(hop.probabilities.argmax()), self._before
+        self._before = index
+        if index == before or index == 0:
+            self._end = hop.end if index else self._end
             return []
-        if self.names[number].isspace():
+        if self.names[index].isspace():
             return self._word()
         if not self._letters:
             self._start = hop.start
-        self._letters.append(self.names[number])
+        self._letters.append(self.names[index])
         self._end = hop.end
         return []
 

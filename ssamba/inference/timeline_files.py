@@ -57,16 +57,16 @@ class TimelineFiles:
                 if file.exists() and not overwrite:
                     raise UserError(f"{file} exists; --overwrite replaces the timelines in {folder}")
 
-    def follow(self, found: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
+    def follow(self, results: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
         """Pass on what is found. A recording's files are there when its end is passed on; none if it failed."""
-        found = iter(found)
-        for one in found:
+        results = iter(results)
+        for one in results:
             if isinstance(one, Window):
-                yield from self._write(one, found)
+                yield from self._write(one, results)
             else:  # without a window
                 yield one
 
-    def _write(self, first: Window, found: Iterator[Window | Ended]) -> Iterator[Window | Ended]:
+    def _write(self, first: Window, results: Iterator[Window | Ended]) -> Iterator[Window | Ended]:
         """The files of one recording, from its first window to its end."""
         place = self.places[first.path]
         with (
@@ -77,7 +77,7 @@ class TimelineFiles:
         ):
             with table.open("w", newline="", encoding="utf-8") as file:
                 timeline = _Timeline(file, self.labels, first.spectrogram.shape[1], self.spoken)
-                for one in itertools.chain([first], found):
+                for one in itertools.chain([first], results):
                     if isinstance(one, Ended):
                         ended = one
                         break
@@ -155,9 +155,9 @@ class TimeBins:
 
     def means(self) -> Tensor:
         """float32 (N, K), up to the last bin with a value; one without has those of the bin before."""
-        held = self.counts[:, 0] > 0
-        last = int(torch.nonzero(held)[-1])
-        nearest = torch.where(held, torch.arange(len(held)), 0).cummax(0).values[: last + 1]
+        filled = self.counts[:, 0] > 0
+        last = int(torch.nonzero(filled)[-1])
+        nearest = torch.where(filled, torch.arange(len(filled)), 0).cummax(0).values[: last + 1]
         return (self.sums / self.counts)[nearest]
 
 

@@ -105,14 +105,14 @@ class Job(NamedTuple):
         """Arguments as of `predict_file`; UserError for one that cannot be."""
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; expected at least 1")
-        number = None if layer is None else model.layer_number(layer)
+        layer_index = None if layer is None else model.layer_number(layer)
         windows = Windows.of(model.feature_extractor, window_seconds, hop_seconds)
         if hop_seconds is None and isinstance(model.network, TokenClassifier):
             # Each hop is told by what is around it; windows begin where one does.
             rate = model.feature_extractor.sampling_rate
             hop = samples_for(model.network.hop_frames + 1, rate) - samples_for(1, rate)
             windows = windows._replace(hop=max(windows.size // 2 // hop * hop, min(hop, windows.size)))
-        return cls(model, windows, batch_size, number, model.pool(pooling, segments))
+        return cls(model, windows, batch_size, layer_index, model.pool(pooling, segments))
 
 
 def predict_file(
@@ -151,11 +151,11 @@ def predict_file(
 
 
 def _windows_of(path: str, job: Job) -> Iterator[Window]:
-    for found in run([path], job):
-        if isinstance(found, Window):
-            yield found
-        elif found.error is not None:
-            raise BadAudio(f"{path}: {found.error}")
+    for result in run([path], job):
+        if isinstance(result, Window):
+            yield result
+        elif result.error is not None:
+            raise BadAudio(f"{path}: {result.error}")
 
 
 def load(model: str, device: str) -> SsambaModel:
@@ -175,28 +175,28 @@ def device_named(device: str) -> torch.device:
 def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
     """Each recording's windows, or their hops, then that it ended, one recording after another; a batch has windows of
     several."""
-    found = _windows(paths, job)
-    return stitched(found) if job.layer is None and isinstance(job.model.network, TokenClassifier) else found
+    results = _windows(paths, job)
+    return stitched(results) if job.layer is None and isinstance(job.model.network, TokenClassifier) else results
 
 
-def stitched(found: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
+def stitched(results: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
     """The hops of windows as windows of their own, each from the end of the one before. Of what two windows share, the
     first half is told by the first."""
     before: Window | None = None
     start = -math.inf
-    told = 0.0
-    for one in found:
+    covered = 0.0
+    for one in results:
         if before is not None:
             end = (one.start + before.end) / 2 if isinstance(one, Window) else math.inf
             for hop in _hops_between(before, start, end):
                 # The last window ends with the recording, and its hops may begin amid those of the one before.
-                yield hop._replace(start=told, step=hop.end - told)
-                told = hop.end
+                yield hop._replace(start=covered, step=hop.end - covered)
+                covered = hop.end
             start = end
         if isinstance(one, Window):
             before = one
         else:
-            before, start, told = None, -math.inf, 0.0
+            before, start, covered = None, -math.inf, 0.0
             yield one
 
 
@@ -256,7 +256,7 @@ def infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
     if out.logits is not None and model.classifier is not None:
         chances = (out.logits.sigmoid() if model.classifier.loss == "bce" else out.logits.softmax(-1)).cpu()
     state = None if job.layer is None else (out.pooled[0].cpu(), out.hidden_states[0].transpose(1, 2).cpu())
-    found: list[Window] = []
+    windows: list[Window] = []
     for row, piece in enumerate(pieces):
         start, end = piece.start / rate, (piece.start + piece.samples.size) / rate
         spectrogram = spectrograms[row, : frames_in(piece.samples.size, rate)]
@@ -267,7 +267,7 @@ def infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
             count = model.network.hops(torch.tensor(len(spectrogram)), int(out.columns[row]))
             hops, hop_seconds = answer[: int(count)], model.network.hop_frames / FRAMES_A_SECOND
             answer = hops.mean(0)
-        found.append(
+        windows.append(
             Window(
                 piece.path,
                 start,
@@ -282,7 +282,7 @@ def infer(pieces: Sequence[_Piece], job: Job) -> list[Window]:
                 hop_seconds,
             )
         )
-    return found
+    return windows
 
 
 def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
@@ -300,8 +300,10 @@ def watched(paths: Sequence[str], job: Job, desc: str) -> Generator[Window | End
     ends = dict(zip(paths, itertools.accumulate(lengths), strict=True))
     starts = {path: ends[path] - length for path, length in zip(paths, lengths, strict=True)}
     with progress_bar(round(sum(lengths)), "s", desc) as bar:
-        for found in run(paths, job):
-            bar.update(round(starts[found.path] + found.end if isinstance(found, Window) else ends[found.path]) - bar.n)
-            if isinstance(found, Ended) and found.error is not None:
-                print_above(f"ssamba: {found.path}: {found.error}", sys.stderr)
-            yield found
+        for result in run(paths, job):
+            bar.update(
+                round(starts[result.path] + result.end if isinstance(result, Window) else ends[result.path]) - bar.n
+            )
+            if isinstance(result, Ended) and result.error is not None:
+                print_above(f"ssamba: {result.path}: {result.error}", sys.stderr)
+            yield result

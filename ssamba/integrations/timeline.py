@@ -124,8 +124,8 @@ class Timeline(nn.Module):
             size = min(places, self.model.network.encoder.grid[1])
             starts, owner = spread(places, size)
             group = windows.setdefault(size, [])
-            number = len(group) + owner[place] * self._passes + shift
-            shares.append((size, number * size + place - starts[owner[place]]))
+            window = len(group) + owner[place] * self._passes + shift
+            shares.append((size, window * size + place - starts[owner[place]]))
             for start in starts.tolist():
                 group += [(clip, (start * self._passes + n) * self._hop) for n in range(self._passes)]
         spectrograms = self._spectrograms(waveforms)
@@ -172,7 +172,7 @@ def spread(places: int, size: int) -> tuple[Tensor, Tensor]:
         starts: int64, where each window begins.
         owner: int64 (places,), the window that each place lies in, in the middle of which rather than at its end.
     """
-    number = math.ceil(places / size)
-    starts = torch.linspace(0, places - size, number, dtype=torch.float64).round().long()
+    count = math.ceil(places / size)
+    starts = torch.linspace(0, places - size, count, dtype=torch.float64).round().long()
     middles = (starts[1:] + starts[:-1] + size) // 2
     return starts, torch.bucketize(torch.arange(places), middles, right=True)

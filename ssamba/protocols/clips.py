@@ -55,19 +55,19 @@ class Part:
     groups: Mapping[int, str] | None = None
 
 
-def read_labelled(shards: ShardSet, key: str, several: bool, option: str, cache: ShardCache) -> LabelledShards:
+def read_labelled(shards: ShardSet, key: str, multi_label: bool, option: str, cache: ShardCache) -> LabelledShards:
     """The labels of all samples.
 
     Raises:
         UserError: the shards have no such label, samples that lack it, or several where one is expected.
     """
-    found = read_asked_labels(shards, key, option, cache)
-    if not several:
+    labels = read_asked_labels(shards, key, option, cache)
+    if not multi_label:
         otherwise = ", or --loss bce, which is for several" if option == "--label" else ""
-        one_name_each(found, shards.samples, key, option, otherwise)
-    elif len(found) < shards.samples:
-        raise UserError(f"{shards.samples - len(found)} of {shards.samples} recordings have no {key}; expected some")
-    return LabelledShards(shards, found)
+        one_name_each(labels, shards.samples, key, option, otherwise)
+    elif len(labels) < shards.samples:
+        raise UserError(f"{shards.samples - len(labels)} of {shards.samples} recordings have no {key}; expected some")
+    return LabelledShards(shards, labels)
 
 
 def choose_rows(labelled: LabelledShards, rows: Sequence[int], fraction: float, seed: int) -> list[int]:
@@ -117,7 +117,7 @@ class Features(NamedTuple):
 
     def places(self, rows: Sequence[int]) -> Tensor:
         """Where some rows are; those that could not be used are nowhere."""
-        place = {row: number for number, row in enumerate(self.rows)}
+        place = {row: index for index, row in enumerate(self.rows)}
         return torch.tensor([place[row] for row in rows if row in place])
 
 
@@ -161,7 +161,7 @@ def extract(
         cache=cache,
         labels=labels,
     )
-    found: list[int] = []
+    used_rows: list[int] = []
     keys: list[str] = []
     truth: list[Tensor] = []
     vectors: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -174,7 +174,7 @@ def extract(
                 some = order[begin : begin + batch_size]
                 done += zip(some, *_vectors(model, batch, some, layers, pool), strict=True)
             for place, of_layers, statistics in sorted(done, key=lambda one: one[0]):
-                found.append(int(chosen[batch["positions"][place]]))
+                used_rows.append(int(chosen[batch["positions"][place]]))
                 keys.append(batch["keys"][place])
                 truth.append(batch["labels"][place])
                 for layer, vector in zip(layers, of_layers, strict=True):
@@ -182,10 +182,10 @@ def extract(
                 for name, vector in statistics.items():
                     baseline.setdefault(name, []).append(vector)
             bar.update(len(batch["keys"]))
-    if not found:
+    if not used_rows:
         raise UserError(f"none of {len(chosen)} recordings can be used; see the log")
     return Features(
-        found,
+        used_rows,
         keys,
         torch.stack(truth),
         {layer: torch.stack(some) for layer, some in vectors.items()},

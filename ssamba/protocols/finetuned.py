@@ -75,20 +75,29 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
 
 def evaluate_finetuned(recipe: FinetuneRecipe, out: Path) -> dict[str, Any]:
     """Score the classifier in run_dir on the recipe's test clips, into a folder, with a report."""
-    found: ClassEvaluation = build_class_evaluation(recipe)
-    if isinstance(found.model, TokenClassifier) and recipe.task.loss == "ctc":
-        scores = write_text_scores(out, found.model, found.log_mel, found.stream, found.clips, found.names)
+    evaluation: ClassEvaluation = build_class_evaluation(recipe)
+    if isinstance(evaluation.model, TokenClassifier) and recipe.task.loss == "ctc":
+        scores = write_text_scores(
+            out, evaluation.model, evaluation.log_mel, evaluation.stream, evaluation.clips, evaluation.names
+        )
         write_evaluation_report(out, Path(recipe.run_dir), scores, {}, command_record())
         return scores
     task = find_task(recipe.task.loss)
     scores = write_class_scores(
-        out, found.model, found.log_mel, found.stream, found.clips, found.names, found.groups, task
+        out,
+        evaluation.model,
+        evaluation.log_mel,
+        evaluation.stream,
+        evaluation.clips,
+        evaluation.names,
+        evaluation.groups,
+        task,
     )
     run = Path(recipe.run_dir)
     difference: Mapping[str, Any] = {}
     if (run / BASELINE).is_dir():
         try:
-            difference = _difference(out, run / BASELINE, found.groups, hop_seconds_of(found.model))
+            difference = _difference(out, run / BASELINE, evaluation.groups, hop_seconds_of(evaluation.model))
         except UserError:  # of other clips than these
             difference = {}
     write_evaluation_report(out, run, scores, difference, command_record())

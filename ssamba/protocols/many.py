@@ -140,19 +140,21 @@ def _collected(
     for run in runs:
         folder, record = Path(run.folder), read_record(Path(run.folder) / RECORD_NAME)
         baseline = Scored(read_scores(folder / BASELINE)[0], run.fold) if (folder / BASELINE).is_dir() else None
-        told = f"{record['training_seconds']:.0f} s"
-        members.append(Member(run.fold, run.seed, Scored(read_scores(folder / "test")[0], run.fold), baseline, told))
+        duration = f"{record['training_seconds']:.0f} s"
+        members.append(
+            Member(run.fold, run.seed, Scored(read_scores(folder / "test")[0], run.fold), baseline, duration)
+        )
     keys = [key for member in members for key in member.scored.predictions.keys]
-    found = summarise(members, groups_by_key(keys, groups, hop))
-    scores = {kind: flat_scores(intervals) for kind, intervals in found.items()}
+    summary = summarise(members, groups_by_key(keys, groups, hop))
+    scores = {kind: flat_scores(intervals) for kind, intervals in summary.items()}
     write_json(root / MEMBERS_NAME, {**content, "scores": scores})
-    tables = [member_rows(members, "training"), summary_rows(found, {"model": "mean of all"})]
-    told = (
+    tables = [member_rows(members, "training"), summary_rows(summary, {"model": "mean of all"})]
+    explanation = (
         "In brackets: 95 % bootstrap intervals over the recordings, the seeds and the folds. Each run has a report in "
         "its own folder."
     )
     sections = [
-        Section("Scores", [Table(tables[1]), Text(told)]),
+        Section("Scores", [Table(tables[1]), Text(explanation)]),
         Section("Folds and seeds", [Table(tables[0])]),
         Section("How it was made", [Table(fact_rows(content))]),
         *recipe_section(Path(runs[0].recipe)),

@@ -121,7 +121,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     """
     model = load(settings.model, settings.device)
     cache = ShardCache(DataConfig().cache_bytes)
-    several = settings.loss == "bce"
+    multi_label = settings.loss == "bce"
     train = _labelled(settings.shards, "SHARDS", model, settings, cache)
     test = _labelled(settings.test, "--test", model, settings, cache) if settings.test else train
     if settings.test and test.shards.fingerprint == train.shards.fingerprint:
@@ -135,7 +135,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     check_memory(len(rows) + len(held_out), len(layers), pool.size)
     names = sorted({name for part in parts for name in names_of(train, part.train)})
     groups = _groups(settings, test, cache)
-    labels = Labels(settings.label, names, several)
+    labels = Labels(settings.label, names, multi_label)
 
     def features(of: ShardSet, some: Sequence[int], desc: str) -> Features:
         return extract(
@@ -150,8 +150,8 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         for part in parts:
             outcomes.append(_outcome(part, learned, scored, len(names), fit, settings))
             bar.update()
-    held = {"train": train.shards} | ({"test": test.shards} if settings.test else {})
-    return ProbeResult(settings, names, pool.name, outcomes, groups, fingerprints(held))
+    splits = {"train": train.shards} | ({"test": test.shards} if settings.test else {})
+    return ProbeResult(settings, names, pool.name, outcomes, groups, fingerprints(splits))
 
 
 def _labelled(

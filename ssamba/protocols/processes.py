@@ -76,12 +76,12 @@ def signals_handed_on() -> Iterator[None]:
         for child in list(_children):
             child.send_signal(asked)
 
-    before = {number: signal.signal(number, hand_on) for number in _SIGNALS}
+    before = {signum: signal.signal(signum, hand_on) for signum in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def held_back_rows(result: ProbeResult) -> Rows:
         settings = ", ".join(f"{value:g}" for value in sorted({row.probe.setting for row in same}))
         rows.append((name, spread([row.probe.score for row in same]), settings, f"{chosen} of {len(outcomes)}"))
 
-    for number, row in enumerate(outcomes[0].rows):
-        same = [outcome.rows[number] for outcome in outcomes]
+    for index, row in enumerate(outcomes[0].rows):
+        same = [outcome.rows[index] for outcome in outcomes]
         add(row.name, same, sum(outcome.chosen.name == row.name for outcome in outcomes))
     baselines = [outcome.baseline for outcome in outcomes if outcome.baseline is not None]
     for name in dict.fromkeys(row.name for row in baselines):
@@ -57,16 +57,16 @@ def tables(result: ProbeResult) -> list[Rows]:
     """Of held-back clips; of several folds or seeds; and of the scores, with the baseline and the difference."""
     chosen = " / ".join(dict.fromkeys(outcome.chosen.name for outcome in result.outcomes))
     shown = {"model": f"{result.settings.protocol}, {chosen}, {result.pooling}"}
-    found = [held_back_rows(result)]
+    all_rows = [held_back_rows(result)]
     if len(result.outcomes) > 1:
-        found.append(member_rows(members(result), "chosen"))
-    return [*found, summary_rows(summarise(members(result), result.groups), shown)]
+        all_rows.append(member_rows(members(result), "chosen"))
+    return [*all_rows, summary_rows(summarise(members(result), result.groups), shown)]
 
 
 def write_result(folder: Path, result: ProbeResult, record: dict[str, Any]) -> None:
     """Write `RECORD_NAME`, the report and, for each fold and seed, what `fill_scores` writes; that of the baseline
     within baseline/. Replaces the folder."""
-    found = summarise(members(result), result.groups)
+    summary = summarise(members(result), result.groups)
     outcomes = [
         {
             "seed": outcome.part.seed,
@@ -86,7 +86,7 @@ def write_result(folder: Path, result: ProbeResult, record: dict[str, Any]) -> N
         "settings": asdict(result.settings),
         "pooling": result.pooling,
         "data": dict(result.data),
-        "scores": {kind: flat_scores(intervals) for kind, intervals in found.items()},
+        "scores": {kind: flat_scores(intervals) for kind, intervals in summary.items()},
         "parts": outcomes,
     }
     with whole_folder(folder) as beside:
@@ -115,10 +115,8 @@ def _fill(place: Path, outcome: Outcome, result: ProbeResult, title: str) -> Non
 
 def _write_report(folder: Path, name: str, result: ProbeResult, content: dict[str, Any]) -> None:
     held_back, *parts, scores = tables(result)
-    told = "Chosen on held-back training clips, scored once on the test clips. "
-    several = (
-        f"Confusion and mistakes are those of the first of {len(result.outcomes)} folds and seeds." if parts else ""
-    )
+    explanation = "Chosen on held-back training clips, scored once on the test clips. "
+    which = f"Confusion and mistakes are those of the first of {len(result.outcomes)} folds and seeds." if parts else ""
     first = folder / outcome_folder(result.outcomes[0], result)
     settings = [
         (key.replace("_", " "), ", ".join(value) if isinstance(value, list | tuple) else str(value))
@@ -126,7 +124,7 @@ def _write_report(folder: Path, name: str, result: ProbeResult, content: dict[st
         if value not in (None, (), [])
     ]
     sections = [
-        *class_sections(first, scores, f"{told}{several}"),
+        *class_sections(first, scores, f"{explanation}{which}"),
         *(Section("Folds and seeds", [Table(rows)]) for rows in parts),
         Section("Held-back training clips", [Table(held_back), Text("By cross-validation within the training part.")]),
     ]

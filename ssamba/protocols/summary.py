@@ -28,18 +28,18 @@ def summarise(members: Sequence[Member], groups: Mapping[str, str] | None) -> Su
     of_clips = None if groups is None else dict(groups)
     ours = [member.scored for member in members]
     theirs = [member.baseline for member in members if member.baseline is not None]
-    found = {"model": mean_intervals(ours, of_clips)}
+    summary = {"model": mean_intervals(ours, of_clips)}
     if len(theirs) == len(ours):
-        found["log-mel"] = mean_intervals(theirs, of_clips)
-        found["difference"] = paired_differences(ours, theirs, of_clips)
-    return found
+        summary["log-mel"] = mean_intervals(theirs, of_clips)
+        summary["difference"] = paired_differences(ours, theirs, of_clips)
+    return summary
 
 
-def summary_rows(found: Summary, names: Mapping[str, str]) -> Rows:
+def summary_rows(summary: Summary, names: Mapping[str, str]) -> Rows:
     """A row for each kind of scores, by the name that it is shown by, and a column for each metric."""
-    metrics = list(found["model"])
+    metrics = list(summary["model"])
     return [("scored once", *(metric.replace("_", " ") for metric in metrics))] + [
-        (names.get(kind, kind), *(str(intervals[metric]) for metric in metrics)) for kind, intervals in found.items()
+        (names.get(kind, kind), *(str(intervals[metric]) for metric in metrics)) for kind, intervals in summary.items()
     ]
 
 

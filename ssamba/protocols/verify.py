@@ -94,7 +94,7 @@ def run_verification(settings: VerifySettings) -> Verification:
     )
     vectors, statistics = _vectors(list(dict.fromkeys(paths.values())), job)
     names = [name for name, path in paths.items() if path in vectors]
-    place = {name: number for number, name in enumerate(names)}
+    place = {name: index for index, name in enumerate(names)}
     kept = [trial for trial in listed if trial.first in place and trial.second in place]
     target = torch.tensor([trial.target for trial in kept], dtype=torch.bool)
     if not target.any() or target.all():
@@ -103,8 +103,8 @@ def run_verification(settings: VerifySettings) -> Verification:
     second = torch.tensor([place[trial.second] for trial in kept])
     trials = Trials(names, first, second, target)
 
-    def scored(found: Mapping[str, Tensor]) -> Tensor:
-        x = torch.stack([found[paths[name]] for name in names])
+    def scored(features: Mapping[str, Tensor]) -> Tensor:
+        x = torch.stack([features[paths[name]] for name in names])
         return cosines(Scaling.of(x)(x) if settings.standardise else x, trials)
 
     ours, theirs = scored(vectors), scored(statistics) if settings.baseline else None
@@ -123,8 +123,8 @@ def _vectors(paths: Sequence[str], job: Job) -> tuple[dict[str, Tensor], dict[st
     vectors: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
     vector, moments = TimeMean(), TimeMean()
-    with closing(watched(paths, job, "verify")) as found:
-        for one in found:
+    with closing(watched(paths, job, "verify")) as results:
+        for one in results:
             if isinstance(one, Window):
                 assert one.pooled is not None
                 x = one.spectrogram.double()
@@ -145,7 +145,8 @@ def score_table(result: Verification) -> Rows:
     metrics = list(result.intervals["model"])
     head = (f"{len(result.trials.target)} trials", *(name.replace("_", ", prior ") for name in metrics))
     return [head] + [
-        (names.get(kind, kind), *(str(found[name]) for name in metrics)) for kind, found in result.intervals.items()
+        (names.get(kind, kind), *(str(intervals[name]) for name in metrics))
+        for kind, intervals in result.intervals.items()
     ]
 
 
@@ -161,7 +162,7 @@ def write_verification(folder: Path, result: Verification, record: Mapping[str, 
         "trials": len(trials.target),
         "recordings": len(trials.names),
         "failed": list(result.failed),
-        "scores": {kind: flat_scores(found) for kind, found in result.intervals.items()},
+        "scores": {kind: flat_scores(intervals) for kind, intervals in result.intervals.items()},
     }
     with whole_folder(folder) as beside:
         with (beside / "trials.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -174,14 +175,14 @@ def write_verification(folder: Path, result: Verification, record: Mapping[str, 
         drawn = {kind: error_rates(each, trials.target) for kind, each in kinds.items()}
         draw_error_rates(beside / "error_rates.png", drawn, folder.resolve().name)
         write_json(beside / RECORD_NAME, content)
-        told = (
+        explanation = (
             "In brackets: 95 % bootstrap intervals over the recordings; a trial counts as often as both of its own are "
             "drawn. EER: where as many trials of one speaker are refused as others are accepted. minDCF: what the best "
             "threshold costs, relative to accepting all or nothing."
         )
         missing = [Text(f"{len(result.failed)} recordings could not be used: {', '.join(result.failed[:20])}")]
         sections = [
-            Section("Scores", [Table(score_table(result)), Text(told), *(missing if result.failed else [])]),
+            Section("Scores", [Table(score_table(result)), Text(explanation), *(missing if result.failed else [])]),
             Section("Error rates", [Picture(beside / "error_rates.png", "misses by false alarms, on normal deviates")]),
             Section("How it was made", [Table(fact_rows(content))]),
         ]

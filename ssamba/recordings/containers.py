@@ -257,8 +257,8 @@ def _ogg(file: BinaryIO, start: int, size: int) -> Content:
         file.seek(at)
         head = file.read(27)
         if not head.startswith(b"OggS"):
-            if (found := _find(file, at, b"OggS")) is not None:
-                return Content("ogg", damage=f"it is damaged: bytes {at} to {found} are no page of it")
+            if (next_page := _find(file, at, b"OggS")) is not None:
+                return Content("ogg", damage=f"it is damaged: bytes {at} to {next_page} are no page of it")
             break  # something else was put behind it
         segments = file.read(head[26]) if len(head) == 27 else b""
         content = file.read(sum(segments))
@@ -284,8 +284,8 @@ def _find(file: BinaryIO, at: int, wanted: bytes) -> int | None:
     file.seek(at)
     kept = b""
     while block := file.read(1 << 16):
-        if (found := (kept + block).find(wanted)) >= 0:
-            return at - len(kept) + found
+        if (offset := (kept + block).find(wanted)) >= 0:
+            return at - len(kept) + offset
         at, kept = at + len(block), block[-len(wanted) + 1 :]
     return None
 

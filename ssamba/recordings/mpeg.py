@@ -46,7 +46,7 @@ def examine_mpeg(file: BinaryIO, start: int, size: int) -> Content:
     if first is None:
         return Content()
     common, samples = first[2:], first[1]
-    said, exact, trimmed = _said_frames(file, at, first[0])
+    declared, exact, trimmed = _said_frames(file, at, first[0])
     count, joints, damage = 0, 0, ""
     while at < size:
         file.seek(at)
@@ -63,12 +63,12 @@ def examine_mpeg(file: BinaryIO, start: int, size: int) -> Content:
         if not between.startswith(_TAGS) and between.strip(b"\0"):
             damage = damage or f"it is damaged: {following - at} bytes from byte {at} on are no part of its frames"
         at, joints = following, joints + 1
-    if said is not None:
+    if declared is not None:
         count -= 1  # that one holds no sound
-        if count + 2 < said:
-            there, told = (number * samples / first[2] for number in (max(0, count), said))
-            damage = f"it is cut or damaged: {there:.3f} s of the {told:.3f} s that its header tells of are there"
-    whole = not joints and (said is None or count <= said + 2)
+        if count + 2 < declared:
+            present, expected = (frame_count * samples / first[2] for frame_count in (max(0, count), declared))
+            damage = f"it is cut or damaged: {present:.3f} s of the {expected:.3f} s that its header tells of are there"
+    whole = not joints and (declared is None or count <= declared + 2)
     frames, inexact = max(0, count * samples - trimmed), (4 + 2 * joints) * samples
     return Content(
         "mp3", first_frame, damage=damage, frames=frames, inexact=inexact, by_libsndfile=whole, guessed=not exact
@@ -88,13 +88,13 @@ def _said_frames(file: BinaryIO, at: int, length: int) -> tuple[int | None, bool
     frame = file.read(min(length, 512))
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big"), False, 0
-    found = max(frame[:48].find(b"Xing"), frame[:48].find(b"Info"))
-    if found < 0 or len(frame) < found + 12 or not frame[found + 7] & 1:
+    tag = max(frame[:48].find(b"Xing"), frame[:48].find(b"Info"))
+    if tag < 0 or len(frame) < tag + 12 or not frame[tag + 7] & 1:
         return None, False, 0
-    flags = frame[found + 7]
-    lame = found + 12 + 2 * (flags & 2) + 25 * (flags & 4) + (flags & 8) // 2
+    flags = frame[tag + 7]
+    lame = tag + 12 + 2 * (flags & 2) + 25 * (flags & 4) + (flags & 8) // 2
     delays = int.from_bytes(frame[lame + 21 : lame + 24], "big") if frame[lame : lame + 1].isalpha() else 0
-    return int.from_bytes(frame[found + 8 : found + 12], "big"), True, (delays >> 12) + (delays & 0xFFF)
+    return int.from_bytes(frame[tag + 8 : tag + 12], "big"), True, (delays >> 12) + (delays & 0xFFF)
 
 
 def _next_frame(file: BinaryIO, at: int, common: tuple[int, ...]) -> int | None:
@@ -104,13 +104,13 @@ def _next_frame(file: BinaryIO, at: int, common: tuple[int, ...]) -> int | None:
         block = file.read(1 << 16)
         if len(block) < 3:
             return None
-        found = block.find(0xFF)
-        while 0 <= found <= len(block) - 3:
-            frame = mpeg_frame(block[found : found + 3])
+        offset = block.find(0xFF)
+        while 0 <= offset <= len(block) - 3:
+            frame = mpeg_frame(block[offset : offset + 3])
             if frame and frame[2:] == common:
-                file.seek(at + found + frame[0])
+                file.seek(at + offset + frame[0])
                 after = mpeg_frame(file.read(3))
                 if after and after[2:] == common:
-                    return at + found
-            found = block.find(0xFF, found + 1)
+                    return at + offset
+            offset = block.find(0xFF, offset + 1)
         at += len(block) - 2

@@ -65,19 +65,19 @@ class Decoder:
         Raises:
             BadAudio: what cannot be decoded, or a rate that changes.
         """
-        rate, held = 0, 0
+        rate, buffered = 0, 0
         waiting: list[npt.NDArray[np.float32]] = []
         for frame in self._frames():
             if rate not in (0, frame.sample_rate):
                 raise BadAudio(f"its sampling rate changes from {rate} to {frame.sample_rate} Hz; expected one")
             rate = frame.sample_rate
             samples = _samples(frame)
-            if waiting and waiting[0].shape[1] != samples.shape[1] or held >= self.count:
+            if waiting and waiting[0].shape[1] != samples.shape[1] or buffered >= self.count:
                 yield rate, np.concatenate(waiting)
-                waiting, held = [], 0
+                waiting, buffered = [], 0
             if len(samples):
                 waiting.append(samples)
-                held += len(samples)
+                buffered += len(samples)
         if waiting:
             yield rate, np.concatenate(waiting)
 

@@ -25,7 +25,7 @@ class OwnTeacher(FeatureTeacher):
 
     def __init__(self, place: str, layer: int) -> None:
         self.model = SsambaModel.from_pretrained(place)
-        self._number = self.model.layer_number(layer)
+        self._layer = self.model.layer_number(layer)
         extractor, encoder = self.model.feature_extractor, self.model.network.encoder
         rate, patch, (rows, columns) = extractor.sampling_rate, encoder.patch_shape, encoder.grid
         super().__init__(
@@ -42,7 +42,7 @@ class OwnTeacher(FeatureTeacher):
 
     def window_features(self, windows: Sequence[Waveform]) -> list[Tensor]:
         features = self.model.feature_extractor.extract(windows)
-        out = self.model(*features, layers=[self._number])
+        out = self.model(*features, layers=[self._layer])
         joined = out.hidden_states[0].transpose(1, 2).flatten(2)  # (B, P, F * D)
         frames = torch.tensor([frames_in(one.size, self.sampling_rate) for one in windows])
         own = self.model.network.encoder.patch_shape.own_columns(frames, joined.shape[1])

@@ -82,10 +82,10 @@ class FeatureTeacher:
             cut = self._windows(waveform, sampling_rate)
             windows += cut
             counts.append(len(cut))
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for first in range(0, len(windows), _BATCH):
-            found += self.window_features(windows[first : first + _BATCH])
-        frames = iter(found)
+            outputs += self.window_features(windows[first : first + _BATCH])
+        frames = iter(outputs)
         return [self._joined([next(frames) for _ in range(count)]) for count in counts]
 
     def _windows(self, waveform: Waveform, sampling_rate: int) -> list[Waveform]:

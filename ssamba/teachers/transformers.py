@@ -104,14 +104,14 @@ class TransformersTeacher(FeatureTeacher):
         )
 
     def window_features(self, windows: Sequence[Waveform]) -> list[Tensor]:
-        found: dict[int, Tensor] = {}
+        features: dict[int, Tensor] = {}
         # Of unequal lengths, what one is filled up with would be heard in the others' normalisation.
         for size in {one.size for one in windows}:
             places = [place for place, one in enumerate(windows) if one.size == size]
             states = self._encoder.states([windows[place] for place in places])
             own = int((self.times.seconds(states.shape[1]) < size / self.sampling_rate).sum())
-            found |= {place: frames[: max(1, own)] for place, frames in zip(places, states, strict=True)}
-        return [found[place] for place in range(len(windows))]
+            features |= {place: frames[: max(1, own)] for place, frames in zip(places, states, strict=True)}
+        return [features[place] for place in range(len(windows))]
 
 
 def _loaded(place: str) -> tuple[Any, Any]:

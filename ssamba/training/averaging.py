@@ -55,10 +55,10 @@ class WeightAverage:
     def load(self, whole: Mapping[str, Tensor]) -> None:
         """Go on from what `whole` gave."""
         for name, tensor in self._tensors.items():
-            given = whole[name].to(tensor.device)
+            average = whole[name].to(tensor.device)
             if isinstance(tensor, DTensor):
-                given = local_part(distribute_tensor(given, tensor.device_mesh, tensor.placements))
-            local_part(tensor).copy_(given)
+                average = local_part(distribute_tensor(average, tensor.device_mesh, tensor.placements))
+            local_part(tensor).copy_(average)
 
 
 def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -161,15 +161,15 @@ class OnlineProbe(Callback):
         assert isinstance(pl_module, Pretraining) and isinstance(trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert data.probe is not None
-        encoder, found = pl_module.model.encoder, []
+        encoder, outputs = pl_module.model.encoder, []
         pool = build_pool(DEFAULT_POOLING, encoder.grid[0], encoder.hidden_size)
         with parts_callable(pl_module.model), trainer.precision_plugin.forward_context():
             for batch in data.probe_stream():
                 lengths = batch["lengths"].to(pl_module.device)
                 log_mel = pl_module.log_mel(batch["waveform"].to(pl_module.device), lengths)
                 own = encoder.patch_shape.own_columns(pl_module.log_mel.frames(lengths), encoder.grid[1])
-                found.append((pool(encoder(log_mel), own).float().cpu(), batch["labels"]))
-        parts = [part for rank in gathered(found) for part in rank]
+                outputs.append((pool(encoder(log_mel), own).float().cpu(), batch["labels"]))
+        parts = [part for rank in gathered(outputs) for part in rank]
         vectors, labels = (torch.cat(some) for some in zip(*parts, strict=True))
         name, score = ridge_score(vectors, labels, len(data.probe.labels.names))
         pl_module.log(f"probe/{name}", score)

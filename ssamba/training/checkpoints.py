@@ -142,21 +142,21 @@ class Checkpoints(Checkpoint):
         average = {} if module.average is None else module.average.whole()
         if trainer.global_rank:
             return {}, {}
-        told: dict[str, Any] = {"steps": [trainer.global_step], "averaged_over_steps": module.average is not None}
+        origin: dict[str, Any] = {"steps": [trainer.global_step], "averaged_over_steps": module.average is not None}
         if self.averaged > 1:
             steps = [step for step in map(step_of, step_files(self.folder, "json")) if step <= trainer.global_step]
             last = sorted(step for step in steps if self._is_regular(step) or step == trainer.global_step)
-            told["steps"] = last[-self.averaged :]
-            contents = [read_checkpoint(self.folder / f"{step_name(step)}.ckpt") for step in told["steps"]]
-            state = mean_of([{**held["state_dict"], **(held.get("average") or {})} for held in contents])
+            origin["steps"] = last[-self.averaged :]
+            contents = [read_checkpoint(self.folder / f"{step_name(step)}.ckpt") for step in origin["steps"]]
+            state = mean_of([{**content["state_dict"], **(content.get("average") or {})} for content in contents])
         elif self.best is not None:
             assert self.monitor is not None
-            told |= {"steps": [self.best["step"]], "best": self.monitor[0], "score": self.best["score"]}
+            origin |= {"steps": [self.best["step"]], "best": self.monitor[0], "score": self.best["score"]}
             state = read_checkpoint(self.folder / "best.ckpt")["state_dict"]
         else:
             state = {**state, **average}
         own = "model."  # the rest of a module, such as a teacher, is of training alone
-        return {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}, told
+        return {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}, origin
 
     def _is_regular(self, step: int) -> bool:
         """Whether a checkpoint is one of those that a run makes by itself, whatever interrupts it."""

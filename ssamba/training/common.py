@@ -109,12 +109,12 @@ class TrainingModule(lightning.LightningModule):
         # Under mixed precision Lightning clips no gradients for a fused step, which may have to unscale them first.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, betas=(s.beta1, s.beta2), fused=fused)
-        held: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": "step"}
+        config: dict[str, Any] = {"scheduler": self.scheduler(optimizer), "interval": "step"}
         if s.schedule == "plateau":
             # Lightning saves it with the run and never comes to step it, for it counts the batches of one start alone:
             # on_validation_end does.
-            held |= {"frequency": sys.maxsize, "monitor": "val/loss"}
-        return {"optimizer": optimizer, "lr_scheduler": held}
+            config |= {"frequency": sys.maxsize, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """What sets the learning rates of `parameter_groups`."""
@@ -178,11 +178,11 @@ class TrainingModule(lightning.LightningModule):
         # Of the best model, the average is all that is kept.
         if self.average is None or "optimizer_states" not in checkpoint:
             return
-        held, state = self.average.whole(), checkpoint["state_dict"]
+        average, state = self.average.whole(), checkpoint["state_dict"]
         if self.average.in_module and state:  # on the first rank, in the middle of a validation
-            held, trained = {name: state[name] for name in held}, held
+            average, trained = {name: state[name] for name in average}, average
             state.update(trained)
-        checkpoint["average"] = held
+        checkpoint["average"] = average
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         judged = checkpoint["judged"]

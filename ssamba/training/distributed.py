@@ -27,9 +27,9 @@ def gathered(value: _T) -> list[_T]:
     """The value of every rank, in their order, on all of them; it may be of another size on each."""
     if not torch.distributed.is_initialized():
         return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def make_strategy(name: str, ranks: int) -> Strategy | str:
@@ -83,7 +83,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if not state:
             return {}
         names = [name for group in state["param_groups"] for name in group["params"]]
-        return _renamed(state, {name: number for number, name in enumerate(names)})
+        return _renamed(state, {name: index for index, name in enumerate(names)})
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
@@ -110,7 +110,7 @@ class ShardedStrategy(ModelParallelStrategy):
 def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
     """An optimizer's state with other names for its parameters."""
     return {
-        "state": {names[old]: held for old, held in state["state"].items()},
+        "state": {names[old]: moments for old, moments in state["state"].items()},
         "param_groups": [
             {**group, "params": [names[old] for old in group["params"]]} for group in state["param_groups"]
         ],

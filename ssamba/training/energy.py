@@ -36,8 +36,8 @@ class EnergyMeter:
                 most = _read(path / "max_energy_range_uj") or 0
                 self.joules += (now - last if now >= last else now - last + most) / 1e6
                 self._counters[path] = now
-        for number in range(self._gpus):
-            self.joules += (_power(number) or 0.0) * elapsed
+        for gpu in range(self._gpus):
+            self.joules += (_power(gpu) or 0.0) * elapsed
 
 
 def _read(path: Path) -> int | None:

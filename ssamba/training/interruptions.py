@@ -38,23 +38,23 @@ class Interruptions(Callback):
         self._asked, self._since = 0, 0.0
         self._before: dict[int, Any] = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if number == self._asked:
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if signum == self._asked:
             if time.monotonic() - self._since > _ONE_REQUEST:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
             return
-        self._asked, self._since = number, time.monotonic()
-        if number == signal.SIGINT:
+        self._asked, self._since = signum, time.monotonic()
+        if signum == signal.SIGINT:
             os.write(2, b"\nssamba: stopping after this step; Ctrl-C again stops at once\n")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+            self._before = {signum: signal.signal(signum, self._ask) for signum in _SIGNALS}
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
         self._before = {}
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

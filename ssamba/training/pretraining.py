@@ -143,13 +143,13 @@ class Pretraining(TrainingModule):
             own = None if own is None else own.repeat_interleave(masks, 0)
         prediction = self.model(log_mel, mask, self.masking.masked, own, kept)
         seen = Seen(prediction, masks, targets, features, own)
-        found = {name: PARTS[name](seen) for name in self.parts}
-        losses = [weight * found[name][name] for name, weight in self.parts.items()]
+        by_part = {name: PARTS[name](seen) for name in self.parts}
+        losses = [weight * by_part[name][name] for name, weight in self.parts.items()]
         loss = losses[0]
         for one in losses[1:]:
             loss = loss + one
         values = {"loss": loss}
-        for measures in found.values():
+        for measures in by_part.values():
             values |= measures
         return values
 

@@ -151,8 +151,8 @@ def peak_memory_bytes() -> dict[str, int]:
     """The most that this process has had in memory until now, and of each GPU the most that torch took there."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    for number in range(torch.cuda.device_count()):
-        peaks[f"GPU {number}"] = torch.cuda.max_memory_allocated(number)
+    for index in range(torch.cuda.device_count()):
+        peaks[f"GPU {index}"] = torch.cuda.max_memory_allocated(index)
     return peaks
 
 

@@ -195,18 +195,18 @@ def _check_content(content: Any, kind: type[_Weights]) -> None:
 def _named_tensors(value: Any) -> Any:
     """The same with a word in the place of each tensor, which msgspec would take for a mapping."""
     if isinstance(value, dict):
-        return {key: _named_tensors(held) for key, held in value.items()}
+        return {key: _named_tensors(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_named_tensors(held) for held in value]
+        return [_named_tensors(item) for item in value]
     return "a tensor" if isinstance(value, Tensor) else value
 
 
 def _tensors(optimizer_states: list[Any]) -> Iterator[tuple[str, Tensor]]:
-    for number, moments in ((n, held) for one in optimizer_states for n, held in one["state"].items()):
+    for index, moments in ((n, entry) for one in optimizer_states for n, entry in one["state"].items()):
         for name, value in moments.items():
             if not isinstance(value, Tensor):
-                raise ValueError(f"{name} of parameter {number} of the optimizer is no tensor")
-            yield f"{name} of parameter {number}", value
+                raise ValueError(f"{name} of parameter {index} of the optimizer is no tensor")
+            yield f"{name} of parameter {index}", value
 
 
 def check_fits(path: Path, module: TrainingModule) -> None:
@@ -234,11 +234,11 @@ def check_fits(path: Path, module: TrainingModule) -> None:
     ):
         wrong.append("the optimizer's groups of parameters")
     parameters = [tuple(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
-    for number, moments in state["state"].items():
-        own = parameters[number] if number < len(parameters) else None
+    for index, moments in state["state"].items():
+        own = parameters[index] if index < len(parameters) else None
         expected = {"step": (), "exp_avg": own, "exp_avg_sq": own}
         if {name: tuple(value.shape) for name, value in moments.items()} != expected:
-            wrong.append(f"the optimizer's moments of parameter {number}")
+            wrong.append(f"the optimizer's moments of parameter {index}")
     if schedule.keys() != own_schedule.keys() or not all(
         _alike(schedule[name], value) for name, value in own_schedule.items()
     ):
