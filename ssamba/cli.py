@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_stdout = is_of_stdout(error)
         if of_stdout and isinstance(error, BrokenPipeError):
             return ENOUGH
-        _let_others_speak(_several_ranks())
+        _let_others_speak(_is_distributed())
         room = isinstance(error, OSError) and error.errno in _NO_ROOM and not of_stdout
         _say(said_of(error) + ("; make room, and go on with --resume if it was training" if room else ""))
     except Exception:
-        _let_others_speak(_several_ranks())
+        _let_others_speak(_is_distributed())
         raise
     return 2
 
@@ -110,13 +110,13 @@ def _say(message: str) -> None:
     print(f"ssamba: {message}", file=sys.stderr)
 
 
-def _several_ranks() -> bool:
+def _is_distributed() -> bool:
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _let_others_speak(several: bool) -> None:
+def _let_others_speak(distributed: bool) -> None:
     """Most mistakes are those of all ranks, and the first says them; or one rank made it, and what this one misses is
     that rank. Whatever launched them ends this process in a moment then, and there is one message in all."""
-    if several:
+    if distributed:
         time.sleep(_LET_OTHERS_SPEAK)

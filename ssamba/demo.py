@@ -74,7 +74,7 @@ def synthetic_corpus(out: Path) -> Corpus:
     return Corpus(out / "shards" / "sentences", tasks)
 
 
-def given_corpus(data: Path, out: Path) -> Corpus:
+def folder_corpus(data: Path, out: Path) -> Corpus:
     """The user's recordings: pretraining on the training ones without their labels."""
     shards = out / "shards" / "recordings"
     stems = [path.stem.split("_") for path in data.glob("*.wav")]
@@ -159,8 +159,8 @@ def compare_tasks(corpus: Corpus, runs: Sequence[Run]) -> dict[str, Comparison]:
 def baseline_of(comparison: Comparison) -> dict[str, Any]:
     """What the log-mel baseline of a task scored, and what it is."""
     runs = [run for group in comparison.groups for run in group.runs]
-    found: dict[str, Any] = next(run.record["baseline"] for run in runs if run.record.get("baseline"))
-    return found
+    baseline: dict[str, Any] = next(run.record["baseline"] for run in runs if run.record.get("baseline"))
+    return baseline
 
 
 def task_section(name: str, comparison: Comparison) -> Section:
@@ -197,10 +197,10 @@ def report(corpus: Corpus, folders: Sequence[Path], out: Path, seconds: float) -
     runs = [read_run(folder) for folder in folders]
     comparisons = compare_tasks(corpus, runs)
     draw_accuracies(out / "accuracy.png", comparisons)
-    held = "; ".join(f"{label}: {what} held out for the test" for label, _, what in corpus.tasks.values())
+    held_out = "; ".join(f"{label}: {what} held out for the test" for label, _, what in corpus.tasks.values())
     introduction = (
         f"Encoders of half a million parameters, pretrained on unlabelled clips by predicting hidden patches, then "
-        f"fine-tuned. {held}. All of it took {seconds:.0f} s here."
+        f"fine-tuned. {held_out}. All of it took {seconds:.0f} s here."
     )
     pretraining = list(pretraining_rows([run for run in runs if run.recipe["task_type"] == "pretrain"]))
     sections = [
@@ -238,6 +238,6 @@ def run_demo(data: Path | None, out: Path, scale: float) -> None:
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(mark, "This folder is replaced by the next demo.\n")
-    corpus = synthetic_corpus(out) if data is None else given_corpus(data, out)
+    corpus = synthetic_corpus(out) if data is None else folder_corpus(data, out)
     folders = run_all(corpus, out, scale)
     report(corpus, folders, out, time.perf_counter() - started)

@@ -92,8 +92,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             folder.parent.mkdir(parents=True, exist_ok=True)
             beside.mkdir()
         except OSError as error:
-            number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
-            raise NotWritten(number, os.strerror(number or errno.EIO), str(folder)) from error
+            code = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
+            raise NotWritten(code, os.strerror(code or errno.EIO), str(folder)) from error
         try:
             yield beside
             replaced = os.path.lexists(folder)

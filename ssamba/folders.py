@@ -146,7 +146,7 @@ def find_recordings(places: Sequence[str]) -> list[str]:
     Raises:
         UserError: something that does not exist, holds no such file, or is no file but a pipe or the like.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for place in places:
         whole = os.path.expanduser(place)
         matches = [whole] if os.path.exists(whole) else sorted(glob.glob(whole, recursive=True))
@@ -163,8 +163,8 @@ def find_recordings(places: Sequence[str]) -> list[str]:
         if not named:
             raise UserError(f"{place} holds no recording; expected files that end in {', '.join(sorted(ENDINGS))}")
         for path in named:
-            found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
+            paths.setdefault(os.path.abspath(path), path)
+    return list(paths.values())
 
 
 def _inside(folder: str) -> list[str]:
@@ -191,11 +191,11 @@ def there(folder: Path, wanted: str) -> str:
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
     names = [name for name in names if not name.startswith(".")]
     more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    said = f"{folder} holds {', '.join(names[:_TOLD]) or 'nothing'}{more}"
+    content = f"{folder} holds {', '.join(names[:_TOLD]) or 'nothing'}{more}"
     above = ["*/" * depth for depth in range(1, _ABOVE + 1)]
     places = ((place, pattern) for place, patterns in ((folder, above), (folder.parent, [""])) for pattern in patterns)
-    found = next((path for place, pattern in places for path in sorted(place.glob(pattern + wanted))), None)
-    return f"{said}; {found} is there" if found else said
+    nearest = next((path for place, pattern in places for path in sorted(place.glob(pattern + wanted))), None)
+    return f"{content}; {nearest} is there" if nearest else content
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -150,10 +150,10 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
             states = encoder.hidden_states(clips) if wanted else [encoder(clips)]
             part = None if own is None else own.to(places.device)[places]
             heard = None if part is None else patch.own_columns(part, patch.grid(bins, length)[1])
-            for number, into, vectors in zip(wanted, hidden, pooled, strict=True):
-                tokens = states[number].tokens.float().unflatten(1, (rows, -1))
+            for index, into, vectors in zip(wanted, hidden, pooled, strict=True):
+                tokens = states[index].tokens.float().unflatten(1, (rows, -1))
                 into[places, :, : tokens.shape[2]] = tokens
-                vectors[places] = pool(states[number], heard).float()
+                vectors[places] = pool(states[index], heard).float()
             if logits is not None and isinstance(self.network, AudioClassifier):
                 answers = self.network.classify(states[-1], part).float()
                 if answers.ndim == 3:
@@ -210,9 +210,9 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
 def _record(folder: Path) -> dict[str, Any] | None:
     """The record of the run that made a model; None where there is none, or one that cannot be used, which is told: the
     model needs it for its card alone."""
-    found = [path for path in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if path.is_file()]
+    paths = [path for path in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if path.is_file()]
     try:
-        return read_record(found[0]) if found else None
+        return read_record(paths[0]) if paths else None
     except UserError as error:
         log.warning("%s; the model is used without it", error)
         return None
@@ -244,8 +244,8 @@ def _card(model: SsambaModel) -> str:
         facts["versions"] = markdown_text(
             ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         )
-        for name, held in record["data"].items():
-            facts[f"data, {markdown_text(name)}"] = split_text(held)
+        for name, split in record["data"].items():
+            facts[f"data, {markdown_text(name)}"] = split_text(split)
     lines += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
     if record is None:
         lines += ["These weights came without the record of a run, so no score is given here.", ""]

@@ -82,10 +82,10 @@ class Part:
 @functools.cache
 def parts(kind: Kind) -> Mapping[str, tuple[Part, ...]]:
     """Each name's parts, this package's own first: one each, unless packages have the same name."""
-    found: dict[str, tuple[Part, ...]] = {}
+    by_name: dict[str, tuple[Part, ...]] = {}
     for part in (*_own_parts(kind), *_installed_parts(kind)):
-        found[part.name] = (*found.get(part.name, ()), part)
-    return found
+        by_name[part.name] = (*by_name.get(part.name, ()), part)
+    return by_name
 
 
 def _own_parts(kind: Kind) -> Sequence[Part]:
@@ -123,10 +123,10 @@ def own_names(kind: Kind) -> tuple[str, ...]:
 
 def clash(kind: Kind, name: str) -> str | None:
     """What is wrong with a name that several packages have; None if one has it, or none."""
-    found = parts(kind).get(name, ())
-    if len(found) < 2:
+    candidates = parts(kind).get(name, ())
+    if len(candidates) < 2:
         return None
-    packages = " and ".join(part.package for part in found)
+    packages = " and ".join(part.package for part in candidates)
     return f"the {kind} {name} is in the packages {packages}; expected one that has it: uninstall the others"
 
 
@@ -165,10 +165,10 @@ def load(kind: Kind, name: str) -> Any:
 
 def load_class(kind: Kind, name: str, base: type[Class]) -> type[Class]:
     """The class of a name, which is a subclass of `base`; UserError as `load`, or if it is none."""
-    found = load(kind, name)
-    if isinstance(found, type) and issubclass(found, base):
-        return found
-    raise _misfit(kind, name, found, f"a subclass of {base.__module__}.{base.__qualname__}")
+    loaded = load(kind, name)
+    if isinstance(loaded, type) and issubclass(loaded, base):
+        return loaded
+    raise _misfit(kind, name, loaded, f"a subclass of {base.__module__}.{base.__qualname__}")
 
 
 def load_main(name: str) -> Callable[[Sequence[str]], int]:
@@ -181,9 +181,9 @@ def load_main(name: str) -> Callable[[Sequence[str]], int]:
     return prepare
 
 
-def _misfit(kind: Kind, name: str, found: Any, expected: str) -> UserError:
+def _misfit(kind: Kind, name: str, loaded: Any, expected: str) -> UserError:
     return UserError(
-        f"the {kind} {name} of the package {find(kind, name).package} is {found!r:.200}; expected {expected}"
+        f"the {kind} {name} of the package {find(kind, name).package} is {loaded!r:.200}; expected {expected}"
     )
 
 

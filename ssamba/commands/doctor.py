@@ -35,9 +35,9 @@ def doctor(arguments: argparse.Namespace) -> int:
     from ssamba.files import write_json
 
     logging.getLogger("ssamba").setLevel(logging.WARNING)  # which backend is taken, say, is in the findings
-    found = report.examine(report.CHECKS)
-    print(report.as_text(found))
+    findings = report.examine(report.CHECKS)
+    print(report.as_text(findings))
     if arguments.json:
-        write_json(arguments.json, report.as_json(found))
+        write_json(arguments.json, report.as_json(findings))
         print(f"written to {printable(str(arguments.json))}")
-    return 1 if report.problems(found) else 0
+    return 1 if report.problems(findings) else 0

@@ -62,18 +62,18 @@ def add(commands: Any) -> None:
 
 def import_checkpoint(arguments: argparse.Namespace) -> None:
     """Make a model folder of a checkpoint in the format of SSAMBA's, SSAST's or AuM's authors."""
-    given = vars(arguments)
+    values = vars(arguments)
     if (arguments.mean is None) != (arguments.std is None):
         raise UserError("--mean and --std: give both or neither")
     from ssamba.models.convert import transfer
 
-    audio = {name: given[name] for name in ("sampling_rate", "mean", "std", "short") if given[name] is not None}
+    audio = {name: values[name] for name in ("sampling_rate", "mean", "std", "short") if values[name] is not None}
     labels = transfer.read_label_names(arguments.labels) if arguments.labels else None
     options = transfer.ClassifierOptions(labels, arguments.label, arguments.loss, arguments.pooling)
     counts = ("num_attention_heads", "num_mel_bins", "max_length", "frequency_stride", "time_stride")
-    told = {name: given[name] for name in counts}
+    sizes = {name: values[name] for name in counts}
     imported = transfer.import_checkpoint(
-        arguments.checkpoint, arguments.out, audio, told, options, arguments.overwrite
+        arguments.checkpoint, arguments.out, audio, sizes, options, arguments.overwrite
     )
     print(transfer.import_report(imported))
     print(f"written to {printable(str(arguments.out))}")

@@ -58,10 +58,10 @@ def _list_preparations() -> None:
     this, whose it is."""
     scripts = preparations()
     width = max(map(len, names("data set")))
-    for name, found in parts("data set").items():
-        for part in found:
-            said = first_line(scripts[name]) if part.package == OWN else f"of the package {part.package}"
-            print(printable(f"{name:{width}}  {said}"))
+    for name, candidates in parts("data set").items():
+        for part in candidates:
+            description = first_line(scripts[name]) if part.package == OWN else f"of the package {part.package}"
+            print(printable(f"{name:{width}}  {description}"))
 
 
 def _add_recipes(commands: Any) -> None:

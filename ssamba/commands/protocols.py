@@ -90,8 +90,8 @@ def _add_probe(commands: Any) -> None:
     add_argument(sub, "--test", source_text, nargs="+", default=[], metavar="SHARDS", help="clips to be scored")
     sub.add_argument("--protocol", choices=_PROTOCOLS, default="linear", help="default: %(default)s")
     add_argument(sub, "--label", plain_text, default="label", metavar="KEY", help="of the shards; default: label")
-    several = "bce: clips with several labels, each class against the rest; default: %(default)s"
-    sub.add_argument("--loss", choices=("cross_entropy", "bce"), default="cross_entropy", help=several)
+    losses = "bce: clips with several labels, each class against the rest; default: %(default)s"
+    sub.add_argument("--loss", choices=("cross_entropy", "bce"), default="cross_entropy", help=losses)
     share = "so much of the training clips, stratified by label, chosen by the seed; default: 1"
     add_argument(sub, "--label-fraction", number, 1e-9, 1, default=1.0, metavar="X", help=share)
     add_argument(sub, "--seeds", whole_number, 1, 1000, default=1, metavar="N", help="0 to N - 1; default: 1")

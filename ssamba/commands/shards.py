@@ -52,16 +52,19 @@ def shards_info(arguments: argparse.Namespace) -> None:
     """Say what shards hold, from their index."""
     from ssamba.data.shards.finding import find_shards
 
-    held = find_shards(arguments.shards)
-    print(f"{len(held.shards)} shards, {held.samples} samples, {held.seconds / 3600:.3f} h at {held.sampling_rate} Hz")
-    for key, names in held.labels.items():
+    shards = find_shards(arguments.shards)
+    print(
+        f"{len(shards.shards)} shards, {shards.samples} samples, {shards.seconds / 3600:.3f} h at "
+        f"{shards.sampling_rate} Hz"
+    )
+    for key, names in shards.labels.items():
         some = f"{len(names)} labels: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
         print(printable(f"{key}: {some if names else 'what is said'}"))
-    for place, index in held.indexes.items():
-        if told := index.features:
-            rate = f"{told.frame_rate:g} x {told.width} numbers a second"
-            print(printable(masked(f"{place}: features of layer {told.layer} of {told.teacher}, {rate}")))
-    print(f"fingerprint {held.fingerprint}")
+    for place, index in shards.indexes.items():
+        if features := index.features:
+            rate = f"{features.frame_rate:g} x {features.width} numbers a second"
+            print(printable(masked(f"{place}: features of layer {features.layer} of {features.teacher}, {rate}")))
+    print(f"fingerprint {shards.fingerprint}")
 
 
 def shards_verify(arguments: argparse.Namespace) -> None:
@@ -70,12 +73,12 @@ def shards_verify(arguments: argparse.Namespace) -> None:
     from ssamba.data.shards.finding import find_shards
     from ssamba.data.shards.remote import ShardCache
 
-    held = find_shards(arguments.shards)
+    shards = find_shards(arguments.shards)
     cache = ShardCache(DataConfig().cache_bytes)
-    problems = verify_shards(held, local=cache.local, workers=_workers(arguments))
+    problems = verify_shards(shards, local=cache.local, workers=_workers(arguments))
     if problems:
-        raise UserError(f"{len(problems)} problems in {len(held.shards)} shards:", *problems)
-    print(f"{len(held.shards)} shards, {held.samples} samples: all as their index says")
+        raise UserError(f"{len(problems)} problems in {len(shards.shards)} shards:", *problems)
+    print(f"{len(shards.shards)} shards, {shards.samples} samples: all as their index says")
 
 
 def shards_index(arguments: argparse.Namespace) -> None:

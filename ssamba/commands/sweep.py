@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_argument(sub, "sweep", path, metavar="SWEEP", help="a YAML file, see below")
-    several = "runs at a time, each with its share of the threads and the GPUs; default: 1"
-    add_argument(sub, "--jobs", whole_number, 1, 1024, metavar="N", help=several)
+    jobs = "runs at a time, each with its share of the threads and the GPUs; default: 1"
+    add_argument(sub, "--jobs", whole_number, 1, 1024, metavar="N", help=jobs)
     address = "the runs are made by a Dask cluster, by its scheduler's address"
     add_argument(sub, "--cluster", plain_text, metavar="ADDRESS", help=address)
     sub.add_argument("--prepare", action="store_true", help="check all points and write their recipes; run none")

@@ -28,8 +28,8 @@ def add(commands: Any) -> None:
         if command is finetune:
             each = "a run for each fold, below run_dir, and a table of them: data.fold_by says of what"
             sub.add_argument("--folds", choices=("all",), help=each)
-            several = "a run for each of so many seeds, from the recipe's on, below run_dir, and a table of them"
-            add_argument(sub, "--seeds", whole_number, 1, 1000, metavar="N", help=several)
+            seeds = "a run for each of so many seeds, from the recipe's on, below run_dir, and a table of them"
+            add_argument(sub, "--seeds", whole_number, 1, 1000, metavar="N", help=seeds)
             address = "such runs are made by a Dask cluster, by its scheduler's address; default: one after another"
             add_argument(sub, "--cluster", plain_text, metavar="ADDRESS", help=address)
         sub.set_defaults(call=command)

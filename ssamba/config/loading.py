@@ -112,10 +112,10 @@ def _override(text: str) -> dict[str, Node]:
     return node
 
 
-def _merge(schema: DictConfig, given: Mapping[str, Node], prefix: str, origin: str, complaints: list[str]) -> None:
-    """Copy the leaves of `given` into `schema`, one by one, so that every mistake is told, not the first alone."""
+def _merge(schema: DictConfig, nodes: Mapping[str, Node], prefix: str, origin: str, complaints: list[str]) -> None:
+    """Copy the leaves of `nodes` into `schema`, one by one, so that every mistake is told, not the first alone."""
     types = get_type_hints(OmegaConf.get_type(schema), include_extras=True)
-    for key, node in given.items():
+    for key, node in nodes.items():
         name = f"{prefix}{key}"
         if key not in types:
             near = difflib.get_close_matches(key, types, 1)

@@ -38,12 +38,12 @@ _MAY_CHANGE = (
 )
 
 
-def differences(saved: Recipe, given: Recipe) -> Iterator[str]:
-    """What of `given` would make another run of a run by `saved`: "key is value; in the run it is value"."""
-    if given.task_type != saved.task_type:
-        yield f"task_type is {given.task_type}; in the run it is {saved.task_type}"
+def differences(saved: Recipe, recipe: Recipe) -> Iterator[str]:
+    """What of `recipe` would make another run of a run by `saved`: "key is value; in the run it is value"."""
+    if recipe.task_type != saved.task_type:
+        yield f"task_type is {recipe.task_type}; in the run it is {saved.task_type}"
         return
-    ours, theirs = flat_recipe(given), flat_recipe(saved)
+    ours, theirs = flat_recipe(recipe), flat_recipe(saved)
     for key in sorted(ours):
         if key.startswith(_MAY_CHANGE):
             continue

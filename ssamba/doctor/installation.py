@@ -98,11 +98,11 @@ def devices() -> Iterator[Finding]:
             )
         else:
             yield absent("GPU", "none: torch.cuda is not available")
-    for number, name in enumerate(machine["gpus"]):
-        free, total = torch.cuda.mem_get_info(number)
-        capability = ".".join(map(str, torch.cuda.get_device_capability(number)))
-        told = f"{name}, {_size(free)} of {_size(total)} free, compute capability {capability}"
-        yield ok(f"GPU {number}", f"{told}, CUDA {torch.version.cuda}")
+    for index, name in enumerate(machine["gpus"]):
+        free, total = torch.cuda.mem_get_info(index)
+        capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
+        memory = f"{name}, {_size(free)} of {_size(total)} free, compute capability {capability}"
+        yield ok(f"GPU {index}", f"{memory}, CUDA {torch.version.cuda}")
 
 
 def _quota() -> str:

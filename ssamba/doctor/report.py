@@ -29,42 +29,42 @@ _MARKS = {"ok": "ok", "absent": "-", "problem": "PROBLEM"}
 
 def examine(checks: Mapping[str, Check]) -> Findings:
     """Run checks. One that fails in itself is a problem of its own, and the others go on."""
-    found: Findings = {}
+    findings: Findings = {}
     with progress_bar(len(checks), "check", "doctor") as bar:
         for name, check in checks.items():
-            found[name] = []
+            findings[name] = []
             try:
-                found[name].extend(check())
+                findings[name].extend(check())
             except Exception as error:  # of a library that is not as it should be, which is what is asked
-                found[name].append(problem(name, f"cannot be looked at: {cause_of(error)}", LOCK))
+                findings[name].append(problem(name, f"cannot be looked at: {cause_of(error)}", LOCK))
             bar.update()
-    return found
+    return findings
 
 
-def problems(found: Findings) -> list[Finding]:
+def problems(findings: Findings) -> list[Finding]:
     """What should work and does not."""
-    return [one for some in found.values() for one in some if one.state == "problem"]
+    return [one for some in findings.values() for one in some if one.state == "problem"]
 
 
-def as_text(found: Findings) -> str:
+def as_text(findings: Findings) -> str:
     """For a terminal: a line for each finding, then what to do about each problem."""
     lines = []
-    for name, some in found.items():
+    for name, some in findings.items():
         lines += [name]
         width = max((len(one.name) for one in some), default=0)
         for one in some:
             hint = f" ({one.remedy})" if one.remedy and one.state == "absent" else ""
             lines.append(f"  {_MARKS[one.state]:7}  {one.name:{width}}  {one.said}{hint}")
         lines.append("")
-    wrong = problems(found)
+    wrong = problems(findings)
     lines.append(f"{len(wrong)} problems" if len(wrong) != 1 else "1 problem")
     lines += [f"  {one.name}: {one.said}. To mend it: {one.remedy}" for one in wrong]
     return "\n".join(map(printable, lines))
 
 
-def as_json(found: Findings) -> dict[str, Any]:
+def as_json(findings: Findings) -> dict[str, Any]:
     """{"problems": how many, "checks": {check: [the fields of each `Finding`]}}."""
     return {
-        "problems": len(problems(found)),
-        "checks": {name: [asdict(one) for one in some] for name, some in found.items()},
+        "problems": len(problems(findings)),
+        "checks": {name: [asdict(one) for one in some] for name, some in findings.items()},
     }

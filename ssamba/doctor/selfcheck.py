@@ -106,11 +106,11 @@ def _train_apart(folder: Path) -> dict[str, float]:
     if done.returncode < 0:
         raise ChildProcessError(f"it was ended by {signal.Signals(-done.returncode).name}")
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing said"]
-        raise ChildProcessError(f"it ended with status {done.returncode}: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or ["nothing said"]
+        raise ChildProcessError(f"it ended with status {done.returncode}: {lines[-1]}")
     return {
-        f"{name} {number}": float(row[f"train/{name}"])
-        for number, row in enumerate(read_metrics(folder / "run" / "metrics.csv"), 1)
+        f"{name} {step}": float(row[f"train/{name}"])
+        for step, row in enumerate(read_metrics(folder / "run" / "metrics.csv"), 1)
         for name in ("contrastive", "reconstruction")
     }
 
@@ -123,8 +123,8 @@ def write_recipe(folder: Path) -> Path:
     from ssamba.data.prepare.writer import write_shards
 
     recordings = []
-    for number, sound in enumerate(_sounds(4.0).reshape(8, -1)):
-        path = folder / f"{number}.wav"
+    for index, sound in enumerate(_sounds(4.0).reshape(8, -1)):
+        path = folder / f"{index}.wav"
         soundfile.write(path, sound, _RATE)
         recordings.append(Recording(path.stem, path, {}))
     write_shards({"train": recordings}, folder / "shards", "chirps")
