@@ -60,7 +60,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; 0 or the command's own status, or 2 after the message of a mistake that the user can mend."""
-    if sys.stderr is None:  # closed: nobody listens
+    if sys.stderr is None:  # closed
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     later_rank = False
     try:
@@ -116,7 +116,8 @@ def _is_distributed() -> bool:
 
 
 def _let_others_speak(distributed: bool) -> None:
-    """Most mistakes are those of all ranks, and the first says them; or one rank made it, and what this one misses is
-    that rank. Whatever launched them ends this process in a moment then, and there is one message in all."""
+    """Wait before this rank reports an error. Either all ranks have it, and the first one reports it, or another rank
+    failed and this one lost its connection: the launcher ends this process meanwhile, and there is one message in
+    all."""
     if distributed:
         time.sleep(_LET_OTHERS_SPEAK)

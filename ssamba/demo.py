@@ -1,7 +1,7 @@
 """`ssamba demo`: shards, pretraining, keyword spotting and speaker identification on a small corpus, one table.
 
-A speech synthesizer speaks the corpus, or it is a folder of label/name.wav, or of FSDD's {digit}_{speaker}_{take}.wav.
-Every step is a command that is printed before it runs; the page is OUT/report.html.
+The corpus is made by a speech synthesizer, or it is a folder of label/name.wav, or of FSDD's
+{digit}_{speaker}_{take}.wav. Every step is a command that is printed before it runs; the page is OUT/report.html.
 """
 
 import csv
@@ -31,7 +31,7 @@ RECIPES = packaged("recipes")
 HELD_OUT_VOICES = ("en-US-f5", "en-f4", "en-GB-scotland-f1", "en-029-m5")
 HELD_OUT_TAKES = ("4", "5")
 # Of pretraining, which SSAST needs more than: after 1,800, at a third of the rate, it matches 0.09 of these clips'
-# hidden frames; what the position tells is 0.04, and ssamba has 0.39 after 600.
+# hidden frames; the position alone gives 0.04, and ssamba has 0.39 after 600.
 SSAST_STEPS = 2000
 
 

@@ -1,6 +1,6 @@
 """Files and folders that are either complete or not there, and JSON from elsewhere, typed and bounded.
 
-What is being written has an exclusive name of its own beside its target, `.ssamba-tmp-...`: what somebody else made is
+What is being written has an exclusive name of its own beside its target, `.ssamba-tmp-...`: files of other programs are
 never followed, replaced or removed. Imports no torch.
 """
 
@@ -35,7 +35,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """A field of a JSON: a sha256 in hex."""
 
 
-_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a write that fails says
+_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # errors of a write that fails
 
 
 class NotWritten(UserError, OSError):
@@ -81,7 +81,7 @@ def written_beside(path: Path, durable: bool = False) -> Iterator[Path]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, to be filled: put in its place at the end, removed if it was not finished.
 
-    What stood in that place goes once the new folder stands there.
+    What was in that place is removed once the new folder is there.
 
     Raises:
         NotWritten: there is no permission, no room.
@@ -119,7 +119,7 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def writing_to(path: Path, beside: Path | None = None) -> Iterator[None]:
-    """What the system says of a file that is being written is said of `path`.
+    """Errors about a file that is being written name `path`, not its temporary name.
 
     Args:
         beside: the temporary name of the file or folder that becomes `path`.
@@ -131,7 +131,7 @@ def writing_to(path: Path, beside: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as raised:
-        # torch complains in its own words, as a RuntimeError, of a write that failed under it.
+        # torch raises a RuntimeError of its own when a write fails under it.
         error: BaseException | None = raised
         while error is not None and not isinstance(error, OSError):
             error = error.__context__

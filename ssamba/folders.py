@@ -1,4 +1,4 @@
-"""Recordings below a folder, and what of it is passed over; what is said of what is not there. Imports no torch."""
+"""Recordings below a folder, and what is passed over there; messages about what is missing. Imports no torch."""
 
 import glob
 import logging
@@ -21,7 +21,7 @@ _OF_THE_SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BI
 _LINK = "link to a folder that is taken elsewhere or lies above"
 _MOST_NAMES = 20
 _TOLD = 8  # names of what a folder holds, in a message
-_ABOVE = 2  # folders between where something was looked for and where it lies
+_ABOVE = 2  # folders between where something was looked for and where it is
 
 
 class PassedOver(Counter[str]):
@@ -46,7 +46,7 @@ class PassedOver(Counter[str]):
 
 @dataclass
 class Below:
-    """What lies below a folder."""
+    """What is below a folder."""
 
     recordings: list[Path]
     """Relative to it, sorted."""
@@ -175,15 +175,15 @@ def _inside(folder: str) -> list[str]:
 
 
 def instead(path: Path) -> str:
-    """What there is in the place of a path that leads to nothing, for a message: as `there`, of the nearest folder
+    """What there is instead of a path that does not exist, for a message: as `there`, of the nearest folder
     above."""
     folder = next(above for above in path.absolute().parents if above.is_dir())
     return there(folder, glob.escape(str(path.absolute().relative_to(folder))))
 
 
 def there(folder: Path, wanted: str) -> str:
-    """What a folder holds that lacks what was looked for, and where that is, if it is a folder or two below, or one
-    above: whoever gives the wrong folder is told the right one.
+    """For the message about a missing file: what the folder contains instead, and where `wanted` is, if it is a folder
+    or two below, or one above.
 
     Args:
         wanted: relative to the folder; * and ? stand for what they do in a pattern.

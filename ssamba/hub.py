@@ -1,4 +1,4 @@
-"""A model that is whole: waveforms or files in, hidden states and logits out, saved and loaded as the Hugging Face Hub
+"""A complete model: waveforms or files in, hidden states and logits out, saved and loaded as the Hugging Face Hub
 keeps models.
 
 Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time, D width, C classes.
@@ -193,7 +193,7 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
                 ) from error
         folder = model_folder(place)
         saved = load_model(folder, scan_backend)
-        # A run's record stands beside the model's folder; save_pretrained puts it inside.
+        # A run's record is beside the model's folder; save_pretrained puts it inside.
         return cls(saved.model, saved.audio, saved.classifier, _record(folder)).eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -208,8 +208,8 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    """The record of the run that made a model; None where there is none, or one that cannot be used, which is told: the
-    model needs it for its card alone."""
+    """The record of the run that made a model; None where there is none, or one that cannot be used, which is logged:
+    the model needs it for its card alone."""
     paths = [path for path in (folder / RECORD_NAME, folder.parent / RECORD_NAME) if path.is_file()]
     try:
         return read_record(paths[0]) if paths else None

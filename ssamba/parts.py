@@ -11,8 +11,8 @@ that is installed beside this one adds to them by entry points, of a group for e
 | `ssamba.datasets` | a module with a function `main`, as the scripts of data_prep are                       |
 
 CONTRIBUTING.md has an example of each. Which names there are is read from the installed packages' entry points alone; a
-part is imported when it is asked for by its name. Whatever asks, a recipe or the config.json of a model from elsewhere,
-can name what is in this table and nothing else. Imports no torch.
+part is imported when it is asked for by its name. Whatever asks, a recipe or the config.json of an untrusted model, can
+name what is in this table and nothing else. Imports no torch.
 """
 
 import functools
@@ -155,7 +155,7 @@ def load(kind: Kind, name: str) -> Any:
         return part.read()
     try:
         return part.read()
-    except Exception as error:  # whatever the code of others raises
+    except Exception as error:  # whatever another package's code raises
         told = " ".join(str(error).split())[:500]
         raise UserError(
             f"the {kind} {name} of the package {part.package} cannot be imported: {type(error).__name__}: {told}; "
@@ -188,7 +188,7 @@ def _misfit(kind: Kind, name: str, loaded: Any, expected: str) -> UserError:
 
 
 def packages_told(kind: Kind, name: str) -> str | None:
-    """What a model's config.json says beside the name of a part: the package of one that is not of this package."""
+    """The package that a model's config.json names for a part; None for a part of this package."""
     package = find(kind, name).package
     return None if package == OWN else package
 
@@ -197,7 +197,7 @@ def check_told(kind: Kind, name: str, package: str | None, place: object) -> Non
     """Whether a part that a file names is here, and is the one that was meant.
 
     Args:
-        package: that the file says; None for this one.
+        package: in the file; None for this one.
         place: the file, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The features that a recipe's student learns from: a teacher says them of each batch, or the shards have them."""
+"""The features that a recipe's student learns from: a teacher computes them for each batch, or the shards have them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ class Distilled:
     Attributes:
         width: D.
         of_batch: a batch -> (B, P, D).
-        teacher_sha256: of the weights of the model that says them, or said them, in hex.
-        stored: what is read of them with each clip; None: a teacher says them.
+        teacher_sha256: of the weights of the model that computes or computed them, in hex.
+        stored: what is read of them with each clip; None: a teacher computes them.
     """
 
     width: int
@@ -68,7 +68,7 @@ def _stored(batch: Batch) -> Tensor:
 
 
 def _stored_info(shards: Shards) -> FeatureInfo:
-    """What the indexes of the training and validation shards say of their features, all the same."""
+    """The description of the stored features, the same in the indexes of the training and validation shards."""
     infos: dict[str, FeatureInfo] = {}
     for name in ("train", "validation"):
         shard_set = shards.splits().get(name)

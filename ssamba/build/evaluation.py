@@ -75,8 +75,8 @@ def build_class_evaluation(recipe: FinetuneRecipe) -> ClassEvaluation:
 
 
 def build_baseline_streams(built: Finetuner) -> tuple[ClipStream, ClipStream]:
-    """The training and the test clips for a classifier without a network: as they are, short ones not filled up with
-    themselves, and no more training clips than it needs."""
+    """The training and the test clips for a classifier without a network: short ones not repeated to fill a clip, and
+    no more training clips than it needs."""
     recipe = built.recipe
     settings = build_clip_settings(recipe)
     settings = replace(settings, rules=replace(settings.rules, short="pad"))

@@ -81,14 +81,14 @@ def check_labels(
     """Whether the labels of the samples can be learned, where reading them takes seconds: the index has names alone.
 
     Args:
-        rows: of the splits of which not all is used.
+        rows: the rows used, of the splits that are used in part.
 
     Returns:
-        Those of training; None where they would take longer and nothing needs them.
+        The counts of the training split; None where reading them would take longer and nothing needs them.
 
     Raises:
         UserError: labels that are not in the list, several under a loss for one, nothing to tell apart, or a held-out
-            class that is never heard in training (several labels a clip: a warning).
+            class without training recordings (several labels a clip: a warning).
     """
     key, names, loss = labels.key, labels.names, kind_of_loss(recipe)
     for split, shard_set in shards.splits().items():
@@ -145,7 +145,7 @@ def check_labels(
 
 
 def _check_heard(recipe: FinetuneRecipe, labels: Labels, split: str, counts: LabelCounts, heard: LabelCounts) -> None:
-    """Whether every class of a held-out split is heard in training."""
+    """Whether every class of a held-out split has training recordings."""
     if not (unheard := [name for name in labels.names if counts.by_name[name] and not heard.by_name[name]]):
         return
     more = f" and {len(unheard) - 8} more" if len(unheard) > 8 else ""
@@ -161,7 +161,7 @@ def _check_heard(recipe: FinetuneRecipe, labels: Labels, split: str, counts: Lab
 
 
 def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Indices]:
-    """Of the splits of which not all is used, the rows of the table that are: by the fold, and of the training
+    """The rows of the table that are used, of the splits that are used in part: by the fold, and of the training
     recordings the share whose labels are used."""
     data, rows = recipe.data, dict[str, Indices]()
     cache = ShardCache(data.cache_bytes)
@@ -198,7 +198,7 @@ def build_rows(recipe: FinetuneRecipe, shards: Shards) -> dict[str, Indices]:
 
 
 def check_whole(recipe: FinetuneRecipe, shards: ShardSet, option: str) -> None:
-    """Whether held-out recordings are heard to their end, where their hops have answers; UserError if not."""
+    """Whether clips cover held-out recordings to their end, where their hops have answers; UserError if not."""
     if not recipe.task.is_sequence:
         return
     audio, lengths = recipe.audio, shards.table["length"]
@@ -212,7 +212,7 @@ def check_whole(recipe: FinetuneRecipe, shards: ShardSet, option: str) -> None:
 
 def build_spoken_rows(recipe: FinetuneRecipe, shards: Shards, rows: Mapping[str, Indices]) -> dict[str, Indices]:
     """Of the training recordings, or of their `rows`, those that a model can learn to write down: no longer than the
-    clip, with no more characters than there are answers. The others are counted and told.
+    clip, with no more characters than there are answers. The others are counted and reported.
 
     Raises:
         UserError: there is none.
@@ -270,7 +270,7 @@ def _read_names(shards: ShardSet, key: str, option: str, recipe: FinetuneRecipe)
 
 
 def build_probe(recipe: PretrainRecipe) -> ProbeShards | None:
-    """The labelled clips that pretraining watches; UserError for labels that say nothing."""
+    """The labelled clips that pretraining watches; UserError for labels that are all the same."""
     evaluation = recipe.evaluation
     if not evaluation.probe:
         return None

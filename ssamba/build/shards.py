@@ -18,7 +18,7 @@ MEASURED_CLIPS = 2000  # enough for three digits of the statistics
 
 @dataclass(frozen=True)
 class Shards:
-    """The splits of a recipe; None where it names none. With folds, test is train, of which rows are used."""
+    """The splits of a recipe; None where it names none. With folds, test is train, each with its own rows."""
 
     train: ShardSet | ShardList
     validation: ShardSet | None
@@ -31,12 +31,13 @@ class Shards:
         return self.train
 
     def splits(self) -> dict[str, ShardSet]:
-        """Name -> shards, of the splits that there are and have an index."""
+        """Name -> shards of the splits that the recipe names and that have an index."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: shards for name, shards in splits.items() if isinstance(shards, ShardSet)}
 
     def fingerprints(self) -> dict[str, Any]:
-        """For run.json: what each split holds; a fold is part of what is there already."""
+        """For run.json: what each split holds; the test split of a fold is in the training shards, which are named
+        once."""
         splits = {"train": self.train, **self.splits()}
         return fingerprints(
             {name: shards for name, shards in splits.items() if name == "train" or shards is not self.train}

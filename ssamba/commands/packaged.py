@@ -43,7 +43,7 @@ def prepare(arguments: argparse.Namespace) -> int:
         return 0
     main = load_main(_known(arguments.name, names("data set"), "data set", "ssamba prepare"))
     before = sys.argv
-    sys.argv = [f"ssamba prepare {arguments.name}"]  # which its messages say as the program
+    sys.argv = [f"ssamba prepare {arguments.name}"]  # the program's name in its messages
     try:
         status = main(arguments.rest)
     except SystemExit as end:  # of argparse, after --help or a wrong argument
@@ -54,8 +54,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _list_preparations() -> None:
-    """Print every name; of a script what it says of itself, of a part of another package, which is not imported for
-    this, whose it is."""
+    """Print every name: of a script the first line of its docstring, of a part of another package, which is not
+    imported for this, the package."""
     scripts = preparations()
     width = max(map(len, names("data set")))
     for name, candidates in parts("data set").items():

@@ -132,7 +132,7 @@ def stats(arguments: argparse.Namespace) -> None:
 
 
 def _likely(field: str) -> tuple[bool, bool]:
-    """First what is called as labels are."""
+    """Sort key: names that labels usually have come first."""
     name = field.rpartition(".")[2].lower()
     return name not in ("cls", "label", "labels", "class", "class_label", "category", "tag", "tags"), name == "txt"
 

@@ -85,7 +85,7 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def _print_run(run: Any, recipe: Recipe) -> None:
-    """What a finished run has to say, on the first rank."""
+    """Print a finished run's results, on the first rank."""
     from ssamba.evaluation.report import exported_text, watched
 
     place, record = printable(str(run.folder)), run.record

@@ -1,7 +1,7 @@
 """Whether groups of runs differ: the bootstrap over examples, what seeds and folds add to it, and Holm's correction.
 
-A difference d of two groups is off by independent parts, each with a variance V of its own that so many degrees of
-freedom know: what other examples would say, what other seeds would, and what other folds would. The interval is
+A difference d of two groups is off by independent parts, each with a variance V of its own, known with so many degrees
+of freedom: other examples, other seeds and other folds. The interval is
 
     d +- sqrt(sum of V t(z, f)^2 over the parts),  t(z, f) Student's quantile, z the normal one (1.96 of 95 %)
 
@@ -36,8 +36,8 @@ _LARGEST_Z = 38.0  # whose p value is the smallest number above 0
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run says of the examples of a fold. `pair`: its name, which a run of another group has, too, if both are
-    a pair. `score`: weights of the examples, sorted by their keys, float64 (R, N) -> scores (R,)."""
+    """One run's predictions for the examples of a fold. `pair`: its name, which a run of another group has, too, if
+    both are a pair. `score`: weights of the examples, sorted by their keys, float64 (R, N) -> scores (R,)."""
 
     pair: str
     score: Callable[[Tensor], Tensor]
@@ -109,7 +109,7 @@ def score_interval(scores: Scores, seed: int) -> Interval:
 
 class Difference(NamedTuple):
     """The first group's score minus the second's, its interval at `LEVEL`, and its p value, of a difference of 0; NaN
-    where there is one unit alone, which says nothing of others."""
+    where there is one unit alone, which has no variance."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""Groups of runs with their scores, what they cost and which of their differences are some."""
+"""Groups of runs with their scores, their costs and which of their differences are significant."""
 
 import itertools
 import math
@@ -24,8 +24,8 @@ class Group:
     """Runs that are seeds and folds of one another.
 
     Args:
-        letter: A, B, ...: what it is called in tables.
-        label: what tells it from the others, in words.
+        letter: A, B, ..., its name in tables.
+        label: what distinguishes it from the others, in words.
         values: of the keys that differ between groups.
         seeds, folds: how many.
         examples: how many its runs are scored on in all folds; None where that is not known.
@@ -62,14 +62,14 @@ class Pair:
 
     @property
     def single(self) -> bool:
-        """Whether one of the groups is one run alone, of which other seeds are not known."""
+        """Whether one of the groups is a single run, so that the variance over seeds is not known."""
         return self.first.seeds == 1 or self.second.seeds == 1
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What was compared: by which metric, the groups, the keys that tell them apart (treatments, and conditions that
-    were admitted), every pair of groups, and what is to be said of it, in sentences."""
+    were admitted), every pair of groups, and notes, in sentences."""
 
     metric: str
     groups: Sequence[Group]
@@ -97,7 +97,7 @@ def compare_runs(runs: Sequence[Run], allowed: Sequence[str] = (), told: Sequenc
 
     Args:
         allowed: names of conditions, or of kinds of them, that may differ.
-        told: what was passed over on the way.
+        passed_over: what was found and is not compared, for the notes.
 
     Raises:
         UserError: as `sort_runs`, one run alone, or scores that are damaged.
@@ -194,7 +194,7 @@ def _draws(
 
 
 def _pair(runs: Sequence[Run], place: int, own: Sequence[int]) -> str:
-    """What a run is called by among its group's, as `Sample` has it: by its seed, where that draws the training
+    """The name of a run within its group, as `Sample` has it: by its seed, where that draws the training
     recordings whose labels are used."""
     seeds = [runs[one].recipe["seed"] for one in own]
     if runs[place].recipe["data.label_fraction"] < 1 and len(set(seeds)) == len(seeds):
@@ -207,7 +207,7 @@ def _scores(
 ) -> dict[str, Interval]:
     """As the runs' own reports have them."""
     metric = runs[0].metric
-    if draws is None:  # of logs, which say the scores and no more
+    if draws is None:  # of logs, which have the scores alone
         tested = [run.record["test"] for run in runs]
         names = [name for name in (metric, "balanced_accuracy") if all(one.get(name) is not None for one in tested)]
         means = {name: sum(one[name] for one in tested) / len(tested) for name in names}

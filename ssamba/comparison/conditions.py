@@ -1,10 +1,10 @@
-"""What may differ between runs that are compared: nothing of what is equal for all, what is compared, and what does not
-matter. Imports no torch.
+"""What may differ between runs that are compared: conditions must be equal, treatments are compared, and the machine
+does not matter. Imports no torch.
 
 A key of a recipe is of one of three kinds. What a machine or a folder decides is passed over. A condition (data, split,
 budget, statistics, intervals, pretraining) is the same for all runs, or the comparison is none; `--allow` admits it by
 its name, or all of its kind. Everything else is a treatment: runs of the same treatments are seeds of one another, and
-what differs is what tells the groups apart.
+the treatments that differ define the groups.
 """
 
 import json
@@ -219,7 +219,7 @@ def sort_runs(runs: Sequence[Described], allowed: Sequence[str], examples: Seque
     groups: dict[str, list[int]] = {}
     for place, value in enumerate(values):
         groups.setdefault(json.dumps(value, sort_keys=True), []).append(place)
-    # In whatever order they were given, the bootstrap draws the same of them.
+    # The bootstrap draws the same, whatever the order of the runs.
     members = [sorted(group, key=lambda place: (runs[place].fold, runs[place].seeds)) for group in groups.values()]
     folds = [sorted({runs[place].fold for place in group}) for group in members]
     complaints = [_told(key, conditions[key], runs) for key in differing if key not in admitted]
@@ -282,7 +282,7 @@ def _conditions(runs: Sequence[Described], examples: Sequence[str | None]) -> di
 
 
 def _alike(values: Sequence[Any], same: Callable[[Any, Any], bool]) -> list[Any]:
-    """In the place of each value the first one that is the same."""
+    """Each value replaced by the first one that is the same."""
     firsts: list[Any] = []
     representatives = []
     for value in values:
@@ -302,13 +302,13 @@ def _same_statistics(first: tuple[float | None, float | None], second: tuple[flo
 
 
 def _differs(key: str, groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Of pretraining, among those that have any: that the others have none is told by model.pretrained."""
+    """Of pretraining, among those that have any: model.pretrained shows that the others have none."""
     own = [group[key] for group in groups if not key.startswith(PRETRAINING) or group["model.pretrained"] is not None]
     return len({json.dumps(value) for value in own}) > 1
 
 
 def _telling(keys: list[str], groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Without those that tell groups apart just as the same key of the pretraining, or of the run itself, does."""
+    """Without those that divide the groups just as the same key of the pretraining, or of the run itself, does."""
     kept: list[str] = []
     for key in keys:
         own = key.removeprefix(f"{PRETRAINING}.")
@@ -344,7 +344,7 @@ def _told(key: str, values: Sequence[Any], runs: Sequence[Described]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A recipe's value as a recipe says it."""
+    """A recipe's value as it is written in a recipe."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

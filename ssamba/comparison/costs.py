@@ -105,7 +105,7 @@ class Costs(NamedTuple):
 
 
 def run_costs(run: Run, known: dict[str, int]) -> Costs:
-    """What a run cost. known: MACs that were counted before, by what describes the model; filled."""
+    """What a run cost. known: a cache of MACs by the description of the model, which this fills."""
     record, recipe, origin = run.record, run.recipe, run.record.get("origin")
     rates = [row["samples_per_second"] for row in run.history if "samples_per_second" in row]
     peaks = dict(record.get("peak_memory_bytes") or {})
@@ -152,7 +152,7 @@ def _counted(config: Mapping[str, Any], max_length: int | None, known: dict[str,
 
 
 def mean_costs(costs: Sequence[Costs]) -> Costs:
-    """Of a group: means, and the most of memory; None of what is not known of every run."""
+    """The costs of a group: means, and the maximum of memory; None for what is not known of every run."""
     columns = [None if None in column else column for column in zip(*costs, strict=True)]
     means = [None if column is None else statistics.mean(column) for column in columns]
     mean = Costs(*means)

@@ -31,14 +31,14 @@ PAIRS = 3
 EACH = 4
 """Examples of a pair in either direction."""
 _MOST_SAMPLES = 100_000  # of test shards, whose names are read one by one
-_MOST_SECONDS = 10.0  # of a recording that is heard
-_MOST_BYTES = 12 << 20  # of all that is heard
+_MOST_SECONDS = 10.0  # of a recording that can be played
+_MOST_BYTES = 12 << 20  # of all the FLACs on the page
 _QUIETEST = 1e-5  # of full scale
 
 
 class Disagreement(NamedTuple):
-    """An example by its key, its true labels, what the group says that is wrong, and how sure both are: the product of
-    the one's probability of the truth and the other's of its mistake."""
+    """An example by its key, its true labels, the wrong prediction, and how certain both groups are: the product of the
+    one's probability of the true label and the other's of the wrong one."""
 
     key: str
     true: str
@@ -69,7 +69,7 @@ def disagreements(first: Group, second: Group) -> list[Disagreement]:
         return _texts(first, second)
     ours, theirs = _answers(first), _answers(second)
     labels, names = ours.labels, ours.names
-    if labels.ndim == 2:  # of each example the class of which they disagree most
+    if labels.ndim == 2:  # for each example the class on which they disagree most
         sure, wrong = 1 - (ours.chances - labels).abs(), (theirs.chances - labels).abs()
         certainty, predicted = torch.where((sure > 0.5) & (wrong > 0.5), sure * wrong, 0.0).max(1)
     else:
@@ -105,7 +105,8 @@ def _answers(group: Group) -> _Answers:
 
 
 def _texts(first: Group, second: Group) -> list[Disagreement]:
-    """Of what is said, by the first run of each: where the one makes fewest mistakes more than the other."""
+    """Of transcripts, by the first run of each group: the examples in which the second makes more errors than the
+    first."""
     ours, theirs = (_written(group) for group in (first, second))
     examples = []
     for key in sorted(ours.keys() & theirs.keys()):
@@ -127,7 +128,7 @@ def _written(group: Group) -> dict[str, tuple[str, str, float]]:
 
 
 class Sound(NamedTuple):
-    """What is heard of an example: seconds, its spectrogram (T, M) in natural logarithms, and a FLAC of it."""
+    """The sound of an example: seconds, its spectrogram (T, M) in natural logarithms, and a FLAC of it."""
 
     seconds: float
     spectrogram: Tensor
@@ -203,7 +204,7 @@ def _read(
 
 
 def _flac(waveform: np.ndarray[Any, Any], rate: int) -> bytes:
-    """In 16 bits, as loud as it can be: who listens looks for what it is, and not for how loud."""
+    """A FLAC of 16 bits, normalised to full scale: listeners judge the content, not the level."""
     file = io.BytesIO()
     peak = max(float(np.abs(waveform).max()), _QUIETEST)
     soundfile.write(file, waveform * np.float32(0.99 / peak), rate, format="FLAC", subtype="PCM_16")

@@ -37,12 +37,12 @@ class Run:
     """A finished run.
 
     Args:
-        place: where it lies, as it was given.
+        place: its folder, as it was named.
         recipe: flat: key -> value, as `ssamba.config.flat_recipe` has it.
-        record: run.json; of a log what it tells of it.
-        folder: None of a log that lies in no run folder.
+        record: run.json; of a log the part of it that the log has.
+        folder: None of a log outside of a run folder.
         logged: of a log, its rows of metrics, each with its step; None: those of metrics.csv.
-        answers: of a log, what its table of test clips says; None: what test/ of the folder has.
+        answers: of a log, the predictions in its table of test clips; None: those in test/ of the folder.
     """
 
     place: str
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """What its examples are scored by: accuracy, mAP of several labels a clip, CER of what is said."""
+        """The metric of its examples: accuracy, mAP for several labels a clip, CER for transcripts."""
         return {"bce": "mAP", "ctc": "CER"}.get(self.recipe["task.loss"], "accuracy")
 
     @property
@@ -78,7 +78,7 @@ class Run:
         return TEXTS_NAME if self.metric == "CER" else SCORES_NAME
 
     def predictions(self) -> tuple[Predictions, list[str]]:
-        """What its classifier says of each example, and the names of the classes; UserError if that is damaged."""
+        """Its classifier's predictions, and the names of the classes; UserError if that is damaged."""
         if self.answers is not None:
             return self.answers
         assert self.folder is not None
@@ -105,11 +105,11 @@ def read_run(folder: Path, recipe: Recipe | None = None) -> Run:
 
 
 def find_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The fine-tuned runs that some folders are, or that lie below them, each once; and in words what was passed over
-    below them.
+    """The fine-tuned runs in some folders or below them, each once; and in words what was passed over below them.
 
     Raises:
-        UserError: a folder is none or has no runs, a run is not finished, or is given and has no scores of examples.
+        UserError: a folder does not exist or has no runs, a run is not finished, or one named itself has no scores of
+            examples.
     """
     folders: dict[Path, Path] = {}
     recipes: dict[Path, Recipe] = {}
@@ -187,7 +187,7 @@ def read_examples(run: Run) -> Examples:
     """The examples of a run that has scores of them.
 
     Raises:
-        UserError: they are damaged, or drawn in groups that nothing tells any more.
+        UserError: they are damaged, or their groups cannot be read any more.
     """
     if run.metric == "CER":
         return _read_texts(run)
@@ -199,7 +199,7 @@ def read_examples(run: Run) -> Examples:
         digest = _digest(keys, names, chosen.labels.numpy().tobytes())
         return Examples(keys, _units(run, keys), digest, lambda weights: weighted_metrics(chosen, weights)["mAP"])
     hits = chosen.logits.argmax(1) == chosen.labels
-    # By what a table says as well, which has no list of classes, and names that spreadsheets may open.
+    # By what a logged table has as well: no list of classes, and names escaped for spreadsheets.
     digest = _digest([*map(csv_cell, keys)], [csv_cell(names[label]) for label in chosen.labels.tolist()], b"")
     return Examples(keys, _units(run, keys), digest, ratio(hits, torch.ones(len(keys))))
 

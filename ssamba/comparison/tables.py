@@ -20,7 +20,8 @@ _MOST_PAIRS = 45  # of ten groups
 
 
 def score_rows(comparison: Comparison) -> Rows:
-    """A row a group: what tells it from the others, its runs, and its scores with the ends of their intervals."""
+    """A row a group: what distinguishes it from the others, its runs, and its scores with the ends of their
+    intervals."""
     keys = comparison.variants.keys
     metrics = [name for name in comparison.groups[0].scores if all(name in one.scores for one in comparison.groups)]
     rows: Rows = [("group", *keys, "runs", "examples", *(name.replace("_", " ") for name in metrics))]
@@ -52,7 +53,7 @@ def listed_pairs(comparison: Comparison) -> list[Pair]:
 
 def pair_rows(comparison: Comparison) -> Rows:
     """A row for each of `listed_pairs`: the difference of the main metric, its interval, its p value and the one for
-    all pairs together, and which of the two is better, if that can be told."""
+    all pairs together, and which of the two is better, if the difference is significant."""
     ends = f"{LEVEL:.0%} interval"
     rows: Rows = [("groups", comparison.metric, ends, "p", "p of all pairs", "better")]
     for pair in listed_pairs(comparison):
@@ -111,7 +112,7 @@ def cost_rows(comparison: Comparison) -> Rows:
 
 
 def run_rows(comparison: Comparison) -> Rows:
-    """A row a run: its group, seed and fold, what it scored and where it lies."""
+    """A row a run: its group, seed and fold, its scores and its folder."""
     rows: Rows = [("group", "seed", "fold", "steps", comparison.metric, "run")]
     for group in comparison.groups:
         for run in group.runs:

@@ -1,7 +1,7 @@
 """What Weights & Biases logged offline: the config, the summary and the history of runs, from their logs alone.
 
 A log, run-ID.wandb in wandb/offline-run-.../, is LevelDB's format of logs (blocks of 32 KiB, records with a checksum)
-behind a header of seven bytes; each record is a protobuf message `Record` of wandb.proto. This holds for wandb 0.30,
+after a header of seven bytes; each record is a protobuf message `Record` of wandb.proto. This holds for wandb 0.30,
 whose own reader, `wandb leet inspect`, is a program for a terminal, and does not end on a damaged log.
 """
 
@@ -43,7 +43,7 @@ class _Table:
 
 @dataclass
 class Log:
-    """One start of a run as it was logged: who it is, its config, what its summary has in the end, and its history."""
+    """One start of a run as it was logged: its names, its config, what its summary has in the end, and its history."""
 
     path: Path
     run_id: str = ""
@@ -55,10 +55,10 @@ class Log:
 
 
 def find_logs(folder: Path, group: str | None = None) -> tuple[list[Run], list[str]]:
-    """The fine-tuned runs whose logs lie in a wandb directory, or below a folder of such, each with all its starts; and
+    """The fine-tuned runs whose logs are in a wandb directory, or below a folder of such, each with all its starts; and
     in words what was passed over.
 
-    A log that lies in the folder of its run, as training puts it there, stands for that run: what a log does not have,
+    A log in the folder of its run, where training puts it, stands for that run: what a log does not have,
     such as the scores of examples, is read from there.
 
     Args:
@@ -208,15 +208,15 @@ def _run(logs: Sequence[Log]) -> Run | None:
             f"{last.path} has no test/{metric} in its summary; expected the log of a finished run that scored its test "
             "clips, or one that lies in its run folder"
         )
-    # Of groups of recordings a log says nothing, and without them its intervals would promise too much.
+    # A log does not name groups of recordings, and without them its intervals would be too narrow.
     known = metric == "accuracy" and recipe["evaluation.group_by"] is None
     answers = _answers(last, int(record["test"].get("clips", 0))) if known else None
     return Run(str(last.path.parent), recipe, record, None, history, answers)
 
 
 def _answers(log: Log, clips: int) -> tuple[Predictions, list[str]] | None:
-    """What the table of test clips says, if all of them are in it: of each the class that was said and its probability,
-    the rest of which is shared by all others; None without such a table."""
+    """The predictions in the table of test clips, if all of them are in it: the predicted class and its probability,
+    the rest of which is divided among the other classes; None without such a table."""
     logged = [row["test/predictions"] for row in log.history if isinstance(row.get("test/predictions"), dict)]
     path = log.path.parent / "files" / str(logged[-1].get("path")) if logged else None
     if path is None or not path.is_file():
@@ -281,7 +281,7 @@ def _is_number(value: object) -> bool:
 
 
 def _history(logs: Sequence[Log]) -> list[dict[str, float]]:
-    """The rows as metrics.csv has them: of a run that went on, those before its checkpoint and those after."""
+    """The rows as metrics.csv has them: of a resumed run, those up to its checkpoint and those after."""
     rows: list[dict[str, float]] = []
     seconds = 0.0
     for log in logs:

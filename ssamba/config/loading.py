@@ -62,7 +62,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
         complaints.append(
             f"task_type is {schema.task_type!r} on the command line; the recipe is a {task_type.text} recipe"
         )
-    # Fields that were refused have their defaults, of which nothing need be said.
+    # Fields that were refused have their defaults, which need no complaint.
     complaints.extend(told for told in section_problems(schema) if not any(name in told for name in refused))
     if not complaints:
         recipe = OmegaConf.to_object(schema)
@@ -74,7 +74,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
 
 
 def _fill_parts(parts: DictConfig) -> None:
-    """What `PartsConfig` says of the parts that a recipe does not name."""
+    """The weights in `PartsConfig` of the parts that a recipe does not name."""
     default = {} if any(weight is not None for weight in parts.values()) else SSAMBA_PARTS
     for name, weight in parts.items():
         if weight is None:
@@ -96,7 +96,7 @@ def _read(source: Path) -> dict[str, Node]:
 
 
 def _override(text: str) -> dict[str, Node]:
-    """section.key=value as the YAML would say it; other values than quoted ones and lists are the text as it is."""
+    """section.key=value as the YAML would have it; other values than quoted ones and lists are the text as it is."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise UserError(f"override {text!r} is not key=value, for instance trainer.max_steps=1000")
@@ -113,7 +113,7 @@ def _override(text: str) -> dict[str, Node]:
 
 
 def _merge(schema: DictConfig, nodes: Mapping[str, Node], prefix: str, origin: str, complaints: list[str]) -> None:
-    """Copy the leaves of `nodes` into `schema`, one by one, so that every mistake is told, not the first alone."""
+    """Copy the leaves of `nodes` into `schema`, one by one, so that every mistake is reported, not the first alone."""
     types = get_type_hints(OmegaConf.get_type(schema), include_extras=True)
     for key, node in nodes.items():
         name = f"{prefix}{key}"

@@ -19,8 +19,8 @@ from ssamba.files import write_text
 from ssamba.printable import masked
 from ssamba.values import STORED, TRANSFORMERS, is_remote
 
-# What may change while a run goes on: where, how fast and how long it is computed, and what is shown of it. Of where
-# the data lie, a fingerprint tells whether they are the same.
+# What may change when a run is resumed: where, how fast and how long it is computed, and what is shown of it. Paths of
+# data may change, too: fingerprints show whether the data are the same.
 _MAY_CHANGE = (
     "run_dir",
     "wandb",
@@ -39,7 +39,8 @@ _MAY_CHANGE = (
 
 
 def differences(saved: Recipe, recipe: Recipe) -> Iterator[str]:
-    """What of `recipe` would make another run of a run by `saved`: "key is value; in the run it is value"."""
+    """The values of `recipe` with which a run by `saved` would be another run: "key is value; in the run it is
+    value"."""
     if recipe.task_type != saved.task_type:
         yield f"task_type is {recipe.task_type}; in the run it is {saved.task_type}"
         return
@@ -57,8 +58,8 @@ def flat_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe with every default filled in and its paths absolute, so that it says the same wherever it is
-    read; `load_recipe` reads it back. Secrets in its urls are left out: who reads it names those again."""
+    """Write the recipe with every default filled in and its paths absolute, so that it means the same wherever it is
+    read; `load_recipe` reads it back. Secrets in its urls are left out and must be given again."""
     try:
         write_text(path, OmegaConf.to_yaml(OmegaConf.create(escaped(described(recipe)))))
     except UnicodeEncodeError as error:
@@ -93,7 +94,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
 
 
 def _placed_teacher(teacher: str) -> str:
-    """A teacher with its path absolute; behind `TRANSFORMERS` what is no folder here is a name on the Hub."""
+    """A teacher with its path absolute; after `TRANSFORMERS` what is no local folder is a name on the Hub."""
     if teacher == STORED:
         return teacher
     if teacher.startswith(TRANSFORMERS):

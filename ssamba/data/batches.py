@@ -1,12 +1,12 @@
-"""What comes behind the decoding of clips, whatever their source: stages of a user, and batches.
+"""What follows the decoding of clips, whatever their source: a user's stages, and batches.
 
 A clip is a sample as webdataset's filters take it:
 
 - `__key__`: the names of the recordings in it, joined by +; `__url__`: the shard of the first one.
 - `__place__`: where it stands in the order of training, an int: the same clip has the same place, whatever ranks and
-  workers there are. Whoever changes clips at random seeds that by it, so that a run that goes on hears the same.
+  workers there are. Random augmentation is seeded by it, so that a resumed run gets the same clips.
 - `waveform`: float32 (S,), zeros after its end; `length`: valid samples, an int.
-- `teacher_features`, where they are read: float16 (P, D), what a teacher says of the clip at the times of a student's
+- `teacher_features`, where they are read: float16 (P, D), a teacher's features of the clip at the times of a student's
   patches.
 - `label`, where labels are read: a class's index, float32 (C,) of several classes or of a mixture, or int64 (N,) of
   hops or characters.
@@ -41,7 +41,7 @@ Stage = Callable[[Iterator[Sample]], Iterable[Sample]]
 _JUDGED_AFTER = 200  # recordings read before the share of bad ones can end a run
 _MOST_WAITING = 1000  # clips that a stage takes before one comes out of it
 FEATURES: Final = "teacher_features"
-"""The key of what a teacher says of a clip."""
+"""The key of a teacher's features of a clip."""
 _OWN = frozenset({"waveform", "length", "label"})
 
 
@@ -49,7 +49,7 @@ class Batch(TypedDict):
     """waveform: float32 (B, S), zeros after the end; lengths: int64 (B,), valid samples; labels: int64 (B,) for one
     label a clip, float32 (B, C) for several and for clips that may be mixed, int64 (B, N) for one a hop or character,
     `NO_LABEL` after a clip's last, empty without labels; keys: the clips' names; positions: their places in the order,
-    the same whatever the ranks; consumed: clips of the order that are behind once every rank has had this batch;
+    the same whatever the ranks; consumed: clips of the order that are consumed once every rank has had this batch;
     skipped: names and reasons of bad recordings met since the batch before; taken, ended: of shards without an index,
     what `Progress.add` counts; teacher_features: float16 (B, P, D), where they are read. What else clips have, from
     their samples or from stages, stands under its own name: numbers and arrays of one shape as one array, tensors as
@@ -83,7 +83,7 @@ class Tally:
     skipped: list[str] = field(default_factory=list)
 
     def reject(self, problem: str) -> None:
-        """Count a bad recording, and tell of it."""
+        """Count a bad recording, and log it."""
         self.bad += 1
         self.last = problem
         self.skipped.append(problem)
@@ -100,14 +100,14 @@ class Tally:
             )
 
     def told(self) -> list[str]:
-        """Those that were skipped since this was asked last."""
+        """Those that were skipped since the last call."""
         skipped, self.skipped = self.skipped, []
         return skipped
 
 
 @dataclass(eq=False)
 class Rows:
-    """A batch that is under way: its clips' waveforms (B, S), which each clip fills in place, and what is told with it.
+    """A batch that is being filled: its clips' waveforms (B, S), which each clip fills in place, and its metadata.
 
     shared: other ranks have a batch at the same time, and would wait for this one.
     """
@@ -134,8 +134,8 @@ def this_worker() -> tuple[int, int]:
 
 
 class InPlace(wds.PipelineStage):  # type: ignore[misc]
-    """Stages of a user, of which each clip must come out as one, in its turn: then the order is what it was without
-    them, and so is the place where a run goes on. They may look ahead. Clips that cannot be used pass by them.
+    """A user's stages, which must yield each clip once, in order: so the order, and the place from which a run resumes,
+    are those without them. They may look ahead. Clips that cannot be used bypass them.
 
     Raises:
         UserError: a clip is missing, is there twice, comes out of its turn or without its `__place__`.
@@ -188,7 +188,7 @@ def _misplaced(clip: object, expected: Mapping[str, Any] | None) -> UserError:
 def collated(clips: Iterable[Sample], labels: Labels | None) -> Iterator[Batch]:
     """The stage that makes batches of clips, each of those of one `Rows`, as soon as its last clip is there.
 
-    wds.batched makes batches of one size alone, and holds each back until the clip behind it is decoded.
+    wds.batched makes batches of one size alone, and holds each back until the next clip is decoded.
     """
     pending: list[Sample] = []
     for clip in clips:
@@ -229,7 +229,7 @@ def batched(rows: Rows, clips: Sequence[Sample], labels: Labels | None) -> Batch
 
 
 def _put(clip: Sample) -> None:
-    """Into its row what a stage has put in the place of a clip's waveform."""
+    """Copy the waveform that a stage has put into a clip into the clip's row."""
     row, waveform = clip["__row__"], clip["waveform"]
     if waveform is row.waveform:
         return

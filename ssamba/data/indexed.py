@@ -24,7 +24,7 @@ from ssamba.data.shards.remote import ShardCache
 from ssamba.errors import BadAudio, UserError
 from ssamba.recordings import Waveform, read_segment
 
-_SOUGHT = 100  # clips of the order among which one that can be used is sought
+_SOUGHT = 100  # clips of the order that are tried until one can be used
 
 
 @dataclass(eq=False)
@@ -67,11 +67,11 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
     whichever of its workers iterates.
 
     A sample is what `wds.tarfile_to_samples` makes of it, `{"__key__", "__url__", "flac": bytes, "json": bytes}`, the
-    recording under whatever extension it has, and beside them those members that are asked for. Of shards whose labels
-    lie in labels.jsonl, its line there takes the place of its JSON. What is to be heard of it, and for which clip, is
-    in `__part__`.
+    recording under whatever extension it has, and beside them those members that are asked for. Where the labels of
+    shards are in labels.jsonl, its line there takes the place of its JSON. The part of it that is used, and the clip
+    that this is for, are in `__part__`.
 
-    It gives each worker what its batches are made of, so nothing behind it may split or shuffle again. In training all
+    It gives each worker what its batches are made of, so no later stage may split or shuffle again. In training all
     ranks together read the order from `first` on: batch k of rank r holds the places
     first + (k * world_size + r) * batch_size and those after it, so that ranks do not change what a step learns from;
     worker w of n makes the batches w, w + n, ..., which a DataLoader returns in this order. Otherwise each clip is read
@@ -81,10 +81,10 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
         batch_size: of this rank.
         training: see above.
         max_bad_fraction: of the recordings read that may be unusable.
-        cache: for shards that lie elsewhere.
+        cache: for remote shards.
         members: extensions of what else of a sample is read, such as "txt".
         mixup: of labelled clips in training, if they are to be mixed.
-        first: clips of the order that are behind, of all ranks.
+        first: clips of the order that are consumed already, of all ranks.
         batches: of this rank, in training; None: without end.
         rank, world_size: of the process that made this object (workers are told apart by torch).
     """
@@ -171,7 +171,7 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
         return sample
 
     def _expect(self, batch: int) -> None:
-        """Have the samples of a later batch on their way."""
+        """Prefetch the samples of a later batch."""
         if self.batches is None or batch < self.batches:
             places = self._places(batch)
             if self.fetches and (upcoming := self._shards_from(places[0])) != self._upcoming:
@@ -198,11 +198,11 @@ class IndexedShards(wds.PipelineStage):  # type: ignore[misc]
 
 
 class IndexedClips:
-    """The stages behind `IndexedShards`: `wds.map(clips.decode)`, then `clips.join`, which gives clips (see
+    """The stages after `IndexedShards`: `wds.map(clips.decode)`, then `clips.join`, which gives clips (see
     `ssamba.data.batches`).
 
-    Of a clip that cannot be used the next one of the order takes the place in training, so that batches stay what they
-    are; elsewhere it has no waveform.
+    In training, a clip that cannot be used is replaced by the next one of the order, so that batches keep their size;
+    otherwise it has no waveform.
     """
 
     def __init__(
@@ -218,8 +218,8 @@ class IndexedClips:
         self.short, self.least_samples = source.order.rules.short, samples_for(1, sampling_rate)
 
     def decode(self, sample: Sample) -> Sample:
-        """The sample with its JSON as a `Description`, and in `waveform`, float32 (S,), what is heard of it: a part of
-        its clip. Without a waveform, if it cannot be used, which is counted and told.
+        """The sample with its JSON as a `Description`, and in `waveform`, float32 (S,), its part of the clip. Without a
+        waveform, if it cannot be used, which is counted and logged.
 
         Raises:
             UserError: too many cannot be used, or a label that is not in the list.
@@ -241,7 +241,7 @@ class IndexedClips:
                 raise part.unread[1]
             if self.features is not None:
                 sample["__features__"] = self.features.read(sample)
-            # What is decoded is let go: the next recording finds its memory warm.
+            # The decoded recording is freed here: the next one reuses its memory while it is in the cache.
             read_segment(sample.pop(part.audio), self.sampling_rate, segment.start, out)
             if (full_scale := described.get("full_scale", 1)) != 1:
                 out *= np.float32(full_scale)
@@ -286,7 +286,7 @@ class IndexedClips:
             yield self._made(clip)
 
     def _finish(self, clip: _Making) -> None:
-        """Fill what a clip's samples left open, or in training all of it with the first usable clip behind it."""
+        """Fill what a clip's samples left open, or in training all of it with the next usable clip."""
         for place in range(clip.place + 1, clip.place + _SOUGHT) if self.source.training else ():
             if clip.filled:
                 break

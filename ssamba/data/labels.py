@@ -1,4 +1,4 @@
-"""What the samples of shards say of a label: as indices for training, and read before it begins."""
+"""The labels of the samples of shards: as indices for training, and read before it begins."""
 
 import json
 import random
@@ -39,7 +39,7 @@ class Labels:
         object.__setattr__(self, "indices", {name: index for index, name in enumerate(self.names)})
 
     def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> int | np.ndarray[Any, Any]:
-        """What training learns of samples `start` to `stop` of a sample's audio, by its JSON: here the class index (or
+        """The training target of samples `start` to `stop` of a sample's audio, by its JSON: here the class index (or
         the multi-hot vector) of all of it. UserError for a label that is not known."""
         value = sample["labels"].get(self.key)
         values = value if isinstance(value, list) else [value]
@@ -61,7 +61,7 @@ class Labels:
         return torch.from_numpy(np.stack(labels))
 
     def noise(self, size: int, samples: int) -> Tensor:
-        """Labels of as many clips of so many samples in which there is nothing to be heard."""
+        """Labels of `size` clips of `samples` samples of noise, for the rehearsal of a step."""
         return torch.eye(len(self.names))[:1].repeat(size, 1) if self.multi_label else torch.zeros(size).long()
 
     def vector(self, label: int | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -76,7 +76,7 @@ class Labels:
 def _described(
     shards: ShardSet, cache: ShardCache, rows: Container[int] | None = None
 ) -> Iterator[tuple[int, Description | BadAudio]]:
-    """What is said of each sample, by its row in the table, or of some rows; no audio is read."""
+    """The description of each sample, by its row in the table, or of some rows; no audio is read."""
     reader = SampleReader(shards, cache)
     with progress_bar(shards.samples, "sample", "labels") as bar:
         for row in range(shards.samples):
@@ -137,7 +137,7 @@ def stratified_subset(labels: Mapping[str, str], fraction: float, seed: int) -> 
 @dataclass
 class LabelCounts:
     """Of a split: samples with a label that is known, by how many names they have and, for each name, how many have it;
-    of those whose label is none, or not in the list, how many there are and some of them, as they are told. rows,
+    of those whose label is none, or not in the list, how many there are and some of them, for messages. rows,
     classes: for each label of each sample its row in the table and the index of its name in the list."""
 
     by_name_count: Counter[int] = field(default_factory=Counter)
@@ -182,7 +182,7 @@ def count_labels(
 
 
 def class_weights(counts: LabelCounts, names: Sequence[str], multi_label: bool) -> Weights:
-    """What each class counts in the loss, so that all count alike in sum (C,).
+    """The weight of each class in the loss (C,), so that all classes count alike in sum.
 
     Of one label a clip n / (classes that there are * recordings of the class): the mean over the recordings is 1. Of
     several, the recordings without the label for each that has it, for the positive term. 1 of a class without
@@ -207,7 +207,7 @@ def one_name_each(
 
     Args:
         labels: as `read_labels` gives them.
-        option, otherwise: what asks for it, and what would take several, for messages.
+        option, otherwise: the option that needs it, and the one that takes several labels, for messages.
 
     Raises:
         UserError: some have none, or several.
@@ -229,7 +229,7 @@ def all_folds(names: Mapping[int, str], known: Sequence[str], option: str, alone
     Args:
         names: the fold of each recording.
         known: the names of the label list.
-        option, alone: what asks for the folds, and what takes some of them, for messages.
+        option, alone: the option that needs the folds, and the one that takes some of them, for messages.
 
     Raises:
         UserError: a fold of the label list has no recordings, so that what is scored would not be all of the data set.

@@ -1,8 +1,8 @@
 """The order of training: which parts of which recordings every clip is made of, known without opening a shard.
 
-The order is endless, one epoch after another, and a function of the shards and the seed alone: neither ranks nor
-workers nor what was read before have a say in it. That is what makes a run exact to resume: its place is one number,
-and whoever reads a clip finds it by itself. Imports no torch.
+The order is endless, one epoch after another, and a function of the shards and the seed alone: it depends neither on
+ranks nor workers nor on what was read before. That makes a run exact to resume: its position is one number, from which
+any reader finds its clips. Imports no torch.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 _BLOCK = 1000  # clips within which several sources have their shares
-_KEPT = 4  # windows and epochs in memory: readers go forward, and a batch lies in two at most
+_KEPT = 4  # windows and epochs in memory: readers go forward, and a batch spans two at most
 
 
 class Segment(NamedTuple):
@@ -39,9 +39,8 @@ class ClipRules:
     """How recordings become clips.
 
     clip_samples: S of a clip. short: what fills it where the recording is shorter: "pad" (zeros), "repeat" (the
-    recording again) or "pack" (recordings are joined end to end and the joined signal is cut). shuffle_buffer:
-    so many recordings at least are in one window, within which they come in an order of chance; 0: as they lie in the
-    shards.
+    recording again) or "pack" (recordings are joined end to end and the joined signal is cut). shuffle_buffer: so many
+    recordings at least are in one window, within which they are shuffled; 0: in the order of the shards.
     """
 
     clip_samples: int
@@ -51,19 +50,19 @@ class ClipRules:
 
 
 def _words(size: int, *name: int | str) -> npt.NDArray[np.uint64]:
-    """Numbers of chance below 2^64, by a name alone."""
+    """Random numbers below 2^64, seeded by a name alone."""
     # Raw words of a bit generator are the same in every version of NumPy, which its permutations need not be.
     words: npt.NDArray[np.uint64] = np.random.PCG64(hashed("/".join(map(str, name)))).random_raw(size)
     return words
 
 
 def permutation(size: int, *name: int | str) -> Indices:
-    """An order of chance of 0 to size - 1, by a name alone."""
+    """A random permutation of 0 to size - 1, seeded by a name alone."""
     return np.argsort(_words(size, *name), kind="stable")
 
 
 def hashed(name: str) -> int:
-    """A number of chance below 2^64, by its name alone."""
+    """A random number below 2^64, a hash of its name alone."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
@@ -91,7 +90,7 @@ class Recordings:
     Args:
         shards: for each shard the rows of the table that are used.
         lengths: samples of the audio of every row.
-        source: an index that tells apart the orders of several sources of one seed.
+        source: an index that gives several sources of one seed different orders.
         balance: of every row, how often it is to be drawn beside others; None: each recording once an epoch.
     """
 
@@ -205,7 +204,7 @@ class ClipOrder:
     """The clips of one or several sources, by their place in the order.
 
     Several sources with weights each go through epochs of their own; of every thousand clips, each source has its share
-    to the nearest one, at places of chance. Sources without weights are one source.
+    to the nearest one, at random places. Sources without weights are one source.
 
     Args:
         shards: what the sources hold, in their order.

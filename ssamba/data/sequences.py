@@ -1,4 +1,4 @@
-"""Labels in the order of time: one for each hop of a recording, or the characters that are said in it.
+"""Labels in the order of time: one for each hop of a recording, or the characters of its transcript.
 
 Shapes: B batch, N hops or characters, C classes.
 """
@@ -67,7 +67,8 @@ class HopLabels(SequenceLabels):
         """Read the labels of shards, before any audio.
 
         Raises:
-            UserError: recordings that have another number of names than hops; `option` says what names the shards.
+            UserError: recordings that have another number of names than hops; `option`, which names the shards, is in
+                the message.
         """
         odd = []
         for row, (name, value) in read_labels(shards, self.key, cache).items():
@@ -86,7 +87,7 @@ class HopLabels(SequenceLabels):
 
 @dataclass(frozen=True)
 class Transcripts(SequenceLabels):
-    """A sample's label is the text that is said in it; names: `BLANK` and the characters."""
+    """A sample's label is its transcript; names: `BLANK` and the characters."""
 
     def encode(self, sample: Mapping[str, Any], shard: str, start: int, stop: int) -> np.ndarray[Any, Any]:
         text = sample["labels"].get(self.key)
@@ -105,7 +106,7 @@ def read_texts(shards: ShardSet, key: str, option: str, cache: ShardCache) -> di
     """The text that each recording of shards has as its label, by its row.
 
     Raises:
-        UserError: some have none, or a list; `option` says in the message what names the shards.
+        UserError: some have none, or a list; `option`, which names the shards, is in the message.
     """
     texts = {row: (name, json.loads(value)) for row, (name, value) in read_labels(shards, key, cache).items()}
     odd = [f"{name} ({text!r:.60})" for name, text in texts.values() if not isinstance(text, str) or not text.strip()]
@@ -125,7 +126,7 @@ def vocabulary(texts: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
         texts: of each split, as `read_texts` gives them.
 
     Raises:
-        UserError: another split has characters that training does not hear.
+        UserError: another split has characters that no training text has.
     """
     known = set().union(*texts["train"].values())
     for split, split_texts in texts.items():

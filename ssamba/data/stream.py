@@ -42,7 +42,7 @@ class ClipStream(BatchStream):
         labels: what is read of the samples' labels, if anything.
         features: what is read of the samples' features, if anything.
         members: of samples that are passed on.
-        stages: of a user, behind the clips.
+        stages: of a user, after the clips.
         others: those of `IndexedShards`.
     """
 
@@ -68,7 +68,7 @@ class ClipStream(BatchStream):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        with closing(self.source.reader.cache):  # however it ends, nothing is fetched ahead any more
+        with closing(self.source.reader.cache):  # however it ends, prefetching stops
             yield from super().__iter__()
 
 
@@ -77,7 +77,7 @@ class ShardStream(BatchStream):
     those of a user, which may drop and add clips, and the one that makes batches.
 
     Args:
-        stages: of a user, behind the clips.
+        stages: of a user, after the clips.
         others: those of `StreamedShards`.
     """
 
@@ -131,8 +131,8 @@ def pipeline(
     `stages` are filters of webdataset, or functions from an iterator to an iterator, on the clips that
     `ssamba.data.batches` describes, before they become batches; what they add to a clip, its batch has under the same
     name. Each clip must come out of them once and in its turn: then the clips, their order and the place where a run
-    goes on are those of a pipeline without them. What is behind the batches (`batches.compose(wds.map(f))`) is the
-    caller's own business.
+    goes on are those of a pipeline without them. Stages after the batches (`batches.compose(wds.map(f))`) are not
+    checked.
 
     In training the order is endless, a function of the seed and the place, and the same for all ranks and workers
     together: `batch["consumed"]` of the last batch that was used is the `first` to go on from, with whatever ranks and
@@ -150,7 +150,7 @@ def pipeline(
         shuffle_buffer, short, max_bad_fraction, cache, cache_gigabytes: as in a recipe's section `data`.
         label, multi_label: the label to be read, and whether clips may have several of it.
         members: extensions of what else of a sample is passed on, in bytes, such as "txt" or "embedding.npy".
-        first: clips of the order that are behind, of all ranks.
+        first: clips of the order that are consumed already, of all ranks.
         batches: of this rank, in training; None: without end.
         rank, world_size: of this process among those that train together.
         order, sampling_rate: "indexed", or "streaming" of recordings of so many Hz.

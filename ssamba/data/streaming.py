@@ -1,8 +1,8 @@
 """Shards without an index, read from front to back by webdataset itself, and the clips that are made of their samples.
 
-Nothing is read before training but the shards' names. The shards of every epoch come in an order of chance by the seed,
-one epoch behind another: place n of this list is called turn n. Ranks and workers take the turns one after another, so
-that each has shards without end, and none waits for others whose shards are longer.
+Nothing is read before training but the shards' names. The shards are shuffled every epoch by the seed, one epoch after
+another: place n of this list is called turn n. Ranks and workers take the turns one after another, so that each has
+shards without end, and none waits for others whose shards are longer.
 
 Shapes: B batch, S samples.
 """
@@ -51,9 +51,9 @@ def _opened(url: str, mode: str, bufsize: int, **_: Any) -> Any:
 
 @dataclass
 class Progress:
-    """Which samples are behind: all of the turns before `first` and of those in `done`, and of others those `taken`.
+    """Which samples are consumed: all of the turns before `first` and of those in `done`, and of others those `taken`.
 
-    ended: of turns that are not done how many samples they have, where that is known.
+    ended: how many samples turns that are not done have, where that is known.
     """
 
     first: int = 0
@@ -83,7 +83,7 @@ class Progress:
         self._settle(touched)
 
     def merge(self, others: Iterable["Progress"]) -> None:
-        """Count what is behind on other ranks, too."""
+        """Count what other ranks have consumed, too."""
         for other in others:
             self.first = max(self.first, other.first)
             self.done |= other.done
@@ -109,20 +109,20 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
     without end.
 
     A sample has its recording under the extension it has, its `json` if there is one, and those members that are asked
-    for. `__turn__` says which sample of which turn it is.
+    for. `__turn__` is its turn and its index there.
 
     Args:
         rules: `shuffle_buffer` samples are held, as they were read, by all workers of a rank together.
         batch_size: of this rank.
         max_bad_fraction: of the recordings read that may be unusable.
-        progress: what is behind, and not read again.
+        progress: what is consumed already, and not read again.
         members: extensions of what else of a sample is read.
-        first: clips that are behind, of all ranks.
+        first: clips that are consumed already, of all ranks.
         batches: of this rank; None: without end.
         rank, world_size: of the process that made this object (workers are told apart by torch).
 
     Attributes:
-        tally: of the iteration that is under way.
+        tally: of the current iteration.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
                     self.tally.in_vain += 1
                     yield self._kept(sample, turn, read - 1)
             except UserError as error:
-                # webdataset adds the open file to what is said.
+                # webdataset appends the open file to the message.
                 raise UserError(str(error.args[0]).partition(" @ ")[0]) from error
             except _BROKEN as error:
                 cause = getattr(error, "strerror", None) or str(error.args[0] if error.args else type(error).__name__)
@@ -210,16 +210,16 @@ class Turns(Tally):
 
 
 class StreamedClips:
-    """The stages behind `StreamedShards`: `wds.map(clips.decode)`, then `clips.join`, which gives clips (see
-    `ssamba.data.batches`), and behind those of a user `clips.collated`. What cannot be used is left out."""
+    """The stages after `StreamedShards`: `wds.map(clips.decode)`, then `clips.join`, which gives clips (see
+    `ssamba.data.batches`), and after those of a user `clips.collated`. What cannot be used is left out."""
 
     def __init__(self, source: StreamedShards, sampling_rate: int) -> None:
         self.source, self.sampling_rate, self.rules = source, sampling_rate, source.rules
         self.least_samples = samples_for(1, sampling_rate)
 
     def decode(self, sample: Sample) -> Sample:
-        """The sample with what is heard of it in `waveform`, float32 (S,): of a recording that is longer than a clip, a
-        part from a place of chance, or all of it where recordings are joined. Without a waveform, if it cannot be used.
+        """The sample with its audio in `waveform`, float32 (S,): of a recording that is longer than a clip, a part from
+        a random place, or all of it where recordings are joined. Without a waveform, if it cannot be used.
 
         Raises:
             UserError: too many cannot be used.
@@ -269,7 +269,7 @@ class StreamedClips:
             yield self._clip([sample], heard, length, 0)
 
     def _joined(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """Recordings end to end, cut into clips. A recording is behind once its last clip is."""
+        """Recordings end to end, cut into clips. A recording is consumed once its last clip is."""
         size = self.rules.clip_samples
         row, filled = np.empty(size, np.float32), 0
         within: list[Sample] = []  # recordings that the row has a part of

@@ -240,8 +240,8 @@ _VARIABLES = (
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Who started this process, and the variables that say so or change what is done: those of a list, none with keys
-    or tokens."""
+    """The launcher of this process, and the environment variables that name it or change what is done: those of a list,
+    none with keys or tokens."""
     from ssamba.launch import launched, rank
 
     try:

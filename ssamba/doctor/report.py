@@ -1,4 +1,4 @@
-"""All checks, one after another, and what they found as text and as JSON."""
+"""All checks, one after another, and their findings as text and as JSON."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -28,14 +28,14 @@ _MARKS = {"ok": "ok", "absent": "-", "problem": "PROBLEM"}
 
 
 def examine(checks: Mapping[str, Check]) -> Findings:
-    """Run checks. One that fails in itself is a problem of its own, and the others go on."""
+    """Run checks. One that raises is a problem itself, and the others still run."""
     findings: Findings = {}
     with progress_bar(len(checks), "check", "doctor") as bar:
         for name, check in checks.items():
             findings[name] = []
             try:
                 findings[name].extend(check())
-            except Exception as error:  # of a library that is not as it should be, which is what is asked
+            except Exception as error:  # a broken library is what the checks look for
                 findings[name].append(problem(name, f"cannot be looked at: {cause_of(error)}", LOCK))
             bar.update()
     return findings

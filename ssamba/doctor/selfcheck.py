@@ -37,7 +37,7 @@ from ssamba.cli import main
 from ssamba.doctor.selfcheck import write_recipe
 sys.exit(main(["pretrain", str(write_recipe(Path(sys.argv[1])))]))
 """
-# How whoever started this process says so: the training that is tried is by itself.
+# Environment variables of launchers, which are not passed on: the training that is tried is a run of one process.
 _LAUNCHED = re.compile(r"SLURM_\w+|TORCHELASTIC_\w+|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)")
 
 

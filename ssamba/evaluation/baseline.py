@@ -1,4 +1,4 @@
-"""What a clip's spectrogram says by itself: features that need no network, the row beside every learned score.
+"""Features of a clip's spectrogram that need no network: the baseline beside every learned score.
 
 Shapes: B clips, N hops of each, T frames, M mel bins, S stretches of time.
 """

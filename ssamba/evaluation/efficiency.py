@@ -56,7 +56,7 @@ def interleaved_times(
 ) -> dict[str, list[float]]:
     """Seconds a call of each function in each of `rounds`; every round calls them all in turn, so rounds are pairs.
 
-    Before that each is called twice: kernels are compiled, memory is taken, and the second call's time says how many
+    Before that each is called twice: kernels are compiled, memory is taken, and the second call's time gives how many
     calls one measurement needs.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -81,8 +81,8 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> int | None:
     """Bytes by which the memory in use rose, at its highest, above what was in use before the call.
 
-    On "cuda" what torch's allocator gave out; else the resident memory of the process, which only Linux tells: None
-    elsewhere. Call `function` once before: libraries keep what they take at their first call.
+    On "cuda" what torch's allocator gave out; else the resident memory of the process, which only Linux reports: None
+    on other systems. Call `function` once before: libraries keep what they take at their first call.
     """
     gc.collect()
     if device == "cuda":
@@ -165,7 +165,7 @@ def exact(inputs: Mapping[str, Tensor], dout: Tensor) -> dict[str, Tensor]:
 
 
 def relative_errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
-    """Of each tensor the largest absolute error, relative to the largest magnitude of the wanted one."""
+    """Of each tensor the largest absolute error, relative to the largest magnitude of the expected one."""
     result = {}
     for name, truth in expected.items():
         error = (actual[name].double() - truth.double()).abs().max().item()
@@ -277,7 +277,7 @@ def benchmark_scan(
 
 
 def scan_report(result: Mapping[str, Any]) -> str:
-    """What `benchmark_scan` found, as a Markdown table with what belongs to it."""
+    """The result of `benchmark_scan`, as a Markdown table with its setup."""
     shape = ScanShape(**result["shape"])
     rows = [("backend", "forward", "forward + backward", "error of y", "error of gradients")]
     for name, measured in result["backends"].items():

@@ -16,7 +16,7 @@ Series = Mapping[int, Sequence[float]]
 
 
 class Growth(NamedTuple):
-    """Values grow with the tokens to the power of `exponent`, which lies between `low` and `high` at `LEVEL`; found on
+    """Values grow with the tokens to the power of `exponent`, whose interval at `LEVEL` is `low` to `high`; fitted on
     these numbers of tokens."""
 
     exponent: float
@@ -29,8 +29,8 @@ class Growth(NamedTuple):
 
 
 class Crossing(NamedTuple):
-    """From how many `tokens` on the first series is below the second at all that both have, and between what that lies
-    at `LEVEL`.
+    """From how many `tokens` on the first series is below the second at all that both have, and its interval at
+    `LEVEL`.
 
     measured: the smallest and the largest number that both have. between: the two of these that it was interpolated
     between; None if there was nothing to interpolate. Tokens are the smallest of all where the first is always below

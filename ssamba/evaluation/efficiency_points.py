@@ -64,11 +64,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Measured:
-    """A `Point` and what was found, as results.json has it.
+    """A `Point` and its measurement, as results.json has it.
 
     seconds: of a call, in each round; of a point without the time for a second call that of its first. bytes: beyond
-    weights and clips, None where the system does not tell. most_seconds, most_bytes: what it might take; no bytes where
-    nothing limits them, or they are not known yet. because: why it is not done.
+    weights and clips, None where the system does not report it. most_seconds, most_bytes: what it might take; no bytes
+    where nothing limits them, or they are not known yet. because: why it is not done.
     """
 
     encoder: str
@@ -88,7 +88,7 @@ class Measured:
         return Point(self.encoder, self.size, self.passes, self.batch, self.tokens)
 
     def stands(self, limits: Limits) -> bool:
-        """Whether measuring again, within these limits, can find nothing else."""
+        """Whether measuring again, within these limits, could not have another outcome."""
         if self.status == "out of time":
             return self.most_seconds >= limits.most_seconds
         if self.status == "out of memory":
@@ -204,7 +204,7 @@ def _measure(connection: Connection, threads: int, *arguments: Any) -> None:
     torch.set_num_threads(threads)
     try:
         times, peak = measure_here(*arguments)
-    except Exception as error:  # told by the parent, whatever it is
+    except Exception as error:  # reported by the parent, whatever it is
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         connection.send(("out of memory" if _is_out_of_memory(error) else "failed", [], None, text))
     else:
@@ -217,10 +217,10 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def spare_memory(system: Path = Path("/")) -> int | None:
     """Bytes that a point on the CPU may take, so that the machine swaps nothing: what is available, of the machine and
-    of the control group that this process is in, less two gigabytes. None where the system does not tell.
+    of the control group that this process is in, less two gigabytes. None where the system does not report it.
 
     Args:
-        system: what proc and sys lie in.
+        system: the folder of proc and sys.
     """
     try:
         lines = (system / "proc/meminfo").read_text().splitlines()

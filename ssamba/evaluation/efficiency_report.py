@@ -1,4 +1,4 @@
-"""What `ssamba bench efficiency` found, told: tables, exponents, crossings and pictures."""
+"""The report of `ssamba bench efficiency`: tables, exponents, crossings and pictures."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 def series_of(points: Sequence[Measured], case: Case, encoder: str, passes: str, quantity: str) -> Series:
-    """What was measured of one of `QUANTITIES`, by the tokens; memory that the system does not tell is left out."""
+    """What was measured of one of `QUANTITIES`, by the tokens; memory that the system does not report is left out."""
     series: dict[int, Sequence[float]] = {}
     for one in sorted(_of(points, case), key=lambda one: one.tokens):
         if (one.encoder, one.passes, one.status) == (encoder, passes, "done"):

@@ -32,7 +32,8 @@ class EfficiencySettings:
     limits: Limits
 
     def points(self) -> list[Point]:
-        """From few tokens to many: what is interrupted has comparisons, and what fails tells of what is larger."""
+        """From few tokens to many: an interrupted series has comparisons, and a failure predicts that larger points
+        fail."""
         ordered = itertools.product(
             sorted(set(self.tokens)),
             sorted(set(self.batches)),
@@ -98,7 +99,7 @@ def measure_points(settings: EfficiencySettings, out: Path, record: Record) -> R
 
 
 def _implied(point: Point, kept: Iterable[Measured], limits: Limits) -> Measured | None:
-    """What a smaller point says of this one, if that did not end within these limits either."""
+    """The prediction for this point by a smaller one, if that did not end within these limits either."""
     for one in kept:
         smaller = one.batch <= point.batch and one.tokens <= point.tokens
         alike = (one.encoder, one.size, one.passes) == point[:3] and one.status in ("out of memory", "out of time")

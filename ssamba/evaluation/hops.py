@@ -86,7 +86,7 @@ def events_of(classes: Sequence[int], names: Sequence[str], hop_seconds: float) 
 
 
 def matches(said: Sequence[Event], true: Sequence[Event]) -> int:
-    """How many events of a recording are found: of the same class, begin and end as near as the collars say, each
+    """How many events of a recording are matched: of the same class, begin and end as near as the collars say, each
     counted once. Event by event in the order of time (Mesaros et al. 2016, section 3.2)."""
     left, count = list(said), 0
     for event in true:
@@ -105,7 +105,7 @@ _ROUNDING = 1e-6  # seconds
 
 def event_scores(predictions: Predictions, names: Sequence[str], hop_seconds: float) -> dict[str, float]:
     """F1 of the hops that are no `BACKGROUND`, over all classes ("segment_F1"), and of whole events ("event_F1"); NaN
-    where there is none, neither true nor said."""
+    where there is none, neither true nor predicted."""
     predicted, true = predictions.logits.argmax(1), predictions.labels
     background = names.index(BACKGROUND) if BACKGROUND in names else -1
     right = int(((predicted == true) & (true != background)).sum())

@@ -1,7 +1,7 @@
 """How far a score may be off: bootstrap intervals over the clips that were scored, and of the difference of two runs.
 
 Percentile intervals (Efron & Tibshirani 1993, chapter 13). Where clips come in groups (of a speaker, of a session),
-groups are drawn, not clips: clips of one group are alike, and drawn one by one they would promise too much.
+groups are drawn, not clips: clips of one group are alike, and drawing them one by one would make intervals too narrow.
 
 Shapes: N clips, C classes, R resamples, G groups.
 """
@@ -26,7 +26,7 @@ _FEWEST = 100  # resamples
 
 
 class Interval(NamedTuple):
-    """A score and what it lies between at `LEVEL`; NaN where there is one group alone, which says nothing of others."""
+    """A score and what it lies between at `LEVEL`; NaN where there is one group alone, which has no variance."""
 
     value: float
     low: float

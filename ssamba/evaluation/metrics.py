@@ -37,9 +37,10 @@ def clip_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 class ClassScores(NamedTuple):
-    """Of one class: how many clips have it; precision, recall and F1 of what is said (the likeliest class, or of
-    several labels each above 0.5); average precision and area under the ROC curve of its probability against the rest.
-    NaN where nothing is to be divided: a class that no clip has has no recall, one that is never said no precision."""
+    """Of one class: how many clips have it; precision, recall and F1 of the predictions (the likeliest class, or with
+    several labels a clip each above 0.5); average precision and area under the ROC curve of its probability against the
+    rest. NaN where nothing is to be divided: a class that no clip has has no recall, one that is never predicted no
+    precision."""
 
     clips: int
     precision: float

@@ -1,4 +1,4 @@
-"""What people would rather look at than read.
+"""Pictures of runs, scores and spectrograms.
 
 Shapes: T frames, M mel bins, L patches, N masked patches, K pixels of a patch, C classes.
 """
@@ -28,12 +28,12 @@ _LEGEND = 56  # letters of a line that fits under an axis
 _LEGEND_LINE = 0.19  # inches
 _SMALL = 12  # classes whose names can be read beside another matrix
 _LINE_POINTS = 300  # of a loss in training
-_LINES = 6  # of a timeline; more are hard to tell apart
+_LINES = 6  # of a timeline; more are hard to distinguish
 
 
 class Curve(NamedTuple):
-    """A name, points (x, y) in the order of x, and the number of its colour. stars: the points stand alone, as those of
-    somebody else's. ends: x -> a marker where there is no point, and the end of the axis is where it stands."""
+    """A name, points (x, y) in the order of x, and the number of its colour. stars: the points are not joined, such as
+    published ones. ends: x -> a marker at the end of the axis, where there is no point."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -48,7 +48,7 @@ def _shown(text: str, most: int = 60) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """A PNG. What it says is shown as it is: names and labels hold dollars, and no formulas."""
+    """A PNG. Text is shown verbatim: names and labels may contain dollars, but no formulas."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     with made_folder(path.parent), written_beside(path) as beside:
@@ -84,7 +84,7 @@ def draw_reconstruction(
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv: of each the names and numbers that it has, a step among them. None where there is no
-    file, or one that is damaged, which is told; rows of something else are left out."""
+    file, or one that is damaged, which is logged; other rows are left out."""
     if not path.exists():
         return []
     try:
@@ -198,7 +198,7 @@ def draw_growth(
     """Curves on logarithmic axes, (row, label of y) -> the curves of a panel.
 
     Args:
-        ends: what the markers of `Curve.ends` say.
+        ends: what the markers of `Curve.ends` stand for.
     """
     columns = max(len(row) for row in rows.values())
     figure = Figure(figsize=(5.8 * columns, 3.8 * len(rows) + 1), layout="constrained")

@@ -27,7 +27,7 @@ from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.neighbours import NEIGHBOURS, TEMPERATURE, find_neighbours, vote
 
 FOLDS = 5
-MANY_CLIPS = 1000  # training clips, of which one fold says enough
+MANY_CLIPS = 1000  # training clips, of which one fold is enough
 _PATIENCE = 2  # strengths weaker than the best one that are tried: the weakest take the longest to fit
 
 
@@ -178,7 +178,7 @@ def choose_setting(
 
     Args:
         held_back: rows that are fitted and rows that are not -> for each setting the logits of the latter, when asked.
-        patience: how many settings behind the best one are tried; None: all.
+        patience: how many settings after the best one are tried; None: all.
     """
     splits = part.held_back()
     labels = torch.cat([part.labels[out] for _, out in splits])

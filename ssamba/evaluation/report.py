@@ -78,7 +78,7 @@ def watched(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def exported_text(exported: Mapping[str, Any]) -> str:
-    """Of which steps the exported weights are, as the record of a run says it."""
+    """The steps of the exported weights, from the record of a run."""
     steps = ", ".join(map(str, exported["steps"]))
     if len(exported["steps"]) > 1:
         text = f"the mean of steps {steps}"
@@ -145,7 +145,7 @@ def class_sections(folder: Path, scores: Sequence[Sequence[str]], note: str) -> 
 
 
 def text_sections(folder: Path, scores: Mapping[str, Any]) -> list[Section]:
-    """Rates of errors of a model of what is said, and the clips with the most, of the `TEXTS_NAME` in a folder."""
+    """Error rates of a CTC model, and the clips with the most errors, of the `TEXTS_NAME` in a folder."""
     own = {name: value for name, value in scores.items() if name.startswith(("WER", "CER"))}
     kinds = {"the likeliest of each hop": own}
     if "beam_WER" in scores:
@@ -176,7 +176,7 @@ def _class_blocks(predictions: Predictions, names: Sequence[str]) -> list[Block]
 
 
 def fact_rows(record: Mapping[str, Any]) -> Rows:
-    """What a record says of how something was made."""
+    """The facts of a record: how something was made."""
     machine = record["hardware"]
     rows: Rows = [("what", "value")]
     rows += [("command", " ".join(record["command"])), ("started", record["started"])]

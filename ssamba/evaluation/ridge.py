@@ -16,8 +16,8 @@ _PENALTIES = (10.0, 1.0, 0.1, 0.01, 1e-3)  # relative to the mean square of a cl
 
 
 def leave_one_out(x: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
-    """Of each penalty what the ridge regression of 0 and 1 on standardised features says of each clip, when it is
-    fitted on the others.
+    """For each penalty, the prediction for each clip of the ridge regression of 0 and 1 on standardised features that
+    is fitted on the other clips.
 
     With an intercept that is not penalised, the fit is linear in the labels, y' = H y, and leaving clip i out changes
     its own y'_i to (y'_i - H_ii y_i) / (1 - H_ii): one decomposition serves all clips and penalties.

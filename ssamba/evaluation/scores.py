@@ -1,4 +1,4 @@
-"""Scores written into a folder, with what each clip got: JSON, arrays, CSV, a picture.
+"""Scores written into a folder, with the predictions for each clip: JSON, arrays, CSV, a picture.
 
 Shapes: N clips, C classes.
 """
@@ -45,7 +45,7 @@ _LEAST = 1e-12  # a probability, of which there is a logit
 
 
 class Mistake(NamedTuple):
-    """A clip's key, its true labels, what was wrong ("said X", "missed X") and how sure the model was, above 0.5 for
+    """A clip's key, its true labels, the mistake ("said X", "missed X") and how sure the model was, above 0.5 for
     several labels a clip."""
 
     key: str
@@ -114,8 +114,8 @@ def fill_scores(
 
     Args:
         groups: of each clip, such as its speaker, if intervals are to be those of groups.
-        hop_seconds: of predictions of hops, of which `event_scores` are told, too.
-        task: whose scores are told, too.
+        hop_seconds: of predictions of hops, whose `event_scores` are written, too.
+        task: whose scores are written, too.
 
     Returns:
         What scores.json has: each score of `clip_metrics` with the ends of its interval (`flat_scores`), those of
@@ -194,7 +194,7 @@ def groups_by_key(
 def write_text_scores(
     folder: Path, model: TokenClassifier, log_mel: LogMel, stream: ClipStream, total: int, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Score a model of what is said, the likeliest character of each hop ("WER", "CER") and a beam search's text
+    """Score a CTC model of characters, the likeliest character of each hop ("WER", "CER") and a beam search's text
     ("beam_WER", "beam_CER") where `HAS_BEAM_SEARCH`: scores.json with intervals, and `TEXTS_NAME`. Replaces the
     folder."""
     transcripts = transcribe(model, log_mel, stream, total, names, scoring_device())
@@ -226,8 +226,8 @@ def write_masked_scores(folder: Path, evaluation: MaskedEvaluation) -> dict[str,
 
 
 def read_scores(folder: Path) -> tuple[Predictions, list[str]]:
-    """What each clip got, and the names of the classes, from the `SCORES_NAME` in a folder; a logit is made of each
-    probability.
+    """The predictions for each clip, and the names of the classes, from the `SCORES_NAME` in a folder; logits are made
+    of the probabilities.
 
     Raises:
         UserError: there is none, or one that is damaged.

@@ -1,4 +1,4 @@
-"""What is said, from a model's characters: decoding (CTC, Graves et al. 2006) and the rates of errors.
+"""Transcripts from a model's characters: decoding (CTC, Graves et al. 2006) and error rates.
 
 Shapes: B clips, N hops, C classes, of which 0 is the blank; R resamples.
 """
@@ -46,7 +46,7 @@ def beam_search(logits: Tensor, hops: Tensor, names: Sequence[str]) -> list[list
     """
     from torchaudio.models.decoder import ctc_decoder  # imports flashlight-text
 
-    # The chances of a text's paths are added up; no threshold leaves one out.
+    # The probabilities of a text's paths are added up; no threshold leaves one out.
     decoder = ctc_decoder(
         lexicon=None, tokens=list(names), blank_token=names[0], sil_token=names[0], beam_size=BEAM, log_add=True
     )
@@ -55,13 +55,13 @@ def beam_search(logits: Tensor, hops: Tensor, names: Sequence[str]) -> list[list
 
 
 def spell(indices: Sequence[int], names: Sequence[str]) -> str:
-    """Characters of so many numbers; names: of all classes."""
+    """The characters of class indices; names: of all classes."""
     return "".join(names[index] for index in indices)
 
 
 class Texts(NamedTuple):
-    """Of clips their keys, what is said in them, and what a model writes down, character by character and by a beam
-    search; nothing of the latter without `HAS_BEAM_SEARCH`."""
+    """Keys of clips, their true texts, and those of a model, by greedy decoding and by a beam search; nothing of the
+    latter without `HAS_BEAM_SEARCH`."""
 
     keys: list[str]
     true: list[str]
@@ -85,8 +85,8 @@ def transcribe(
 
 
 class Errors(NamedTuple):
-    """Of each clip, float64 (B,): edits (insertions, deletions, substitutions) that make what was said of what is true,
-    and how long that is, in words and in characters."""
+    """Of each clip, float64 (B,): edits (insertions, deletions, substitutions) from the true text to the predicted one,
+    and the length of the true one, in words and in characters."""
 
     word_edits: Tensor
     words: Tensor
@@ -114,7 +114,7 @@ def count_errors(said: Sequence[str], true: Sequence[str]) -> Errors:
     """By torchmetrics' rates of each clip. Words are what stands between spaces.
 
     Raises:
-        ValueError: a clip in which nothing is said, of whose length there is no rate.
+        ValueError: a clip with an empty true text, for which there is no rate.
     """
     if not all(text.strip() for text in true):
         raise ValueError("a true text is empty, and there is no rate of its errors")

@@ -118,7 +118,7 @@ def _draws(kinds: Sequence[Tensor], trials: Trials, seed: int) -> list[list[dict
             continue
         for scores, values in zip(kinds, replicates, strict=True):
             values.append(verification_scores(scores, trials.target, weights))
-    # So few recordings that many draws have trials of one kind alone say nothing of others.
+    # Too few recordings: many draws have trials of one kind alone, so there is no interval.
     return replicates if len(replicates[0]) > _USABLE * draws else [[] for _ in kinds]
 
 

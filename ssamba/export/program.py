@@ -31,7 +31,7 @@ ClipProblem = Literal["single_label_classification", "multi_label_classification
 
 @dataclass(frozen=True)
 class Description:
-    """What a program's file says beside its graph, as JSON.
+    """The description in a program's file beside its graph, as JSON.
 
     labels: the names of the C classes. label: what they are in the data. problem_type: the logits' meaning,
     "single_label_classification" (softmax gives probabilities) or "multi_label_classification" (sigmoid does).
@@ -95,7 +95,7 @@ def load_program(path: str | os.PathLike[str], device: str | torch.device = "cpu
     """
     description = _describe(path)
     with warnings.catch_warnings():
-        # Its weights lie on bytes that may not be written to, and nothing writes to them.
+        # Its weights share memory with read-only bytes, and nothing writes to them.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         try:
             program = torch.export.load(os.fspath(path))
@@ -124,9 +124,9 @@ def _describe(path: str | os.PathLike[str]) -> Description:
     expected = "a .pt2 of `ssamba export --format torch`"
     try:
         with zipfile.ZipFile(path) as archive:
-            # Everything lies in one folder, whose name is torch's choice.
+            # Everything is in one folder, whose name is torch's choice.
             name = next(name for name in archive.namelist() if PurePosixPath(name).name == DESCRIPTION)
-            # More than the file has is what a bomb unpacks to: torch stores weights as they are.
+            # Members that unpack to more than the file has are a zip bomb: torch stores weights as they are.
             if sum(member.file_size for member in archive.infolist()) > os.path.getsize(path):
                 raise zipfile.BadZipFile("it unpacks to more than it has")
             return parse_json(archive.read(name), Description, path, expected)

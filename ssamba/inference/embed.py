@@ -40,7 +40,7 @@ def embed_recordings(
     pooling: str | None = None,
     segments: int | None = None,
 ) -> tuple[int, str]:
-    """Write what a layer gives for recordings.
+    """Write a layer's vectors for recordings.
 
     A row is a column of patches with `tokens`, (F, D); else a vector, as `SsambaModel.pool` makes it: of a window where
     a window or a hop is asked for, else of a recording, the mean of its windows' vectors as `predict` takes it of their

@@ -25,11 +25,11 @@ FORMATS = ("table", "jsonl")
 
 
 class Prediction(NamedTuple):
-    """What is said of a recording, or why nothing can be.
+    """The prediction for a recording, or why there is none.
 
     probabilities: float64 (C,), the mean of its windows'. They count equally, and the one that was added to end with
     the recording counts as much less as it adds: where windows do not overlap otherwise, each second counts once.
-    text: of a model of what is said, the likeliest character of each hop.
+    text: of a CTC model, its greedy transcript.
     """
 
     path: str
@@ -100,7 +100,7 @@ def _output(out: Path | None) -> Iterator[TextIO]:
 
 
 def predictions(results: Iterable[Window | Ended], spelling: Spelling | None = None) -> Iterator[Prediction]:
-    """Windows, recording by recording -> one prediction a recording; spelling: of a model of what is said."""
+    """Windows, recording by recording -> one prediction a recording; spelling: of a CTC model."""
     mean, windows = TimeMean(), 0
     words: list[str] = []
     for one in results:
@@ -137,7 +137,7 @@ def json_line(one: Prediction, labels: Sequence[str], top: int) -> str:
 
 
 def table_line(one: Prediction, labels: Sequence[str], top: int, widths: Sequence[int]) -> str:
-    """Path, seconds, and label and probability of the `top`, or what is said; `widths` of paths and labels, for lines
+    """Path, seconds, and label and probability of the `top`, or the transcript; `widths` of paths and labels, for lines
     that align."""
     if one.text is not None:
         return "  ".join([f"{printable(one.path):<{widths[0]}}", f"{one.seconds:8.2f} s", printable(one.text)])

@@ -1,4 +1,4 @@
-"""The words that a model of what is said writes down, hop by hop, while a recording is read.
+"""The words that a CTC model transcribes, hop by hop, while a recording is read.
 
 Shapes: C characters, the blank first.
 """

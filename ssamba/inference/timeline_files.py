@@ -1,5 +1,5 @@
-"""What a classifier says over the time of a recording, as CSV and as a picture: in memory that does not
-grow with its length.
+"""A classifier's predictions over the time of a recording, as CSV and as a picture: in memory that does not grow with
+its length.
 
 Shapes: T frames, M mel bins, C classes, N bins of time, K values.
 """
@@ -26,20 +26,20 @@ _FRAME_SECONDS = 0.01
 
 
 class _Failed(Exception):
-    """A recording is of no use, so neither is what is written of it."""
+    """A recording failed, so its unfinished files are removed."""
 
 
 class TimelineFiles:
     """Recordings' timelines in `folder`: NAME.csv and NAME.png, the recordings named from their common folder on.
 
     The CSV has a line a window, or a hop: start and end in seconds, the most probable label, its probability, and those
-    of all classes. Of a model of what is said it has a line a word: start, end and the word.
+    of all classes. For a CTC model it has a line a word: start, end and the word.
 
     Raises:
         UserError: `folder` is a file, or one of these files exists and is not to be overwritten.
 
     Args:
-        spoken: the labels are the blank and the characters of what is said.
+        spoken: the labels are the blank and the characters of a CTC model.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TimelineFiles:
                     raise UserError(f"{file} exists; --overwrite replaces the timelines in {folder}")
 
     def follow(self, results: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
-        """Pass on what is found. A recording's files are there when its end is passed on; none if it failed."""
+        """Pass on the results. A recording's files are there when its end is passed on; none if it failed."""
         results = iter(results)
         for one in results:
             if isinstance(one, Window):
@@ -143,7 +143,7 @@ class TimeBins:
         self.counts = torch.zeros(MOST_BINS, 1)
 
     def add(self, times: Tensor, values: Tensor) -> None:
-        """Ascending seconds float64 (n,) and what there was then, float32 (n, K)."""
+        """Add values float32 (n, K) at ascending seconds, float64 (n,)."""
         while times[-1] >= MOST_BINS * self.seconds:
             for tensor in (self.sums, self.counts):
                 half = tensor.unflatten(0, (-1, 2)).sum(1)

@@ -1,4 +1,4 @@
-"""What a model says of recordings, window by window: no more of one is in memory than a batch of windows.
+"""A model's outputs for recordings, window by window: only a batch of windows is in memory.
 
 Shapes: B windows, T frames, M mel bins, F and P grid sizes in frequency and time, D width, N hops, C classes.
 """
@@ -68,7 +68,8 @@ class TimeMean:
 
 
 class Ended(NamedTuple):
-    """A recording's windows have all been given; with an error it is of no use, whatever was given before."""
+    """The end of a recording, after its windows; with an error the recording failed, and its windows are not to be
+    used."""
 
     path: str
     seconds: float
@@ -83,7 +84,7 @@ class _Piece(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is done to each recording; without a layer its windows have the classifier's answer alone."""
+    """The model and how recordings are windowed; without a layer the windows have the classifier's answer alone."""
 
     model: SsambaModel
     windows: Windows
@@ -108,7 +109,7 @@ class Job(NamedTuple):
         layer_index = None if layer is None else model.layer_number(layer)
         windows = Windows.of(model.feature_extractor, window_seconds, hop_seconds)
         if hop_seconds is None and isinstance(model.network, TokenClassifier):
-            # Each hop is told by what is around it; windows begin where one does.
+            # A hop's answer depends on its context, so windows overlap; each begins where a hop does.
             rate = model.feature_extractor.sampling_rate
             hop = samples_for(model.network.hop_frames + 1, rate) - samples_for(1, rate)
             windows = windows._replace(hop=max(windows.size // 2 // hop * hop, min(hop, windows.size)))
@@ -126,19 +127,19 @@ def predict_file(
     pooling: str | None = None,
     segments: int | None = None,
 ) -> Iterator[Window]:
-    """What `model` says of a recording of any length, window by window, as they come.
+    """A model's outputs for a recording of any length, window by window, as they are computed.
 
     A recording no longer than a window is one window, and the answer that of `model(*model.feature_extractor(path))`.
     A longer one is cut into windows every hop; after the last of them comes one that ends with the recording.
 
-    A classifier of hops says something of each of them: what is given are its hops, each as a window of its own, taken
-    from the window of the model in whose middle it lies. With a layer they stay together, in `Window.hops`.
+    A classifier of hops has an answer for each hop: these are yielded, each as a window of its own, taken from the
+    model's window in whose middle it is. With a layer they stay together, in `Window.hops`.
 
     Args:
         window_seconds: default: the model's clip. To the model each window is a recording of its own.
         hop_seconds: from one window's start to the next, at most the window, its default; of a classifier of hops the
             default is half of it.
-        layer: whose hidden state is given too, as `SsambaModel.num_hidden_states` counts.
+        layer: whose hidden state is yielded too, as `SsambaModel.num_hidden_states` counts.
         batch_size: windows that are read ahead and run together.
         pooling, segments: of `Window.pooled`; see `SsambaModel.pool`.
 
@@ -180,8 +181,8 @@ def run(paths: Sequence[str], job: Job) -> Iterator[Window | Ended]:
 
 
 def stitched(results: Iterable[Window | Ended]) -> Iterator[Window | Ended]:
-    """The hops of windows as windows of their own, each from the end of the one before. Of what two windows share, the
-    first half is told by the first."""
+    """The hops of windows as windows of their own, each from the end of the one before. Where two windows overlap, the
+    first half is taken from the first."""
     before: Window | None = None
     start = -math.inf
     covered = 0.0
@@ -295,7 +296,7 @@ def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
 
 
 def watched(paths: Sequence[str], job: Job, desc: str) -> Generator[Window | Ended]:
-    """`run` with a bar over seconds of audio, as the headers tell them, and each failure named on stderr."""
+    """`run` with a bar over seconds of audio, from the files' headers, and each failure named on stderr."""
     lengths = [told_seconds(path) for path in paths]
     ends = dict(zip(paths, itertools.accumulate(lengths), strict=True))
     starts = {path: ends[path] - length for path, length in zip(paths, lengths, strict=True)}

@@ -25,8 +25,8 @@ class Timeline(nn.Module):
 
     Column j stands for the samples from j * hop_samples on. It is the patches whose middle is nearest to the middle of
     these samples, their frequency rows side by side: F * D numbers, D where a patch has all mel bins. The rows' mean
-    would be as small for every model, but a row is a band of frequencies, and what the bands say apart is most of what
-    a linear classifier finds in them.
+    would be as small for every model, but a row is a band of frequencies, and the differences between bands are most of
+    what a linear classifier uses.
 
     A patch can last longer than the hop (16 frames are 160 ms). The spectrogram is then encoded several times, each
     time shifted by a hop, and the columns are interleaved: every pass has the stride, positions and number of tokens
@@ -35,8 +35,8 @@ class Timeline(nn.Module):
     the clip), and a frame of the spectrogram would be in several tokens of one sequence, which no training had.
 
     A clip has its own length: nothing is repeated, and it does not depend on the others of its batch. Where a patch
-    reaches over an end of the clip, the clip's first or last frame is held; silence there would be an onset that is not
-    in the sound. A clip longer than those of the training is encoded in windows of that length, spread evenly, each
+    reaches over an end of the clip, the clip's first or last frame is repeated; silence there would be an onset that is
+    not in the sound. A clip longer than those of the training is encoded in windows of that length, spread evenly, each
     column in the window in whose middle it lies, and a few windows at a time: memory grows by the waveform, the
     spectrogram and the result alone, unless gradients are wanted.
 

@@ -1,5 +1,5 @@
-"""A trained model as a folder, readable without the recipe that made it: its weights (`tensor_files`) and what is said
-of them (`settings`), with the names that `transformers` uses."""
+"""A trained model as a folder, readable without the recipe that made it: its weights (`tensor_files`) and their
+description (`settings`), with the names that `transformers` uses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -132,7 +132,7 @@ def load_model(path: str | Path, scan_backend: str = "auto", finite: bool = True
         finite: refuse weights that are not; a conversion takes them as they are.
 
     Raises:
-        UserError: a file that is damaged or says what cannot be, or weights that do not fit their config.json.
+        UserError: a file that is damaged or has invalid values, or weights that do not fit their config.json.
     """
     config, audio = read_config(path), read_audio_settings(path)
     model, settings = _checked_model(config, path, scan_backend)
@@ -170,7 +170,7 @@ def _checked_model(
 
 
 def _told_layers(header: Iterable[str], layers: str, told: int) -> int:
-    """How many layers to build of those that a config.json tells, whose tensors' names begin with `layers`."""
+    """How many layers to build of those in a config.json, whose tensors' names begin with `layers`."""
     weights = {name.removeprefix(layers).split(".")[0] for name in header if name.startswith(layers)}
     return min(told, len(weights) + 2)
 
@@ -223,7 +223,7 @@ def load_pretrained_encoder(encoder: AudioEncoder, path: str | Path) -> None:
     """Fill an encoder from a model or run folder, its positional grid cut or interpolated to the encoder's.
 
     Raises:
-        UserError: another encoder, size or patch shape; says what the folder holds and what was asked for.
+        UserError: another encoder, size or patch shape; with the folder's and the recipe's.
     """
     config = read_config(path)
     arguments = encoder.arguments

@@ -11,8 +11,8 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# What options of a stack may be. A config.json from elsewhere says them: the bounds are far above the largest published
-# model, and low enough that whatever is within them is refused or built without harm.
+# What options of a stack may be. They come from untrusted config.json files: the bounds are far above the largest
+# published model, and low enough that whatever is within them is refused or built without harm.
 Width = Annotated[int, Meta(ge=1, le=65_536)]
 Positive = Annotated[int, Meta(ge=1, le=1024)]
 Epsilon = Annotated[float, Meta(ge=1e-12, le=1)]
@@ -28,7 +28,7 @@ class Stack(nn.Module):
     Every encoder is a class below this one, and has a name in `ssamba.parts`. It has
 
     - `sizes`: by the name of a size the arguments of its `__init__`, `hidden_size` (D) and `num_hidden_layers` among
-      them. They have types: config.json of a model says them, and what is not of its type is refused. A number without
+      them. They have types: a model's config.json has them, and what is not of its type is refused. A number without
       bounds of its own is at most 65,536, or 1e6 if it is a float. Of `residual` and `scan_layout` recipes have keys.
     - `layers` and `num_class_tokens`, which stand where `class_token_index` says.
     - `forward`, by `add_layers` or `run_layers` and `keep`; `ResidualStack` has one.
@@ -77,9 +77,9 @@ class Stack(nn.Module):
         return 0
 
     def draw_kept(self, drop_path: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """Stochastic depth (arXiv 1603.09382), each clip by a generator of its own: of a branch that is left out 0, of
-        one that is kept 1 / its chance to be, so that what is expected of it stays. The chance to be left out rises
-        along a line from 0 of the first layer to `drop_path`, below 1, of the last. On the CPU."""
+        """Stochastic depth (arXiv 1603.09382), each clip by a generator of its own: 0 for a branch that is left out,
+        for one that is kept 1 / its probability to be kept, so that its expectation stays. The probability to be left
+        out rises along a line from 0 of the first layer to `drop_path`, below 1, of the last. On the CPU."""
         layers = len(self.layers)
         keeps = 1 - torch.linspace(0, drop_path, layers).view(-1, 1, 1)
         chance = torch.stack([torch.rand(layers, self.branches, generator=one) for one in generators], 2)

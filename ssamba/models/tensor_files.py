@@ -1,4 +1,4 @@
-"""Tensors in .safetensors files: written whole, and read as what nobody vouches for."""
+"""Tensors in .safetensors files: written whole, and read as untrusted."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
             save_file(dict(tensors), beside, metadata={"format": "pt"})
         except SafetensorError as error:
-            if code := re.search(r"os error (\d+)", str(error)):  # which safetensors tells in its words alone
+            if code := re.search(r"os error (\d+)", str(error)):  # which safetensors has in its message alone
                 raise OSError(int(code[1]), os.strerror(int(code[1])), str(beside)) from error
             raise
 

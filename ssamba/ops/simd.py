@@ -1,4 +1,4 @@
-"""A 16-lane float32 vector for numba kernels: what the auto-vectoriser does not find, written down.
+"""A 16-lane float32 vector for numba kernels: written out, since the auto-vectoriser does not find it.
 
 LLVM splits the 16 lanes over whatever the machine has (one AVX-512 register, two AVX2 or four NEON ones), so the
 kernels are portable. Only what they need is here: load, store, broadcast, arithmetic, fused multiply-add, and the

@@ -1,4 +1,4 @@
-"""Which clips a probe fits and scores, and the features that a model has for them, in memory.
+"""Which clips a probe fits and scores, and a model's features of them, in memory.
 
 Shapes: N clips, D features, C classes.
 """
@@ -105,7 +105,7 @@ def check_classes(parts: Sequence[Part], train: LabelledShards, test: LabelledSh
 class Features(NamedTuple):
     """Of the clips that could be used, in the order of their rows.
 
-    rows: of the shards' table. keys: names. labels: int64 (N,) or float32 (N, C). layers: by number, float32 (N, D).
+    rows: of the shards' table. keys: names. labels: int64 (N,) or float32 (N, C). layers: by index, float32 (N, D).
     baseline: by the names of `log_mel_features`.
     """
 
@@ -116,7 +116,7 @@ class Features(NamedTuple):
     baseline: dict[str, Tensor]
 
     def places(self, rows: Sequence[int]) -> Tensor:
-        """Where some rows are; those that could not be used are nowhere."""
+        """The positions of some rows, without those that could not be used."""
         place = {row: index for index, row in enumerate(self.rows)}
         return torch.tensor([place[row] for row in rows if row in place])
 

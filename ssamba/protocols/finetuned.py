@@ -38,8 +38,8 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
     """Score the saved model of a run on its test clips, into test/, and the baseline, into `BASELINE`.
 
     Returns:
-        The scores, and what run.json says besides: under "baseline" what it is, its scores, and the run's difference
-        from it; nothing where the recipe wants none.
+        The scores, and further fields for run.json: "baseline" with what it is, its scores, and the run's difference
+        from it; none where the recipe has no baseline.
     """
     recipe = built.recipe
     # As it was saved, since the trained one may be spread over the ranks.

@@ -41,7 +41,7 @@ from ssamba.protocols.clips import (
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What `ssamba probe` is asked for; its help says what each is.
+    """The settings of `ssamba probe`; see its help.
 
     Attributes:
         layers: None for all; of "weighted" always all.
@@ -80,8 +80,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one part: all layers that were tried, the one that was chosen, what it says of the clips that are scored, and
-    the same of the baseline, None where there is none."""
+    """Of one part: all layers that were tried, the one that was chosen, its predictions for the clips that are scored,
+    and the same of the baseline, None where there is none."""
 
     part: Part
     rows: Sequence[Row]
@@ -114,7 +114,7 @@ class ProbeResult:
 
 
 def run_probe(settings: ProbeSettings) -> ProbeResult:
-    """Do what is asked for.
+    """Run a probe.
 
     Raises:
         UserError: whatever is wrong with it, before any recording is decoded.
@@ -166,7 +166,7 @@ def _labelled(
 
 
 def _check_unseen(shards: ShardSet, option: str, model: SsambaModel, place: str) -> None:
-    """UserError for shards whose labels the model has learned, as the record of its run says."""
+    """UserError for shards whose labels the model was trained on, by the record of its run."""
     if model.classifier is None or model.record is None:
         return
     for split in ("train", "validation"):

@@ -56,7 +56,7 @@ def make_run(work: Work) -> int:
 
 
 def was_stopped(status: int) -> bool:
-    """Whether a run was ended by a signal, which says nothing against it."""
+    """Whether a run was ended by a signal, which is no failure of its own."""
     return status >= 128 or status < 0
 
 
@@ -67,7 +67,7 @@ def stopped(status: int, message: str) -> Stopped:
 
 @contextmanager
 def signals_handed_on() -> Iterator[None]:
-    """What asks this process to end is handed on to its runs."""
+    """Within it, signals that ask this process to end are passed on to its runs."""
     if threading.current_thread() is not threading.main_thread():  # where no signal comes
         yield
         return

@@ -1,4 +1,4 @@
-"""What a probe found: tables, and a folder with what each clip got and a report."""
+"""The results of a probe: tables, and a folder with the predictions for each clip and a report."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -14,7 +14,7 @@ Summary = dict[str, dict[str, Interval]]
 
 class Member(NamedTuple):
     """One run: its fold ("" without folds) and seed, what it was scored on beside its baseline (None without one), and
-    what else its row says."""
+    the last cell of its row."""
 
     fold: str
     seed: int
@@ -67,6 +67,6 @@ def spread(values: Sequence[float]) -> str:
 
 def member_folder(fold: str, seed: int, folds: int, seeds: int) -> str:
     """The place of a member within the folder of all: of its fold and seed, where there are several; "" of one."""
-    # What a name holds that a folder's cannot, or that would lead elsewhere, is escaped as in a url.
+    # Characters that a folder's name cannot have, or that would lead out of the folder, are escaped as in a url.
     names = [f"fold-{quote(fold, safe='')}"] if folds > 1 else []
     return "/".join([*names, f"seed-{seed}"] if seeds > 1 else names)

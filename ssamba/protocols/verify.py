@@ -40,7 +40,7 @@ RECORD_NAME = "verify.json"
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """What `ssamba verify` is asked for; its help says what each is."""
+    """The settings of `ssamba verify`; see its help."""
 
     model: str
     trials: str
@@ -71,10 +71,10 @@ class Verification:
 
 
 def run_verification(settings: VerifySettings) -> Verification:
-    """Do what is asked for.
+    """Run a verification.
 
     A recording's vector is the mean of its windows', as `ssamba embed` has it. Vectors are compared after each number
-    is brought to mean 0 and deviation 1 over the recordings of the list, unless the settings say otherwise.
+    is brought to mean 0 and deviation 1 over the recordings of the list, unless `standardise` is off.
 
     Raises:
         UserError: whatever is wrong with it, before any recording is decoded; or no trial is left to score.

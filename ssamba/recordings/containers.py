@@ -1,8 +1,8 @@
-"""What the bytes of a recording say of it, before any of it is decoded. Imports no torch.
+"""The headers of recordings, read before anything is decoded. Imports no torch.
 
-libsndfile takes for the whole what it finds: half of a WAV that was cut, the first of several MP3 or Ogg files that
+libsndfile reads a part as the whole: half of a WAV that was cut, the first of several MP3 or Ogg files that
 were joined, and of an MP3 without a header of its own as much as it guesses from the size. So sizes and frames are
-counted here. No more of a file than a buffer is in memory, whatever its sizes say.
+counted here. No more of a file than a buffer is in memory, whatever sizes its headers claim.
 """
 
 import functools
@@ -16,13 +16,13 @@ from typing import BinaryIO, NamedTuple
 from ssamba.recordings.content import Content
 from ssamba.recordings.mpeg import examine_mpeg, mpeg_frame
 
-_MOST_CHUNKS = 10_000  # in front of the sound; more have only files that are made to keep a reader busy
+_MOST_CHUNKS = 10_000  # before the sound; only files that are made to keep a reader busy have more
 _REFLECTED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _STREAMED = ((0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF))  # sizes that stand for one that was not known
 
 
 def examine(file: BinaryIO) -> Content:
-    """What a seekable file says of itself; it is left at any position.
+    """The content of a seekable file by its headers; the file is left at any position.
 
     Raises:
         OSError: it cannot be read.
@@ -40,7 +40,7 @@ def examine(file: BinaryIO) -> Content:
 
 
 def described(start: bytes) -> str:
-    """What a file is that is no recording, by its first bytes; "" if they do not tell."""
+    """What a file is that is no recording, by its first bytes; "" if they do not show it."""
     if not start:
         return "it is empty"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -64,7 +64,7 @@ _NO_RECORDINGS = {
 
 
 def _after_tags(file: BinaryIO, size: int) -> int:
-    """Where the recording begins, behind ID3v2 tags that others put before it."""
+    """Where the recording begins, after ID3v2 tags."""
     at = 0
     for _ in range(_MOST_CHUNKS):
         file.seek(at)
@@ -201,7 +201,7 @@ def _caf(file: BinaryIO, start: int, size: int) -> Content:
         if length < 0:
             break
         at += 12 + length
-    # Some count what the encoder put behind the sound to fill the last packet.
+    # Some count the encoder's padding after the sound in the last packet.
     return Content("caf", fraction=fraction, frames=frames or None, inexact=frames // max(1, packets))
 
 
@@ -251,7 +251,7 @@ def _flac(file: BinaryIO, start: int, size: int) -> Content:
 
 def _ogg(file: BinaryIO, start: int, size: int) -> Content:
     """Ogg by its pages, each of which gives the sizes of its segments and a checksum: a decoder passes over one that is
-    damaged, and over all behind it that it cannot make out."""
+    damaged, and over all after it that it cannot decode."""
     at, links, in_headers = start, 0, False
     while at < size:
         file.seek(at)
@@ -259,7 +259,7 @@ def _ogg(file: BinaryIO, start: int, size: int) -> Content:
         if not head.startswith(b"OggS"):
             if (next_page := _find(file, at, b"OggS")) is not None:
                 return Content("ogg", damage=f"it is damaged: bytes {at} to {next_page} are no page of it")
-            break  # something else was put behind it
+            break  # something else was appended
         segments = file.read(head[26]) if len(head) == 27 else b""
         content = file.read(sum(segments))
         if len(head) < 27 or len(segments) < head[26] or len(content) < sum(segments):
@@ -280,7 +280,7 @@ def _ogg_checksum(page: bytes) -> bytes:
 
 
 def _find(file: BinaryIO, at: int, wanted: bytes) -> int | None:
-    """Where some bytes stand next; None if they do not."""
+    """The next offset of some bytes; None if there is none."""
     file.seek(at)
     kept = b""
     while block := file.read(1 << 16):

@@ -1,6 +1,6 @@
-"""MPEG audio: MP3, and layers I and II, frames one behind another; a file may begin with them, or a WAV hold them.
+"""MPEG audio: MP3, and layers I and II, one frame after another; in a file of their own or in a WAV.
 
-libsndfile guesses the length of those that do not tell it, so their frames are counted.
+libsndfile guesses the length of files without it in a header, so frames are counted.
 """
 
 import functools
@@ -39,7 +39,8 @@ def mpeg_frame(head: bytes) -> tuple[int, int, int, int] | None:
 
 
 def examine_mpeg(file: BinaryIO, start: int, size: int) -> Content:
-    """What the bytes from `start` to `size` say, of which some files say in the first frame how many follow it."""
+    """The content of the bytes from `start` to `size`; in some files the first frame has the number of those that
+    follow."""
     at = _past_zeros(file, start)
     file.seek(at)
     first, first_frame = mpeg_frame(file.read(3)), at
@@ -82,8 +83,8 @@ def _past_zeros(file: BinaryIO, start: int) -> int:
 
 
 def _said_frames(file: BinaryIO, at: int, length: int) -> tuple[int | None, bool, int]:
-    """How many frames the first one says that follow it (Xing, Info, VBRI), None if it does not; whether libsndfile
-    knows it by that; and how many samples before and after the sound are the encoder's."""
+    """The number of following frames in the first one's header (Xing, Info, VBRI), None without; whether libsndfile
+    reads that header; and how many samples before and after the sound are the encoder's padding."""
     file.seek(at)
     frame = file.read(min(length, 512))
     if frame[36:40] == b"VBRI":

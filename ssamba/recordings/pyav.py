@@ -52,7 +52,7 @@ class Decoder:
 
     @property
     def seconds(self) -> float | None:
-        """How long it says it is, where its container counts what is in it."""
+        """Its length by the container's header, where that has one."""
         if not _SAY_THEIR_LENGTH & set(self.container.format.name.split(",")):
             return None
         if self.stream.duration is not None and self.stream.time_base is not None:

@@ -13,7 +13,7 @@ from ssamba.teachers.teacher import FeatureTeacher
 
 
 class OwnTeacher(FeatureTeacher):
-    """A frame is a column of patches, its rows one behind another from low to high mel bins.
+    """A frame is a column of patches, its rows concatenated from low to high mel bins.
 
     Args:
         place: a model folder or a run folder, or a name on the Hub.

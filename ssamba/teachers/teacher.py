@@ -19,7 +19,8 @@ _BATCH = 16  # windows at once
 
 
 class FeatureTeacher:
-    """A trained encoder whose features are told. It is no module, so that whoever has one neither trains nor saves it.
+    """A trained encoder that computes features as targets. It is no nn.Module, so that a module that has one neither
+    trains nor saves it.
 
     A recording longer than a window is cut into windows that join without a gap; each is a recording of its own to the
     model.
@@ -27,9 +28,9 @@ class FeatureTeacher:
     Args:
         network: the model; its weights stay as they are.
         name: for messages and records.
-        layer: whose output is meant.
+        layer: whose output the features are.
         width: D.
-        sampling_rate: Hz that it hears.
+        sampling_rate: of its input, in Hz.
         times: when the frames of a recording are.
         window_samples, window_frames: of a recording that is longer each window's samples, at `sampling_rate`, and how
             many frames there are from one window's first to the next one's.
@@ -64,16 +65,16 @@ class FeatureTeacher:
         return digest.hexdigest()
 
     def to(self, device: torch.device) -> None:
-        """Have it at work on a device."""
+        """Move it to a device."""
         self.network.to(device)
 
     def window_features(self, windows: Sequence[Waveform]) -> list[Tensor]:
-        """Of windows (S,) at its rate, float32 (N, D) each: the frames that are the window's own, not its filling's."""
+        """Features of windows (S,) at its rate, float32 (N, D) each, without the frames of padding."""
         raise NotImplementedError
 
     @torch.no_grad()
     def features(self, waveforms: Sequence[Waveform], sampling_rate: int) -> list[Tensor]:
-        """What it says of recordings (S,) of a sampling rate in Hz: float32 (N, D) each, every frame standardised over
+        """Features of recordings (S,) of a sampling rate in Hz: float32 (N, D) each, every frame standardised over
         its dimensions, so that no dimension outweighs the others by its size. A recording's features do not depend on
         the others."""
         windows: list[Waveform] = []

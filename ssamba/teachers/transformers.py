@@ -1,4 +1,4 @@
-"""An audio encoder of Hugging Face's transformers as a teacher: wav2vec 2.0, HuBERT, WavLM and others that hear
+"""An audio encoder of Hugging Face's transformers as a teacher: wav2vec 2.0, HuBERT, WavLM and others that take
 waveforms, Whisper's encoder, AST.
 
 Shapes: S samples, N frames, F and P grid sizes in frequency and time, D width.
@@ -21,20 +21,20 @@ from ssamba.recordings import Waveform
 from ssamba.teachers.teacher import FeatureTeacher
 from ssamba.values import TRANSFORMERS
 
-_WINDOW_SECONDS = 30.0  # of models that hear any length; attention over more costs its square
+_WINDOW_SECONDS = 30.0  # of models that take any length; attention costs the square of the length
 _LEAST_SECONDS = 0.1  # more than the convolutions of any of them span
 _EXPECTED = "an audio encoder with its feature extractor, as transformers saves them"
 
 
 class _Shape(NamedTuple):
-    """How the states of a model lie.
+    """The layout of a model's hidden states.
 
     Attributes:
         samples: of a window.
         least: samples that a window has at least.
         times: of its frames; None: they divide its time into equal parts.
-        tokens: how many states stand before those of patches.
-        rows: of patches, one behind another.
+        tokens: how many states are before those of patches.
+        rows: of patches, which are concatenated.
     """
 
     samples: int
@@ -71,7 +71,7 @@ class _Encoder:
 
 
 class TransformersTeacher(FeatureTeacher):
-    """A frame is one of a layer's hidden states; of AST a column of patches, its rows one behind another.
+    """A frame is one of a layer's hidden states; of AST a column of patches, its rows concatenated.
 
     Args:
         place: a folder, or a name on the Hugging Face Hub.
@@ -105,7 +105,7 @@ class TransformersTeacher(FeatureTeacher):
 
     def window_features(self, windows: Sequence[Waveform]) -> list[Tensor]:
         features: dict[int, Tensor] = {}
-        # Of unequal lengths, what one is filled up with would be heard in the others' normalisation.
+        # By equal length: padding would change the models' normalisation.
         for size in {one.size for one in windows}:
             places = [place for place, one in enumerate(windows) if one.size == size]
             states = self._encoder.states([windows[place] for place in places])

@@ -37,7 +37,7 @@ class StepProgress(ProgressBar):
         self._enabled, self._steps = True, 0
 
     def disable(self) -> None:
-        """Lightning's word to the bars of all ranks but the first."""
+        """Called by Lightning on all ranks but the first."""
         self._enabled = False
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -63,7 +63,7 @@ class StepProgress(ProgressBar):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        if self._bar is not None:  # so that what is said of the error gets a line of its own
+        if self._bar is not None:  # so that the error's message gets a line of its own
             self._bar.close()
 
 
@@ -144,8 +144,8 @@ class SkippedSamples(Callback):
 
 
 class OnlineProbe(Callback):
-    """At the validation after each `every_steps` steps: what a ridge classifier on the encoder's
-    features says of labelled clips (`ridge_score`), logged as probe/accuracy or probe/mAP."""
+    """At the validation after each `every_steps` steps: the score of a ridge classifier on the encoder's features of
+    labelled clips (`ridge_score`), logged as probe/accuracy or probe/mAP."""
 
     def __init__(self, every_steps: int) -> None:
         self.every_steps = every_steps

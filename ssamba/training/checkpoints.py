@@ -1,6 +1,6 @@
 """Checkpoints that outlive whatever ends a run, written, and how a run goes on from one (training.saved reads them).
 
-`checkpoints/step-0001000.ckpt` is finished once `step-0001000.json` stands beside it with its SHA-256, step and size;
+`checkpoints/step-0001000.ckpt` is finished once `step-0001000.json` is beside it with its SHA-256, step and size;
 of these the last two are kept, or as many as are averaged in the end. `best.ckpt` has the weights of the best
 validation, written in the same way.
 """
@@ -52,7 +52,7 @@ class CheckpointFiles(TorchCheckpointIO):
         try:
             self.write(checkpoint, Path(path))
         except (OSError, RuntimeError) as error:
-            # torch complains in its own words of a write that failed under it.
+            # torch raises an error of its own when a write fails under it.
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
@@ -63,7 +63,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def write(self, checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         sidecar = path.with_suffix(".json")
-        # Left in the reverse order: the checkpoint is renamed, then what tells that it is finished.
+        # Exited in reverse order: the checkpoint is renamed, then the JSON file that marks it as finished.
         with written_beside(sidecar, durable=True) as described, written_beside(path, durable=True) as beside:
             with beside.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
     Args:
         run: the run's folder.
         every_steps: optimizer steps from one save to the next; there is one after the last step, too.
-        monitor: the metric that tells the best validation, and "min" or "max"; None without validation.
+        monitor: the metric by which the best validation is chosen, and "min" or "max"; None without validation.
         patience: validations without a better score after which training ends; None: it goes on.
         averaged: of so many last checkpoints, those of interruptions aside, `trained_weights` is the mean; 1: none.
         judges: whether the validation after so many steps has the metric; None: all have.
@@ -120,8 +120,8 @@ class Checkpoints(Checkpoint):
 
     @property
     def joules(self) -> float | None:
-        """The energy of training, over all the starts of the run; None where the machine of one of them did not tell
-        it, or there were several."""
+        """The energy of training, over all the starts of the run; None where one of the machines did not report it, or
+        there were several."""
         own = self._meter.joules if self._meter is not None else None
         return None if own is None or self._joules_before is None else self._joules_before + own
 
@@ -213,7 +213,7 @@ class Checkpoints(Checkpoint):
         return not trainer.strategy.reduce_boolean_decision(files.error is not None, all=False)
 
     def _prune(self, step: int) -> None:
-        # Later ones than this are of a future that did not happen: it was damaged, and an earlier one taken.
+        # Later ones than this are obsolete: the run was resumed from an earlier one, as they were damaged.
         steps = sorted(map(step_of, step_files(self.folder, "json")), reverse=True)
         behind = [other for other in steps if other <= step]
         kept = behind[:_KEPT] + [other for other in behind if self._is_regular(other)][: self.averaged]
@@ -221,7 +221,7 @@ class Checkpoints(Checkpoint):
             for path in step_files(self.folder, ending):
                 if step_of(path) not in kept:
                     path.unlink()
-        # What was left by a process that was killed: who holds the lock of the run writes here alone.
+        # Left by a process that was killed: only the holder of the run's lock writes here.
         for path in self.folder.glob(f"{TEMPORARY}*"):
             path.unlink()
 
@@ -282,7 +282,7 @@ class Checkpoints(Checkpoint):
     # Going on
 
     def _step_of_best(self) -> int | None:
-        """The step of best.ckpt; None where there is none, or one that cannot be used, which is told."""
+        """The step of best.ckpt; None where there is none, or one that cannot be used, which is logged."""
         path = self.folder / "best.ckpt"
         if not path.exists():
             return None
@@ -300,7 +300,7 @@ class Checkpoints(Checkpoint):
         self.stale, self._joules_before = run.get("stale", 0), run.get("joules")
         self._saved = (step, run["validation_due"])
         if self.best is not None and self.best["step"] != self._step_of_best():
-            self.best = None  # best.ckpt is of a future that did not happen
+            self.best = None  # best.ckpt is of a later step than the one resumed from
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.keep(run["rows"], run["seconds"])

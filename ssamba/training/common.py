@@ -26,7 +26,7 @@ from ssamba.training.lightning_internals import leave_loops_out
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED = 100  # losses that a spike is told by
+_REMEMBERED = 100  # losses by which a spike is judged
 _JUDGED_AFTER = 10  # of them
 _MOST_SKIPPED = 20  # in a row
 
@@ -59,7 +59,7 @@ class TrainingModule(lightning.LightningModule):
     def __init__(self, settings: OptimizerSettings, seed: int, drop_path: float) -> None:
         super().__init__()
         self.settings, self.seed, self.drop_path = settings, seed, drop_path
-        self._batches: list[tuple[Sequence[str], dict[str, Tensor]]] = []  # of the step that is under way
+        self._batches: list[tuple[Sequence[str], dict[str, Tensor]]] = []  # of the current step
         # Of the steps before it:
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
         self._skipped = self._skipped_in_a_row = 0
@@ -246,7 +246,7 @@ class TrainingModule(lightning.LightningModule):
         return ""
 
     def _skip_or_stop(self, optimizer: torch.optim.Optimizer, complaint: str) -> None:
-        """Leave out a bad step, or end the run with it, on all ranks; told are the samples of the bad batches."""
+        """Leave out a bad step, or end the run with it, on all ranks; the samples of the bad batches are logged."""
         bad = [keys for keys, parts in self._batches if not all(bool(part.isfinite()) for part in parts.values())]
         keys = [key for keys in itertools.chain(*gathered(bad)) for key in keys]
         if not keys:  # no batch is bad by itself

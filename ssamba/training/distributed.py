@@ -1,4 +1,4 @@
-"""Several devices: how a model is spread over them, and what its ranks tell each other."""
+"""Several devices: how a model is spread over them, and what its ranks exchange."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""The energy that a run takes, where its machine tells it."""
+"""The energy that a run takes, where its machine reports it."""
 
 import time
 from pathlib import Path
@@ -48,7 +48,7 @@ def _read(path: Path) -> int | None:
 
 
 def _power(gpu: int) -> float | None:
-    """What a GPU takes just now, in W; None where its driver, or the package that asks it, does not tell."""
+    """What a GPU takes just now, in W; None where its driver, or the package that reads it, does not report it."""
     try:
         return torch.cuda.power_draw(gpu) / 1000
     except Exception:  # of NVML, which knows many, or of the want of it

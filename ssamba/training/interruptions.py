@@ -24,13 +24,13 @@ _ONE_REQUEST = 1.0  # seconds: `timeout` and some launchers signal a process and
 
 
 class Interruptions(Callback):
-    """Ends a run in order when a signal asks for it: after the step that is under way, or in the middle of a
+    """Ends a run in order when a signal asks for it: after the current step, or in the middle of a
     validation, on all ranks at once, with a checkpoint, by raising `Stopped`. The same signal again kills at once.
 
     Under Slurm SIGUSR1 puts the job back into the queue.
 
     Args:
-        command: what the message says of how to go on.
+        command: how to resume the run, for the message.
     """
 
     def __init__(self, checkpoints: Checkpoints, command: str) -> None:
@@ -84,7 +84,7 @@ class Interruptions(Callback):
 
     def _stop_if_asked(self, trainer: lightning.Trainer, validation_due: bool) -> None:
         asked = self._asked
-        if trainer.world_size > 1:  # what one rank was asked, all do
+        if trainer.world_size > 1:  # a signal to one rank ends all
             device = trainer.strategy.root_device
             asked = int(trainer.strategy.reduce(torch.tensor(asked, device=device), reduce_op="max"))
         if not asked:
@@ -96,7 +96,8 @@ class Interruptions(Callback):
             said += ", which is saved" if saved == step else f"; the newest checkpoint is that of step {saved}"
         said += f". To go on: {self.command}"
         if trainer.global_rank:
-            # One rank speaks and has the status: a launcher takes another's for a failure, and kills the rest.
+            # One rank prints the message and has the status: a launcher takes another's for a failure, and kills the
+            # rest.
             raise Stopped(0)
         requeued = [_requeue()] if asked == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ else []
         raise Stopped(128 + asked, said, *requeued)

@@ -32,10 +32,10 @@ class Pretraining(TrainingModule):
         parts: what is minimized: the sum of these parts (`ssamba.objectives.PARTS`), each times its weight. SSAMBA's
             are contrastive and 10 times reconstruction (the papers' lambda).
         masking: which patches are hidden.
-        masks: V, in training; a clip is validated behind one.
+        masks: V, in training; a validation clip has one.
         teacher: of the parts that need one.
-        mix: the chance that a training clip is mixed with another of its batch.
-        features: gives (B, P, D) of a batch, what another model says of its clips at the times of their P columns of
+        mix: the probability that a training clip is mixed with another of its batch.
+        features: gives (B, P, D) of a batch, another model's features of its clips at the times of their P columns of
             patches; of the part that needs that. It is no part of this module: no checkpoint has it, no gradient
             reaches it.
         drop_path: of `Stack.draw_kept`.
@@ -129,7 +129,8 @@ class Pretraining(TrainingModule):
             mask: bool (B * V, L).
             kept: as of the encoder, of B * V clips.
             own: bool (B, L), the patches of log_mel that are no padding; None: all.
-            mixture: what is heard in place of log_mel, whose clips the teacher hears; None: they are.
+            mixture: the mixed clips that the student gets in place of log_mel, which the teacher gets; None: both get
+                log_mel.
             features: (B, P, D), as of the module; None: none are needed.
         """
         masks = len(mask) // len(log_mel)
@@ -184,7 +185,7 @@ class Pretraining(TrainingModule):
         self._scored.clear()
 
     def check_parts(self, parts: Mapping[str, float]) -> None:
-        """Stop a run whose student or teacher says the same of everything.
+        """Stop a run whose student or teacher has collapsed: its output is the same for every input.
 
         Raises:
             UserError: names what collapsed.

@@ -90,7 +90,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def check_run(folder: Path, overwrite: bool) -> None:
-    """Whether a run may be made in `folder`; changes nothing.
+    """Check that a run may be made in `folder`; changes nothing.
 
     Raises:
         UserError: it exists and is not empty; with `overwrite`, only if it is no run's folder, which is left alone.
@@ -221,7 +221,7 @@ def fit(
 
 
 def _lost_worker(error: BaseException | None) -> BaseException | None:
-    """What told that a loader's worker is gone, among an error and those in whose handling it came up.
+    """The error that shows that a loader's worker died, among an error and its contexts.
 
     torch has no type for it, and raises it from the signal, wherever this process is then. Or, if that is quicker, the
     connection to the worker is what breaks.

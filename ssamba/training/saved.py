@@ -1,6 +1,6 @@
 """Checkpoints read back: only what a run wrote itself, of the types that it keeps, and of the same model.
 
-`checkpoints/step-0001000.ckpt` is finished once `step-0001000.json` stands beside it with its SHA-256, step and size.
+`checkpoints/step-0001000.ckpt` is finished once `step-0001000.json` is beside it with its SHA-256, step and size.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _UNUSABLE = (
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that can be used: its file, the optimizer steps behind it, and what `Checkpoints` knew then."""
+    """A checkpoint that can be used: its file, its optimizer steps, and the state of `Checkpoints` then."""
 
     path: Path
     step: int

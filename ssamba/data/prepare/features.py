@@ -1,4 +1,4 @@
-"""Shards with what a teacher says of each sample beside its recording, made of shards without. Imports no torch.
+"""Shards with a teacher's features beside each recording, made of shards without. Imports no torch.
 
 Everything else in them is as it was: samples, their order, labels and splits. Shapes: S samples, N frames, D width.
 """
@@ -65,10 +65,10 @@ def write_features(
     Args:
         sources: each the shards of one split, as `find_shards` takes them.
         out: a folder that does not exist yet, or the url of one.
-        teach: what the teacher says.
-        info: of that; its width is that of all features.
-        batch_size: samples that are in memory, and taught, at a time.
-        cache: for shards that lie elsewhere.
+        teach: recordings -> the teacher's features.
+        info: of these features; all have its width.
+        batch_size: samples that are in memory, and given to the teacher, at a time.
+        cache: for remote shards.
         overwrite: as of `write_shards`.
 
     Raises:
@@ -190,7 +190,7 @@ class _Job:
 class _Sample:
     """The members of one key: what they were in their shard, each with its content.
 
-    row: of the table; None for what the index does not list. features: what the teacher says of it.
+    row: of the table; None for what the index does not list. features: the teacher's.
     """
 
     key: str
@@ -254,7 +254,7 @@ def _samples(source: tarfile.TarFile, rows: Mapping[int, int], shard: Shard) -> 
 
 
 def _taught(job: _Job, reader: SampleReader, samples: Sequence[_Sample]) -> Iterator[Skipped]:
-    """Have the teacher say its features of samples; those that cannot be used are given."""
+    """Compute the teacher's features of samples; returns those that cannot be used."""
     heard: list[_Sample] = []
     waveforms: list[Waveform] = []
     for sample in samples:
@@ -271,7 +271,7 @@ def _taught(job: _Job, reader: SampleReader, samples: Sequence[_Sample]) -> Iter
 
 
 def _heard(reader: SampleReader, index: int, sampling_rate: int) -> Waveform:
-    """A sample's recording, as training hears it."""
+    """A sample's recording, decoded as in training."""
     full_scale = reader.description(index).get("full_scale", 1)
     waveform = np.empty(int(reader.table[index]["length"]), np.float32)
     read_segment(reader.audio(index), sampling_rate, 0, waveform)
@@ -279,7 +279,7 @@ def _heard(reader: SampleReader, index: int, sampling_rate: int) -> Waveform:
 
 
 def _put(archive: tarfile.TarFile, samples: Sequence[_Sample], moved: dict[int, int]) -> None:
-    """Write samples, the features behind what they had; `moved` is told where the content of each member begins now."""
+    """Write samples, the features after their own members; `moved` gets where the content of each member begins now."""
     for sample in samples:
         for member, content in sample.members:
             archive.addfile(member, BytesIO(content))

@@ -3,11 +3,11 @@
 A sample is `<key>.<extension>` with audio that `ssamba.recordings` reads, and perhaps `<key>.json`, as webdataset has
 it: the key is a member's name up to the first dot after its folder. Nothing is unpacked, and nothing but the index is
 written. A JSON counts if it has "labels", a mapping of a label's key to a name or a list of names, and no "key" that is
-no text; one that has no such words, or means something else by them, is passed over, as are members of other kinds:
+no text; one without these, or with other types, is passed over, as are members of other kinds:
 the index says how many of which.
 
-Labels that lie elsewhere, in members such as `<key>.cls` or in other fields of the JSON, are taken where they are
-named. They are written, with the keys, into labels.jsonl beside the index: a line is what a sample's JSON would be.
+Labels in other places, in members such as `<key>.cls` or in other fields of the JSON, are read where `fields` names
+them. They are written, with the keys, into labels.jsonl beside the index: a line is what a sample's JSON would be.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ Labels = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Indexed:
-    """An index that was made, and what there is to tell of it."""
+    """An index that was made, and what to report about it."""
 
     index: ShardIndex
     unlabelled: Mapping[str, int]
@@ -225,7 +225,7 @@ def _unpacking(path: str, kind: str, tar: str) -> str:
 
 @dataclass(frozen=True)
 class _Replaced:
-    """What is kept of the index that is to be replaced, of whatever format."""
+    """What is kept from the index that is replaced, of any format."""
 
     dataset: Text
     split: Text
@@ -265,7 +265,7 @@ def _scan_all(jobs: Sequence[Job], workers: int) -> list[Scanned]:
 
 
 def _of_one_rate(scanned: Sequence[Scanned], max_bad_fraction: float) -> tuple[int, list[Scanned], list[Skipped]]:
-    """The rate that most samples have, the shards with those alone, and what is left out of them.
+    """The most frequent sampling rate, the shards with its samples alone, and the samples that are left out.
 
     Raises:
         UserError: that is too much.
@@ -320,7 +320,7 @@ def _merged_fields(scanned: Iterable[Scanned]) -> dict[str, list[str]]:
 def _unlabelled(
     scanned: Sequence[Scanned], fields: Mapping[str, str], seen: Mapping[str, Sequence[str]], folder: Path | str
 ) -> dict[str, int]:
-    """Label key -> samples without; UserError if it is none's though somebody named its place."""
+    """Label key -> samples without; UserError if no sample has one whose place the user named."""
     had = Counter(key for shard in scanned for row in shard.rows for key in row.description["labels"])
     for key, place in fields.items():
         if not had[key]:

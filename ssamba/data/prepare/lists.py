@@ -1,9 +1,9 @@
 """Lists of recordings as people and programs write them: tables, JSON and JSON lines. Imports no torch.
 
 A table has commas, tabs, semicolons or bars between its fields, that of which its first line has most, and is in UTF-8,
-or in UTF-16 with its mark. Blank lines and spaces around fields are dropped. Which column is the path and which the
-label is known by the names that the field uses (PATHS, LABELS), in whatever case, or told. All lines that cannot be
-used are named at once.
+or in UTF-16 with its mark. Blank lines and spaces around fields are dropped. The columns of the path and of the label
+have one of the usual names (PATHS, LABELS), in any case, or are named by the user. All lines that cannot be used are
+reported at once.
 """
 
 import csv
@@ -40,14 +40,14 @@ _DELIMITERS = ",\t;|"
 _MOST_BYTES = 1 << 30
 _NAMED = 10  # lines that cannot be used, in a message
 _MEASURE = re.compile("start|end|stop|onset|offset|duration|(start|end)_(time|seconds)")
-_FEW = 3  # rows that tell nothing of whether a column has a value of its own in each
+_FEW = 3  # too few rows to judge whether a column has a value of its own in each
 
 Labels = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is told of a table; None: it is known by the names."""
+    """What the user says of a table's columns; None: they are known by the usual names."""
 
     path: str | None = None
     label: str | None = None
@@ -76,7 +76,7 @@ class Entry:
 
 
 class Offenders:
-    """Lines that cannot be used, all of which are told together."""
+    """Lines that cannot be used, which are reported together."""
 
     def __init__(self, place: object, expected: str) -> None:
         self.place, self.expected = place, expected
@@ -103,7 +103,7 @@ def read_text(path: Path, expected: str) -> str:
     """A file's text, in UTF-8 or, with its mark, UTF-16.
 
     Raises:
-        UserError: it cannot be read, or is no text; a page of HTML is told as that.
+        UserError: it cannot be read, or is no text; a page of HTML is reported as one.
     """
     content = read_bounded(path, expected, _MOST_BYTES)
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -172,10 +172,10 @@ def _shown(value: object) -> str:
 
 
 def column(names: Sequence[str], told: str | None, usual: Sequence[str], option: str, place: Path) -> str | None:
-    """Which of the names is meant: the one that is told, else the first of the usual ones; None: it has none.
+    """The name that is meant: the user's, else the first of the usual ones; None: there is none of these.
 
     Raises:
-        UserError: the one that is told is not there.
+        UserError: the user's is not there.
     """
     if told is not None:
         if told not in names:
@@ -194,7 +194,7 @@ def read_list(path: Path, label: str | None, columns: Columns, separator: str | 
 
     Args:
         label: the key that the labels go under; None: none is read.
-        columns: what is told of a table or of a JSON's fields.
+        columns: the user's names of a table's columns or of a JSON's fields.
         separator: between the labels in a field.
 
     Raises:
@@ -280,7 +280,7 @@ def _json_entries(path: Path, label: str | None, columns: Columns, separator: st
 
 
 def _json_objects(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where in the list, and what stands there: in {"data": [...]}, in a list, by its name, or line by line."""
+    """The position in the list, and the entry there: in {"data": [...]}, in a list, by its name, or line by line."""
     text = read_text(path, f"a list of recordings: {JSON_SHAPE}")
     if path.suffix.lower() == ".jsonl":
         for line, part in enumerate(text.splitlines(), 1):
@@ -319,8 +319,8 @@ def _json_labels(value: Any, name: str, separator: str | None) -> list[str] | st
 
 
 def locate(path: Path, written: str) -> Path:
-    """Where a recording of a list lies: relative to the list, or whole, ~ as home; with the separators of Windows, if
-    it is not there as it is written."""
+    """The path of a recording of a list: relative to the list, or absolute, ~ as home; with the separators of Windows,
+    if it is not there as it is written."""
     place = Path(os.path.abspath(path.parent / os.path.expanduser(written)))
     if "\\" in written and not place.exists():
         other = Path(os.path.abspath(path.parent / written.replace("\\", "/")))

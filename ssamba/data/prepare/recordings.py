@@ -60,7 +60,7 @@ def safe_key(name: str) -> str:
 
 
 def drawn(seed: int, name: str) -> bytes:
-    """What to sort names by, to have them in an order of chance that depends on no other name and on no library."""
+    """A sort key that shuffles names, independent of the other names and of any library."""
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
@@ -129,7 +129,7 @@ def check_recordings(splits: Mapping[str, Sequence[Recording]]) -> None:
 def label_lists(
     splits: Mapping[str, Sequence[Recording]], explicit: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Label key -> names in the order of their indices: as given, else those that occur, sorted.
+    """Label key -> names in the order of their indices: the `explicit` lists, else the names that occur, sorted.
 
     Raises:
         UserError: a name that is empty, twice in a list, or in none.
@@ -155,15 +155,15 @@ def label_lists(
 
 
 def lacking_labels(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mapping[str, set[str]]]) -> list[str]:
-    """What is said of names that no recording of a split has: a class that is trained or scored on nothing.
+    """Warnings about names that no recording of a split has: classes that are trained or scored on nothing.
 
-    Of a key by which the splits were made, such as fold or speaker, they have no name in common; that is said only if
-    it is true of all keys, as nothing else is a class then.
+    Of a key by which the splits were made, such as fold or speaker, they have no name in common; that is a warning only
+    if it is true of all keys, as nothing else is a class then.
 
     Args:
         used: split -> label key -> the names that occur.
     """
-    lists = {key: names for key, names in lists.items() if names}  # of what is said, nothing is listed
+    lists = {key: names for key, names in lists.items() if names}  # transcripts have no list
     by_split = {key: {split: names.get(key, set()) for split, names in used.items()} for key in lists}
     dividing = {
         key
@@ -183,7 +183,7 @@ def lacking_labels(lists: Mapping[str, Sequence[str]], used: Mapping[str, Mappin
 
 
 def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[Recording]]:
-    """Recordings whose names give one key, told apart by a digest of each one's path, relative to what they have in
+    """Recordings whose names give one key, distinguished by a digest of each one's path, relative to what they have in
     common: whatever else there is, a recording of that path has that key."""
     paths: dict[str, set[Path]] = {}
     for recordings in splits.values():
@@ -205,7 +205,7 @@ def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[R
 
 def keyed(splits: Mapping[str, Sequence[Recording]], folder: Path | None) -> dict[str, list[Recording]]:
     """Recordings without keys get those of their paths: within the folder if all lie below it, else within what all
-    paths have in common. Names that give one key are told apart."""
+    paths have in common. Names that give one key are distinguished by a digest."""
     paths = [one.path for recordings in splits.values() for one in recordings]
     if paths and not (folder and all(path.is_relative_to(folder) for path in paths)):
         folder = Path(os.path.commonpath([path.parent for path in paths]))

@@ -1,5 +1,5 @@
-"""What a tar of samples holds, that any program wrote, sound or damaged: where its members lie, what is heard in them
-and what is said of it. Imports no torch."""
+"""What a tar of samples holds, that any program wrote, sound or damaged: where its members begin, what their audio is
+and how they are described. Imports no torch."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ SAME_KEY = "is a recording of the same key"
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_BYTES = 2**31 - 1  # of a member, and samples of a recording, that the table has room for
 _WORD_AT = 257  # in a header, of `ustar`
-_MOST_HEADER = 1 << 16  # bytes of what is said of a member
+_MOST_HEADER = 1 << 16  # bytes of a member's extended header
 # What tarfile makes of a header that is none, or means ill.
 _DAMAGED = (tarfile.TarError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 # What lies beside recordings and is not one that something happened to.
@@ -84,7 +84,7 @@ class Job:
 
 
 class Row(NamedTuple):
-    """A sample: its key, its sampling rate in Hz, its row of SAMPLE and what is said of it."""
+    """A sample: its key, its sampling rate in Hz, its row of SAMPLE and its description."""
 
     key: str
     rate: int
@@ -112,7 +112,7 @@ class Scanned:
 
 
 def scan(job: Job) -> Scanned:
-    """Read a shard; one that lies elsewhere is fetched first, and not kept."""
+    """Read a shard; a remote one is fetched first, and not kept."""
     shard = job.shard
     if not is_remote(shard.url):
         return _scan_file(Path(shard.url), job.fields)
@@ -218,8 +218,8 @@ def _problem(member: tarfile.TarInfo, name: str, sparse: bool) -> str | None:
 
 
 def _next_header(file: BinaryIO, begin: int) -> int:
-    """Where a block may begin that is a header, by the word that each has; beyond the end if there is none. Not at
-    whole blocks alone, because bytes may be missing."""
+    """Where the next header may begin, by the magic word that each has; beyond the end if there is none. Any offset is
+    tried, not whole blocks alone, because bytes may be missing."""
     at, kept = begin + _WORD_AT, b""
     file.seek(at)
     while chunk := file.read(1 << 20):
@@ -234,7 +234,7 @@ def _extension(name: str) -> str:
 
 
 def _kind(member: _Place) -> str:
-    """What is told of a member that is passed over."""
+    """The message about a member that is passed over."""
     return f".{member.name.rpartition('.')[2].lower()[:20]}"
 
 

@@ -41,7 +41,7 @@ def run_script(
     after: Callable[[argparse.Namespace], None] | None = None,
     read_source: Callable[[str], Path | str] | None = None,
 ) -> int:
-    """A script of data_prep: the arguments that all of them have, the writing, and what is told at the end.
+    """A script of data_prep: the arguments that all of them have, the writing, and the summary at the end.
 
     Args:
         parser: with the script's own arguments, each by a reader of `ssamba.values`.
@@ -147,7 +147,7 @@ def _add_arguments(parser: argparse.ArgumentParser, read_source: Callable[[str],
 
 def whole_path(text: str) -> Path:
     """A path as SOURCE is one."""
-    # Workers elsewhere have another working directory.
+    # Workers on other machines have another working directory.
     return path(text).absolute()
 
 

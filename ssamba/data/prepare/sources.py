@@ -69,7 +69,7 @@ def unpacked(source: Path, folder: str) -> Path:
 
 
 def tell_missing(split: str, count: int, wanted: int, source: Path, names: str) -> None:
-    """Say how many of a split's clips were not found; `names` is how a file is expected to be called.
+    """Log how many of a split's clips are missing; `names` is how a file is expected to be called.
 
     Raises:
         UserError: none was found.
@@ -119,7 +119,7 @@ def read_folds(source: Path, table: str, columns: tuple[str, str, str], folder: 
 class VideoClips:
     """The clips of YouTube videos below a folder, by what downloaders call them.
 
-    A name is the video's 11 characters, perhaps a Y or id_ before them, perhaps `_START` or `_START_END` behind them,
+    A name is the video's 11 characters, perhaps a Y or id_ before them, perhaps `_START` or `_START_END` after them,
     in seconds or in milliseconds: -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, id_-0RWZT-miFs.wav, -0RWZT-miFs_000420.wav,
     -0RWZT-miFs_420.000_430.000.flac, -0RWZT-miFs_420000.wav.
     """
@@ -132,7 +132,7 @@ class VideoClips:
                 self.clips.setdefault(video, []).append((None if start is None else float(start), folder / path))
 
     def find(self, video: str, start: float) -> Path | None:
-        """The clip that begins there in the video, in seconds, or else one whose name tells no beginning."""
+        """The clip that begins there in the video, in seconds, or else one whose name has no beginning."""
         fits = (start, int(start), round(1000 * start), None)
         clips = self.clips.get(video, ())
         return next((path for fit in fits for begin, path in clips if begin == fit), None)

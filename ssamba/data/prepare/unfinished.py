@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 Plan = Mapping[str, str | int | float]
 
 _PLAN = "plan.json"
-_MOST_HOLDER = 200  # bytes of what the lock says of its holder
+_MOST_HOLDER = 200  # bytes of the lock's text about its holder
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def record_name(shard: str) -> str:
 
 
 def what_stays(shards: int, place: object) -> str:
-    """What is told of that many finished shards."""
+    """The message about that many finished shards."""
     if not shards:
         return "No shards were written"
     return f"Finished shards ({shards}) stay in {place}: the same call goes on from them"
@@ -107,7 +107,7 @@ def with_what_stays(said: Sequence[str], stays: str) -> Sequence[str]:
 
 
 def another_plan(place: object, there: Mapping[str, object], plan: Plan) -> UserError:
-    """What is told of a call that would go on from another one's work."""
+    """The message about a call that would continue another one's work."""
     names = [name for name in {**there, **plan} if there.get(name) != plan.get(name)]
     differ = "; ".join(f"{name}: {there.get(name)} there, {plan.get(name)} now" for name in names)
     return UserError(
@@ -234,7 +234,7 @@ class Folder:
         shutil.rmtree(self.partial)
 
     def how_to_go_on(self) -> str:
-        """What is told of the work that a call has done which did not come to its end."""
+        """The message about the work of a call that was interrupted."""
         return what_stays(self._count(), self.partial)
 
     def _count(self) -> int:

@@ -93,7 +93,7 @@ def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedRea
                 description = parse_description(_part(said, row, "json"), name)
                 name = f"sample {description['key']!r}" if description["key"] != name else name
                 for key, names in check.labels.items():
-                    if not names:  # of what is said, nothing is listed
+                    if not names:  # transcripts have no list
                         continue
                     if unknown := [one for one in as_list(description["labels"].get(key)) if one not in names]:
                         yield f"{name}: its label {key!r} is {unknown[0]!r}, which {INDEX_NAME} does not list"

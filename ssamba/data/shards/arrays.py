@@ -1,4 +1,4 @@
-"""Arrays of numpy in bytes that come from anybody: typed and bounded. Imports no torch."""
+"""Arrays of numpy in untrusted bytes: typed and bounded. Imports no torch."""
 
 import io
 import tokenize
@@ -21,7 +21,7 @@ def parse_array(content: bytes, dtype: npt.DTypeLike, shape: tuple[int | None, .
         shape: that it must have; None: any size.
 
     Raises:
-        ValueError: it is none, or another one; says how.
+        ValueError: it is none, or has another dtype or shape, which the message names.
     """
     stream = io.BytesIO(content)
     try:

@@ -1,7 +1,8 @@
-"""What is said of a sample beside its audio: its key and its labels, and where others put them. Imports no torch.
+"""The description of a sample beside its audio: its key and its labels, in our and in other programs' format. Imports
+no torch.
 
-Label values as others write them: a text, an integer, true or false; a list of those; or an object of name -> true or
-false, whose names with true are meant. A text file's lines are names.
+Label values as other programs write them: a text, an integer, true or false; a list of those; or an object of name ->
+true or false, whose names with true are meant. A text file's lines are names.
 """
 
 import json
@@ -81,7 +82,7 @@ def parse_foreign(content: bytes) -> Any:
 
 
 def names_in(value: Any) -> Names | None:
-    """The names that a label's value stands for; None if it says none.
+    """The names that a label's value stands for; None if it has none.
 
     Raises:
         BadAudio: it is no label.

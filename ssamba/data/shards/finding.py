@@ -45,7 +45,7 @@ STREAMED = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder of shards, here or elsewhere, of which all or some are used."""
+    """A folder of shards, local or remote, of which all or some are used."""
 
     place: str
     index: ShardIndex
@@ -56,14 +56,15 @@ class _Folder:
 
 
 def default_cache() -> Path:
-    """The folder for shards that lie elsewhere where no other is named: in XDG_CACHE_HOME, else in ~/.cache."""
+    """The default folder of fetched shards: in XDG_CACHE_HOME, else in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ssamba", "shards").expanduser()
 
 
 def find_shards(sources: str | Sequence[str], cache: str | Path | None = None) -> ShardSet:
-    """The shards that are meant, checked against their indexes by name and size alone: no shard is opened or fetched.
+    """The shards that `sources` name, checked against their indexes by name and size alone: no shard is opened or
+    fetched.
 
-    The index of a folder that lies elsewhere is fetched each time, its table where the cache does not have it.
+    The index of a remote folder is fetched each time, its table where the cache does not have it.
 
     Args:
         sources: each a split's folder (all shards that its index lists), a .tar, or a pattern of those with
@@ -222,8 +223,8 @@ def _misfit(rows: Samples, shard: Shard, sampling_rate: int) -> str | None:
 
 
 def _check_size(shard: Shard) -> None:
-    """UserError if a shard, or what else an index lists, is not there in its size; one that lies elsewhere is checked
-    when it is fetched."""
+    """UserError if a shard, or what else an index lists, is missing or has another size; a remote one is checked when
+    it is fetched."""
     info, path = shard.info, printable(str(shard.path))
     try:
         size = info.bytes if shard.url else shard.path.stat().st_size
@@ -247,7 +248,7 @@ def _check_size(shard: Shard) -> None:
 class ShardList:
     """Shards of which nothing is known but where they are: absolute paths, urls and commands, in the recipe's order.
 
-    fingerprint: of their names, and of the sizes of those that lie here; sha256, in hex. local: all lie here.
+    fingerprint: of their names, and of the sizes of the local ones; sha256, in hex. local: all are.
     """
 
     urls: tuple[str, ...]
@@ -256,7 +257,7 @@ class ShardList:
 
 
 def list_shards(sources: str | Sequence[str]) -> ShardList:
-    """The shards that are meant; none is opened.
+    """The shards that `sources` name; none is opened.
 
     Args:
         sources: each a folder (all shards in it), a shard, or a pattern of shards with wildcards or braces; the same at
@@ -279,7 +280,7 @@ def list_shards(sources: str | Sequence[str]) -> ShardList:
 
 def _listed_remote(source: str) -> Iterator[str]:
     if LEFT_OUT in source:
-        expand_remote(source)  # which tells of it
+        expand_remote(source)  # which complains of it
     for url in expand_braces(source, escape=False):
         named = url.partition("?")[0].endswith(STREAMED)
         if has_wildcard(url):

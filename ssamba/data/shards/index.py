@@ -1,8 +1,8 @@
 """The index of a folder of shards: what they hold, known without reading them. Imports no torch.
 
 On disk, `OUT/<split>/index.json` lies beside the shards `000000.tar, 000001.tar, ...` that it lists, and samples.npy
-says where in them each sample lies. All may lie elsewhere, too: at urls, or where a command reads them from.
-What is read comes from anybody: it is typed and bounded, and checked before anything is made of it.
+has the position of each sample in them. All may be remote, too: at urls, or read by a command. What is read is
+untrusted: it is typed and bounded, and checked before anything is made of it.
 """
 
 import hashlib
@@ -138,7 +138,7 @@ class ShardIndex:
 
     @classmethod
     def parse(cls, content: bytes, place: object) -> "ShardIndex":
-        """The index in the bytes of an index.json; `place` says in messages where it lies.
+        """The index in the bytes of an index.json; `place` is its name in messages.
 
         Raises:
             UserError: it has another format, is damaged, or contradicts itself.
@@ -186,7 +186,7 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class _Head:
-    """What an index.json says of itself as a whole."""
+    """The fields of an index.json as a whole."""
 
     format: str
     samples: Count = 0
@@ -267,7 +267,7 @@ class ShardSet:
 
     @property
     def paths(self) -> list[str]:
-        """Of the shards, absolute; those that lie elsewhere need not be there."""
+        """Of the shards, absolute; remote ones need not be there."""
         return [str(shard.path) for shard in self.shards]
 
     @property
@@ -290,7 +290,7 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of the content of the shards in their order, wherever they lie: sha256 over their sha256, in hex."""
+        """Of the content of the shards in their order, wherever they are: sha256 over their sha256, in hex."""
         parts = (part for shard in self.shards for part in (shard, shard.descriptions) if part)
         return hashlib.sha256("".join(part.info.sha256 for part in parts).encode()).hexdigest()
 
@@ -306,7 +306,7 @@ class ShardSet:
         """The names of a label that there is, in the order of their indices.
 
         Raises:
-            UserError: two folders have different lists: what is learned from both has other labels than these.
+            UserError: two folders have different lists: a model of both would have a label list of its own.
         """
         lists = [(folder, index.labels[key]) for folder, index in self.indexes.items() if key in index.labels]
         first, names = lists[0]

@@ -23,10 +23,10 @@ _Members = Mapping[int, tuple[str, Mapping[str, tuple[int, int]]]]
 
 
 class SampleReader:
-    """Reads the samples that a table names, wherever they lie. To be used by one thread of each process.
+    """Reads the samples that a table names, from local and remote shards. To be used by one thread of each process.
 
     Args:
-        cache: makes files of the shards that lie elsewhere, when they are needed.
+        cache: fetches remote shards when they are needed.
     """
 
     def __init__(self, shards: ShardSet, cache: ShardCache) -> None:
@@ -95,7 +95,7 @@ class SampleReader:
         shard = self.shard_of(index)
         header = self._pread(shard, tarfile.BLOCKSIZE, max(0, audio - tarfile.BLOCKSIZE))
         name = header[:_NAME_BYTES].partition(b"\0")[0]
-        # What does not fit in there, or is not in ASCII, is said before it.
+        # A name that does not fit in there, or is not in ASCII, is in a header before it.
         if len(name) < _NAME_BYTES and b"?" not in name:
             folder = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
             path = (b"%s/%s" % (folder, name) if folder else name).decode(errors="replace")
@@ -129,7 +129,7 @@ class SampleReader:
         return members
 
     def _scanned(self, shard: Shard) -> _Members:
-        """What a shard's headers say, as far as they can be read."""
+        """The members in a shard's headers, as far as they can be read."""
         samples: dict[str, dict[str, tuple[int, int]]] = {}
         try:
             with open(self._file(shard), "rb", closefd=False) as file, tarfile.open(fileobj=file) as tar:
@@ -138,13 +138,13 @@ class SampleReader:
                     if member.isreg() and key:
                         samples.setdefault(key, {})[extension] = member.offset_data, member.size
         except tarfile.TarError:
-            pass  # what is behind the damage is named by its place
+            pass  # samples after the damage are named by their place
         except OSError as error:
             raise self._unreadable(shard, error) from error
         return {place: (key, members) for key, members in samples.items() for place, _ in members.values()}
 
     def expect(self, index: int) -> None:
-        """Tell the system that a sample will be read, so that a disk is at work while others are decoded."""
+        """Advise the system that a sample will be read, so that the disk works while others are decoded."""
         # macOS has no such call.
         for part in ("audio", "json") if hasattr(os, "posix_fadvise") else ():
             holder = self._holder(index, part)
@@ -205,7 +205,7 @@ class SampleReader:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """A member's key and extension, as webdataset has them: what is before the first dot behind its folder, and what is
+    """A member's key and extension, as webdataset has them: what is before the first dot after its folder, and what is
     after it in small letters; without a key, if it has none."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")

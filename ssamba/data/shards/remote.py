@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere, as local files: fetched whole into a folder that all processes of a machine share."""
+"""Remote shards as local files: fetched whole into a folder that all processes of a machine share."""
 
 import logging
 import os
@@ -19,7 +19,8 @@ _OURS = re.compile(r"[0-9a-f]{64}\.(tar|npy|jsonl)(\.part)?")  # nothing else in
 
 
 class ShardCache:
-    """Local files of shards, whether they lie here or are fetched first, in the folder that `find_shards` was given.
+    """Local files of shards, which are local already or are fetched first, into the folder that `find_shards` was
+    given.
 
     Any number of processes and threads may share the folder: each shard is fetched once, and what was used least
     recently makes room. A file that is removed stays readable where it is open. The object can be copied, pickled and
@@ -40,9 +41,9 @@ class ShardCache:
         return ShardCache, (self.max_bytes,)
 
     def local(self, shard: Shard) -> Path:
-        """Where the shard can be read; at once, if it lies here or has been fetched.
+        """The path at which the shard can be read; at once, if it is local or has been fetched.
 
-        Open it right away: what others ask for may make it go. Then ask again.
+        Open it right away: fetches of other processes may remove it. Then call this again.
 
         Raises:
             UserError: it cannot be fetched, or there is no room for it.
@@ -54,8 +55,8 @@ class ShardCache:
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Fetch shards in the background, in this order, as far as all of them fill half of the cache at most.
 
-        They take the place of those of the call before. Processes that prefetch the same shards share the work; a
-        failure is logged, and told by `local`.
+        They replace those of the call before. Processes that prefetch the same shards share the work; a failure is
+        logged, and raised by `local`.
         """
         queue, total = [], 0
         for shard in shards:
@@ -72,7 +73,7 @@ class ShardCache:
             self._thread.start()
 
     def close(self) -> None:
-        """End what is being fetched ahead, if anything, so that nothing of it is left or comes later.
+        """Stop prefetching, so that nothing of it is left or comes later.
 
         What is asked for afterwards is fetched as before.
         """

@@ -1,4 +1,4 @@
-"""Where files lie elsewhere, as fsspec's drivers know them: s3://, gs://, az://, hf://, file:// and the others it has.
+"""Remote files by fsspec's drivers: s3://, gs://, az://, hf://, file:// and the others it has.
 
 What a driver raises comes out as one of two: `Failed`, which another attempt may mend, and `Wrong`, which it hardly
 does. Every call is bounded in time, since not every driver's are. Credentials are the driver's: they are found where it
@@ -133,7 +133,7 @@ class Store:
             raise Failed("it changed while it was read")
 
     def _version(self) -> dict[str, Any]:
-        """What is told of a file, but for when it was read last."""
+        """The metadata of a file, without its time of access."""
         told = self._call(self._files.info, self._path)
         return {name: value for name, value in told.items() if "access" not in name}
 

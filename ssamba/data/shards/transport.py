@@ -1,4 +1,4 @@
-"""Files that lie elsewhere, fetched and put: by http(s), by a command (`pipe:`), or by a driver of fsspec.
+"""Remote files, fetched and put: by http(s), by a command (`pipe:`), or by a driver of fsspec.
 
 A transfer is tried again with growing waits, is bounded where nothing comes any more, and gives a file under its final
 name only once its content is what was expected. Imports no torch.
@@ -121,7 +121,7 @@ def files_below(url: str) -> list[str]:
 
 
 def put(path: Path, url: str) -> None:
-    """Make a file elsewhere of a local one: it has its name there once it is whole; UserError after the last attempt,
+    """Make a remote file of a local one: it has its name there once it is whole; UserError after the last attempt,
     or if nothing can be written to such urls."""
     check_writable(url)
     _attempted(url, "written", lambda: Store(url).put(path))
@@ -136,12 +136,12 @@ def put_bytes(content: bytes, url: str) -> None:
 
 
 def move(url: str, new: str) -> None:
-    """Give a file elsewhere another name; UserError after the last attempt."""
+    """Rename a remote file; UserError after the last attempt."""
     _attempted(url, "renamed", lambda: Store(url).move(Store(new)))
 
 
 def remove(url: str) -> None:
-    """Remove a file elsewhere, or a folder and what is in it, if there is one; UserError after the last attempt."""
+    """Remove a remote file, or a folder and what is in it, if there is one; UserError after the last attempt."""
     _attempted(url, "removed", lambda: Store(url).remove())
 
 
@@ -255,7 +255,7 @@ def _attempted(
     """What an attempt gives, in as many as are allowed.
 
     Args:
-        done: what is told that could not be done.
+        done: what could not be done, for the message.
         reached: how far an attempt has come; those that get further than all before them do not count.
 
     Raises:
@@ -273,7 +273,7 @@ def _attempted(
             if failures == ATTEMPTS or wrong == WRONG_ATTEMPTS or count == _MOST_ATTEMPTS:
                 times = f"{count} attempts" if count > 1 else "one attempt"
                 raise UserError(masked(f"{url} could not be {done} in {times}; the last: {error}")) from error
-            # Not from the generator that a seed sets: what is drawn elsewhere must not depend on a network.
+            # Not from the seeded generator: other draws must not depend on a network.
             wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1) * random.SystemRandom().uniform(0.5, 1.5)
             log.warning("%s", masked(f"{url}: attempt {count} of {ATTEMPTS}: {error}; again in {wait:.1f} s"))
             cancelled.wait(wait)

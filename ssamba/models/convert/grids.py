@@ -49,7 +49,7 @@ def readings_of(
         fewest = (columns - 1) * columns_apart + patch[1]
         lengths = range(fewest, fewest + columns_apart)
         length = max_length or next((frames for frames in _PUBLISHED_LENGTHS if frames in lengths), fewest)
-        # One row of frames may have any number of columns: there a length that nobody has is no way to read it.
+        # One row of frames may have any number of columns: there a length that no recipe has is no reading.
         usual = strides == patch or rows > 1 or max_length or time_stride or length in _PUBLISHED_LENGTHS
         reading = Reading(rows_apart, columns_apart, rows, columns, num_mel_bins, length)
         if length in lengths and usual and reading not in readings:

@@ -29,7 +29,7 @@ from ssamba.models.heads import AudioClassifier, MaskedPatchModel, TokenClassifi
 class FromAuthors(NamedTuple):
     """arguments: of `AudioEncoder`; encoder: its state dict; heads: tensors named as in `MaskedPatchModel` or
     `AudioClassifier`, so that {"encoder." + name: encoder's tensors} and heads together are that model's state dict;
-    head_norm: of such a classifier; assumed: the names of the arguments that neither the tensors nor the caller told.
+    head_norm: of such a classifier; assumed: the names of the arguments that neither the tensors nor the caller gave.
     """
 
     arguments: dict[str, Any]
@@ -56,7 +56,8 @@ def from_authors(
         state: tensors by the authors' names, with or without "module." in front (v.pos_embed (1, 1 or 2 + F * P, D),
             v.patch_embed.proj.weight (D, 1, fshape, tshape), v.layers.0.mixer.A_b_log (E, N), mlp_head.1.weight (C, D),
             cpredlayer.2.weight (K, D), ...; AuM: pos_embed.pos_embed (1, 1 + F * P, D), head.weight (C, D), ...).
-        num_attention_heads: of an SSAST model, whose tensors do not tell it; if None that of the size of its width.
+        num_attention_heads: of an SSAST model, whose tensors do not determine it; if None that of the size of its
+            width.
         num_mel_bins, frequency_stride, time_stride: of a fine-tuned model; if None 128 and the patch's own sides.
             Pretraining is always without overlap.
         max_length: frames of a fine-tuned model's clips; if None a length that the originals publish, else the fewest
@@ -118,7 +119,7 @@ def from_authors(
             f"{tshape} x {fshape} with strides {own[1]} and {own[0]} make {(frames - tshape) // own[1] + 1} x {rows}"
             + ("" if pretraining else f": {GIVE}")
         )
-    # Without overlap is what is meant where nothing else is said, unless the recipes know another way.
+    # Without strides no overlap is meant, unless the recipes have another reading.
     if len(readings) > 1 or (max_length is None and readings[0][:2] != own):
         raise UserError(
             f"{names.positions} has {tokens} patches, and the tensors do not tell their grid: it may be "
@@ -175,7 +176,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     (p_input_fdim and p_input_tdim: int64 of no dimension). The classifiers in `UNUSED` are zeros.
 
     Raises:
-        UserError: an encoder that no authors' checkpoints are of; what their format cannot say: a residual or an
+        UserError: an encoder that no authors' checkpoints are of; what their format cannot express: a residual or an
             epsilon that their code does not have, pretraining with overlapping patches or with others than 256 pixels,
             a LayerNorm in the head that theirs lacks or the other way about, a pool that theirs lack, a pretraining
             model of AuM, or one with a decoder.

@@ -50,7 +50,7 @@ class ClassifierOptions(NamedTuple):
 class Imported(NamedTuple):
     """An imported checkpoint. used: how many of its tensors the model has; unused: the names of those kept beside it;
     types: what the used ones were, other than float32; assumed: name and value of what neither its tensors nor the
-    caller told."""
+    caller gave."""
 
     model: MaskedPatchModel | AudioClassifier
     audio: AudioSettings
@@ -63,7 +63,7 @@ class Imported(NamedTuple):
 
 class Exported(NamedTuple):
     """What was written: the state dict, and which of its tensors are zeros because nothing reads them. padding: whether
-    the authors' code pools what fills up short clips where this model leaves it out, which no tensor tells."""
+    the authors' code pools what fills up short clips where this model leaves it out, which no tensor shows."""
 
     tensors: dict[str, Tensor]
     zeros: tuple[str, ...]
@@ -102,7 +102,7 @@ def _named(name: object) -> str:
 
 
 def _check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """UserError for tensors that tell far more numbers than are stored, of types that no weights have, or not finite.
+    """UserError for tensors that claim far more numbers than are stored, of types that no weights have, or not finite.
 
     A tensor of one number may claim any shape by strides of 0, and many may lie in one storage: nothing is copied, or
     built by their shapes, before that is known.
@@ -193,7 +193,7 @@ def import_checkpoint(
 
 
 def import_report(imported: Imported) -> str:
-    """What was found, in lines."""
+    """The report of an import, in lines."""
     audio, encoder = imported.audio, imported.model.encoder
     arguments, options = encoder.arguments, encoder.arguments["options"]
     family = arguments["encoder"]
@@ -252,7 +252,7 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses about a file that is none of its own
-            # Mapped, so that a storage has no more bytes than the file, whatever the pickle tells of it.
+            # Mapped, so that a storage has no more bytes than the file, whatever the pickle claims.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UserError:
         raise
@@ -303,7 +303,7 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 
 
 def _check_told(source: FromAuthors, told: Mapping[str, int | None]) -> None:
-    """Whether what the caller says of the checkpoint is what it says of itself."""
+    """UserError where the caller's arguments contradict the checkpoint."""
     arguments = {**source.arguments, **source.arguments["options"]}
     for name, value in told.items():
         if value is not None and arguments.get(name) != value:
@@ -315,7 +315,7 @@ def _check_told(source: FromAuthors, told: Mapping[str, int | None]) -> None:
 def _build(
     source: FromAuthors, options: ClassifierOptions
 ) -> tuple[MaskedPatchModel | AudioClassifier, ClassifierSettings | None]:
-    """The model with its weights, and what it says if it is a classifier."""
+    """The model with its weights, and its settings if it is a classifier."""
     encoder = AudioEncoder(**source.arguments)
     model: MaskedPatchModel | AudioClassifier
     settings = None

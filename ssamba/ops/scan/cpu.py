@@ -10,7 +10,7 @@ group of channels) tasks whose number depends on the shapes alone, so results ar
 threads; a task does both directions, since they share the output and the gate.
 
 To change it: `GROUP` and `BACKWARD_GROUP` may be tuned, by benchmarks/scan.py. `CHUNK` also decides what forward keeps,
-and `BLOCK` is written out in both passes, as states 0 to 3. The judges are tests/ops/test_scan.py, and
+and `BLOCK` is written out in both passes, as states 0 to 3. The tests are tests/ops/test_scan.py, and
 tests/ops/test_processes.py for the same bits on any number of threads.
 """
 

@@ -114,7 +114,7 @@ def _call(
     reverse: bool,
     backend: str,
 ) -> Tensor:
-    # Inside the operator gradients are off, so it is told whether a backward pass may come.
+    # Inside the operator gradients are off, so an argument says whether a backward pass may come.
     keep = differentiable(u, delta, a, b, c, d, z, bias)
     chosen = operator_backend(backend, u, keep)
     if chosen in ("reference", "mamba-ssm"):

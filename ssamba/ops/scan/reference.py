@@ -1,4 +1,4 @@
-"""The selective scan as its equations read, one token after another: the judge of every other backend.
+"""The selective scan as its equations read, one token after another: the reference for every other backend.
 
 Shapes: K directions, B batch, L tokens, E inner width, N state size.
 """
@@ -21,7 +21,7 @@ def scan(
 ) -> Tensor:
     """See `ssamba.ops.scan`; float64 inputs are computed in float64, all others in float32.
 
-    Differentiated by autograd, not by hand, which makes it the judge of the gradients too: it keeps every state,
+    Differentiated by autograd, not by hand, which makes it the reference for gradients too: it keeps every state,
     O(K B L E N) memory.
     """
     dtype = u.dtype

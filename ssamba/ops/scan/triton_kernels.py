@@ -13,7 +13,7 @@ from its saved states.
 Nothing is atomic: sums over programs are partial results added in a fixed order, so results are bitwise repeatable.
 
 To change it: warps and registers may be tuned, by benchmarks/triton_compile.py. `CHUNK` stays half of a warp's lanes,
-which the sums over channels count on. The judge is tests/ops/test_triton.py, which interprets the kernels on a CPU, and
+which the sums over channels count on. The test is tests/ops/test_triton.py, which interprets the kernels on a CPU, and
 where there is a GPU runs them.
 """
 
