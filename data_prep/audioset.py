@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ssamba.data.prepare.recordings import DataSet, Recording, drawn
 from ssamba.data.prepare.script import run_script
-from ssamba.data.prepare.sources import VideoClips, number, read_table, tell_missing
+from ssamba.data.prepare.sources import VideoClips, number, read_table, warn_missing
 from ssamba.errors import UserError
 from ssamba.folders import instead
 from ssamba.values import add_argument, share
@@ -68,7 +68,7 @@ def find(given: argparse.Namespace) -> DataSet:
     splits: dict[str, list[Recording]] = {}
     for split, table in parts.items():
         splits[split], wanted = segments(table, clips, names)
-        tell_missing(split, len(splits[split]), wanted, given.source, "-0RWZT-miFs.wav or -0RWZT-miFs_420.wav")
+        warn_missing(split, len(splits[split]), wanted, given.source, "-0RWZT-miFs.wav or -0RWZT-miFs_420.wav")
     if given.validation:
         whole = "balanced" if given.balanced_only else "train"
         mixed = sorted(splits[whole], key=lambda one: drawn(given.seed, one.key))

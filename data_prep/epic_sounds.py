@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ssamba.data.prepare.recordings import DataSet, Recording
 from ssamba.data.prepare.script import run_script
-from ssamba.data.prepare.sources import number, read_table, tell_missing
+from ssamba.data.prepare.sources import number, read_table, warn_missing
 from ssamba.errors import UserError
 from ssamba.folders import look_below
 
@@ -44,7 +44,7 @@ def find(given: argparse.Namespace) -> DataSet:
                 start, stop = (seconds(row[f"{edge}_timestamp"], key) for edge in ("start", "stop"))
                 labels: dict[str, str | list[str]] = {"label": row["class"], "participant": row["participant_id"]}
                 found.append(Recording(key, path, labels, start, stop))
-        tell_missing(split, len(found), len(rows), given.source, "P01_01.wav")
+        warn_missing(split, len(found), len(rows), given.source, "P01_01.wav")
     return DataSet("epic-sounds", splits, {"label": [classes[one] for one in sorted(classes)]})
 
 

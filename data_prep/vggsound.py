@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ssamba.data.prepare.recordings import DataSet, Recording
 from ssamba.data.prepare.script import run_script
-from ssamba.data.prepare.sources import VideoClips, number, read_table, tell_missing
+from ssamba.data.prepare.sources import VideoClips, number, read_table, warn_missing
 from ssamba.errors import UserError
 
 
@@ -31,7 +31,7 @@ def find(given: argparse.Namespace) -> DataSet:
         if path := clips.find(video, start):
             splits[split].append(Recording(f"{video}_{int(start):06d}", path, {"label": row["label"]}))
     for split, found in splits.items():
-        tell_missing(split, len(found), wanted[split], given.source, "---g-f_I2yQ_000001.wav")
+        warn_missing(split, len(found), wanted[split], given.source, "---g-f_I2yQ_000001.wav")
     # All of the list's labels, so that their numbers do not depend on what could be downloaded.
     return DataSet("vggsound", splits, {"label": sorted({row["label"] for row in rows})})
 

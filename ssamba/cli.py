@@ -25,9 +25,9 @@ from ssamba.commands import (
 from ssamba.errors import Stopped, UserError
 from ssamba.launch import rank
 from ssamba.printable import log_to_stderr
-from ssamba.shell import ENOUGH, is_of_stdout, name_stdout, said_of
+from ssamba.shell import ENOUGH, is_of_stdout, message_of, name_stdout
 
-_LET_OTHERS_SPEAK = 10.0  # seconds; Lightning looks after its processes every 5
+_DEFER_SECONDS = 10.0  # seconds; Lightning looks after its processes every 5
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -76,17 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return 130
     except UserError as error:
-        _let_others_speak(later_rank)
+        _defer_to_other_ranks(later_rank)
         _say(str(error))
     except (OSError, MemoryError) as error:
         of_stdout = is_of_stdout(error)
         if of_stdout and isinstance(error, BrokenPipeError):
             return ENOUGH
-        _let_others_speak(_is_distributed())
+        _defer_to_other_ranks(_is_distributed())
         room = isinstance(error, OSError) and error.errno in _NO_ROOM and not of_stdout
-        _say(said_of(error) + ("; make room, and go on with --resume if it was training" if room else ""))
+        _say(message_of(error) + ("; make room, and go on with --resume if it was training" if room else ""))
     except Exception:
-        _let_others_speak(_is_distributed())
+        _defer_to_other_ranks(_is_distributed())
         raise
     return 2
 
@@ -115,9 +115,9 @@ def _is_distributed() -> bool:
     return distributed is not None and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _let_others_speak(distributed: bool) -> None:
+def _defer_to_other_ranks(distributed: bool) -> None:
     """Wait before this rank reports an error. Either all ranks have it, and the first one reports it, or another rank
     failed and this one lost its connection: the launcher ends this process meanwhile, and there is one message in
     all."""
     if distributed:
-        time.sleep(_LET_OTHERS_SPEAK)
+        time.sleep(_DEFER_SECONDS)

@@ -165,8 +165,8 @@ def baseline_of(comparison: Comparison) -> dict[str, Any]:
 
 def task_section(name: str, comparison: Comparison) -> Section:
     baseline = baseline_of(comparison)
-    told = f"Without a network: accuracy {baseline['scores']['accuracy']:.3f}. {baseline_text(baseline)}"
-    blocks: list[Block] = [Table(score_rows(comparison)), Text(score_text(comparison)), Text(told)]
+    sentence = f"Without a network: accuracy {baseline['scores']['accuracy']:.3f}. {baseline_text(baseline)}"
+    blocks: list[Block] = [Table(score_rows(comparison)), Text(score_text(comparison)), Text(sentence)]
     blocks += [*map(Text, comparison.notes), Table(pair_rows(comparison)), Text(pair_text(comparison))]
     return Section(name.capitalize(), blocks)
 

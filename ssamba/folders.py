@@ -20,7 +20,7 @@ _OF_THE_SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BI
 
 _LINK = "link to a folder that is taken elsewhere or lies above"
 _MOST_NAMES = 20
-_TOLD = 8  # names of what a folder holds, in a message
+_NAMED = 8  # names of what a folder holds, in a message
 _ABOVE = 2  # folders between where something was looked for and where it is
 
 
@@ -190,8 +190,8 @@ def there(folder: Path, wanted: str) -> str:
     """
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
     names = [name for name in names if not name.startswith(".")]
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    content = f"{folder} holds {', '.join(names[:_TOLD]) or 'nothing'}{more}"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    content = f"{folder} holds {', '.join(names[:_NAMED]) or 'nothing'}{more}"
     above = ["*/" * depth for depth in range(1, _ABOVE + 1)]
     places = ((place, pattern) for place, patterns in ((folder, above), (folder.parent, [""])) for pattern in patterns)
     nearest = next((path for place, pattern in places for path in sorted(place.glob(pattern + wanted))), None)

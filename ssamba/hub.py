@@ -149,11 +149,11 @@ class SsambaModel(nn.Module, PyTorchModelHubMixin):
             clips = input_values[places, :length]
             states = encoder.hidden_states(clips) if wanted else [encoder(clips)]
             part = None if own is None else own.to(places.device)[places]
-            heard = None if part is None else patch.own_columns(part, patch.grid(bins, length)[1])
+            own_columns = None if part is None else patch.own_columns(part, patch.grid(bins, length)[1])
             for index, into, vectors in zip(wanted, hidden, pooled, strict=True):
                 tokens = states[index].tokens.float().unflatten(1, (rows, -1))
                 into[places, :, : tokens.shape[2]] = tokens
-                vectors[places] = pool(states[index], heard).float()
+                vectors[places] = pool(states[index], own_columns).float()
             if logits is not None and isinstance(self.network, AudioClassifier):
                 answers = self.network.classify(states[-1], part).float()
                 if answers.ndim == 3:

@@ -19,6 +19,6 @@ def read_origin(pretrained: str | None) -> dict[str, Any] | None:
                 record, recipe = read_record(folder / RECORD_NAME), load_recipe(folder)
             except UserError:  # weights need no record
                 return None
-            told = {name: record[name] for name in ("seed", "steps", "training_seconds", "parameters", "data")}
-            return {"recipe": flat_recipe(recipe), **told, "origin": record.get("origin")}
+            facts = {name: record[name] for name in ("seed", "steps", "training_seconds", "parameters", "data")}
+            return {"recipe": flat_recipe(recipe), **facts, "origin": record.get("origin")}
     return None

@@ -19,8 +19,8 @@ def preparations() -> dict[str, Path]:
 
 def first_line(script: Path) -> str:
     """Of what a script says of itself."""
-    said = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-    return said.partition("\n")[0]
+    docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
 def recipe_files() -> dict[str, Path]:

@@ -156,9 +156,9 @@ def load(kind: Kind, name: str) -> Any:
     try:
         return part.read()
     except Exception as error:  # whatever another package's code raises
-        told = " ".join(str(error).split())[:500]
+        cause = " ".join(str(error).split())[:500]
         raise UserError(
-            f"the {kind} {name} of the package {part.package} cannot be imported: {type(error).__name__}: {told}; "
+            f"the {kind} {name} of the package {part.package} cannot be imported: {type(error).__name__}: {cause}; "
             f"mend or uninstall {part.package}"
         ) from error
 
@@ -187,13 +187,13 @@ def _misfit(kind: Kind, name: str, loaded: Any, expected: str) -> UserError:
     )
 
 
-def packages_told(kind: Kind, name: str) -> str | None:
+def recorded_package(kind: Kind, name: str) -> str | None:
     """The package that a model's config.json names for a part; None for a part of this package."""
     package = find(kind, name).package
     return None if package == OWN else package
 
 
-def check_told(kind: Kind, name: str, package: str | None, place: object) -> None:
+def check_package(kind: Kind, name: str, package: str | None, place: object) -> None:
     """Whether a part that a file names is here, and is the one that was meant.
 
     Args:
@@ -203,12 +203,12 @@ def check_told(kind: Kind, name: str, package: str | None, place: object) -> Non
     Raises:
         UserError: it is not.
     """
-    told = f"the {kind} {name!r:.200}" + ("" if package is None else f" of the package {package!r:.200}")
+    part = f"the {kind} {name!r:.200}" + ("" if package is None else f" of the package {package!r:.200}")
     if name not in parts(kind):
         missing = "" if package is None else ", which is not installed here, or does not have it"
-        raise UserError(f"{place} describes a model with {told}{missing}; expected one of {', '.join(names(kind))}")
-    if packages_told(kind, name) != package:
+        raise UserError(f"{place} describes a model with {part}{missing}; expected one of {', '.join(names(kind))}")
+    if recorded_package(kind, name) != package:
         raise UserError(
-            f"{place} describes a model with {told}, and here {name} is of the package {find(kind, name).package}; "
+            f"{place} describes a model with {part}, and here {name} is of the package {find(kind, name).package}; "
             "expected the package that it was made with"
         )

@@ -48,7 +48,7 @@ def is_of_stdout(error: BaseException) -> bool:
     return True
 
 
-def said_of(error: UserError | OSError | MemoryError) -> str:
+def message_of(error: UserError | OSError | MemoryError) -> str:
     """What is shown of an error that is no programmer's: one line, that of the system with the place."""
     if isinstance(error, UserError):
         return str(error)
@@ -56,8 +56,8 @@ def said_of(error: UserError | OSError | MemoryError) -> str:
         return "there is not enough memory for what was asked for"
     places = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     # A loader's worker leaves the text of its traceback alone, which ends with it.
-    said = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return printable(": ".join([*places, said]))
+    message = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return printable(": ".join([*places, message]))
 
 
 def run_program(work: Callable[[], int]) -> int:
@@ -74,5 +74,5 @@ def run_program(work: Callable[[], int]) -> int:
     except (UserError, OSError, MemoryError) as error:
         if is_of_stdout(error) and isinstance(error, BrokenPipeError):
             return ENOUGH
-        print(f"error: {said_of(error)}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2

@@ -212,8 +212,8 @@ def _begin_record(built: Pretrainer | Finetuner, start: Saved | None) -> dict[st
     if start is None:
         size, data = parameter_count(built.module.model), built.shards.fingerprints()
         origin = read_origin(recipe.model.pretrained)
-        told = {"seed": recipe.seed, "parameters": size, "data": data, "origin": origin, "resumed": []}
-        return {**now, **told, "teacher_sha256": _teacher_of(built)}
+        facts = {"seed": recipe.seed, "parameters": size, "data": data, "origin": origin, "resumed": []}
+        return {**now, **facts, "teacher_sha256": _teacher_of(built)}
     again = {"step": start.step, **{name: now[name] for name in ("started", "command", "git_commit", "hardware")}}
     begun = start.run["record"]
     return {**begun, "resumed": [*begun["resumed"], again]}

@@ -104,7 +104,7 @@ def check_labels(
     if isinstance(labels, HopLabels):
         for split, shard_set in shards.splits().items():
             labels.check(shard_set, f"data.{split}", cache)
-    heard: LabelCounts | None = None
+    training: LabelCounts | None = None
     for split, shard_set in shards.splits().items():
         needed = split == "train" and (recipe.task.class_weights != "none" or recipe.data.balance)
         if not needed and (
@@ -127,10 +127,10 @@ def check_labels(
                 "which is for several"
             )
         if split != "train":
-            if heard is not None:
-                _check_heard(recipe, labels, split, counts, heard)
+            if training is not None:
+                _check_trained_classes(recipe, labels, split, counts, training)
             continue
-        heard = counts
+        training = counts
         if not counts.samples:
             continue
         if all(counts.by_name[name] in (0, counts.samples) for name in names) and not recipe.task.is_sequence:
@@ -141,16 +141,18 @@ def check_labels(
             log.warning("no training recording has %s %s%s, of the label list", key, ", ".join(missing[:8]), more)
         if labels.multi_label and counts.by_name_count[1] == counts.samples:
             log.info("every training recording has one %s; task.loss=cross_entropy is for one alone", key)
-    return heard
+    return training
 
 
-def _check_heard(recipe: FinetuneRecipe, labels: Labels, split: str, counts: LabelCounts, heard: LabelCounts) -> None:
+def _check_trained_classes(
+    recipe: FinetuneRecipe, labels: Labels, split: str, counts: LabelCounts, training: LabelCounts
+) -> None:
     """Whether every class of a held-out split has training recordings."""
-    if not (unheard := [name for name in labels.names if counts.by_name[name] and not heard.by_name[name]]):
+    if not (missing := [name for name in labels.names if counts.by_name[name] and not training.by_name[name]]):
         return
-    more = f" and {len(unheard) - 8} more" if len(unheard) > 8 else ""
+    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
     problem = (
-        f"data.{split} has recordings with {labels.key} {', '.join(unheard[:8])}{more}, which no training recording "
+        f"data.{split} has recordings with {labels.key} {', '.join(missing[:8])}{more}, which no training recording "
         "has: it cannot be learned"
     )
     if labels.multi_label:

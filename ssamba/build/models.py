@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe)
 
 
-_HEARD_CLIPS = 64
+_CHECKED_CLIPS = 64
 
 
 VARIANTS = {"patch_order": "frequency", "residual": "plain", "scan_layout": "fo_bi"}
@@ -54,24 +54,24 @@ def settle_statistics(recipe: AnyRecipe, shards: Shards) -> AnyRecipe:
     training shards.
 
     Raises:
-        UserError: the pretrained model hears another sampling rate, or the recordings say nothing.
+        UserError: the pretrained model is of another sampling rate, or the recordings are silent.
     """
     audio, pretrained = recipe.audio, recipe.model.pretrained
     if pretrained:
-        heard = read_audio_settings(pretrained)
-        if heard.sampling_rate != audio.sampling_rate:
+        settings = read_audio_settings(pretrained)
+        if settings.sampling_rate != audio.sampling_rate:
             raise UserError(
-                f"the pretrained model in {pretrained} hears {heard.sampling_rate} Hz; "
+                f"the pretrained model in {pretrained} hears {settings.sampling_rate} Hz; "
                 f"audio.sampling_rate is {audio.sampling_rate}"
             )
         if audio.mean is None:
-            audio = replace(audio, mean=heard.mean, std=heard.std)
+            audio = replace(audio, mean=settings.mean, std=settings.std)
     train = shards.train
     local = train.local if isinstance(train, ShardList) else all(shard.url is None for shard in train.shards)
     if audio.mean is None or local:
         data = ClipDataModule(build_clip_settings(recipe), train=build_training_shards(recipe, train))
-        # Where they are known, too, a few clips are heard: whether they say anything.
-        clips = MEASURED_CLIPS if audio.mean is None else _HEARD_CLIPS
+        # Where they are known, too, a few clips are read, to check that they are not silent.
+        clips = MEASURED_CLIPS if audio.mean is None else _CHECKED_CLIPS
         measured = measure_statistics(data.training_stream(), audio.num_mel_bins, at_most(clips, train))
         if audio.mean is None:
             audio = replace(audio, mean=round(measured.mean, 4), std=round(measured.std, 4))

@@ -124,8 +124,8 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
 
 def build_heads(parts: Mapping[str, float], width: int, distilled: Distilled | None) -> dict[str, nn.Module]:
     """The heads of the parts that have one of their own, for an encoder of so many dimensions."""
-    told = {"distillation": distilled.width} if distilled else {}
-    return {name: HEADS[name](width, told.get(name, width)) for name in parts if name in HEADS}
+    widths = {"distillation": distilled.width} if distilled else {}
+    return {name: HEADS[name](width, widths.get(name, width)) for name in parts if name in HEADS}
 
 
 def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Finetuner:

@@ -68,13 +68,13 @@ def compare(arguments: argparse.Namespace) -> None:
     from ssamba.comparison.wandb_logs import find_logs
     from ssamba.training.runs import command_record
 
-    runs, told = find_runs(arguments.runs) if arguments.runs else ([], [])
+    runs, passed_over = find_runs(arguments.runs) if arguments.runs else ([], [])
     if arguments.wandb_dir:
         logged, passed = find_logs(arguments.wandb_dir, arguments.group)
         known = {run.folder.resolve() for run in runs if run.folder}
         runs += [run for run in logged if run.folder is None or run.folder.resolve() not in known]
-        told += passed
-    comparison = compare_runs(runs, arguments.allow, told)
+        passed_over += passed
+    comparison = compare_runs(runs, arguments.allow, passed_over)
     print_comparison(comparison)
     if arguments.out:
         write_comparison(arguments.out, comparison, command_record())

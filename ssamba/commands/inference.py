@@ -129,7 +129,7 @@ def embed(arguments: argparse.Namespace) -> int:
         )
     from ssamba.inference.embed import embed_recordings
 
-    failed, said = embed_recordings(
+    failed, summary = embed_recordings(
         arguments.model,
         arguments.files,
         arguments.out,
@@ -143,15 +143,17 @@ def embed(arguments: argparse.Namespace) -> int:
         pooling=arguments.pooling,
         segments=arguments.segments,
     )
-    print(printable(said))
+    print(printable(summary))
     return _failures(failed)
 
 
 def _into_shards(arguments: argparse.Namespace) -> None:
     others = {"--window": "window", "--hop": "hop", "--tokens": "tokens", "--pooling": "pooling"}
-    if told := [option for option, name in {**others, "--segments": "segments"}.items() if getattr(arguments, name)]:
+    if excluded := [
+        option for option, name in {**others, "--segments": "segments"}.items() if getattr(arguments, name)
+    ]:
         raise UserError(
-            f"{', '.join(told)}: --into-shards writes what a teacher says of whole recordings; leave it out"
+            f"{', '.join(excluded)}: --into-shards writes what a teacher says of whole recordings; leave it out"
         )
     from ssamba.data.prepare.features import write_features
     from ssamba.data.shards.features import MEMBER, FeatureInfo

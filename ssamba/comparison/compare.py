@@ -92,7 +92,7 @@ class Comparison:
         return self.ranked[0]
 
 
-def compare_runs(runs: Sequence[Run], allowed: Sequence[str] = (), told: Sequence[str] = ()) -> Comparison:
+def compare_runs(runs: Sequence[Run], allowed: Sequence[str] = (), passed_over: Sequence[str] = ()) -> Comparison:
     """Sort runs into groups, score them and test every pair.
 
     Args:
@@ -104,7 +104,9 @@ def compare_runs(runs: Sequence[Run], allowed: Sequence[str] = (), told: Sequenc
     """
     if len(runs) < 2:
         what = f"{runs[0].place} is one run alone" if runs else "there is nothing to compare"
-        raise UserError("; ".join([what, *(f"passed over are {one}" for one in told), "expected two runs or more"]))
+        raise UserError(
+            "; ".join([what, *(f"passed over are {one}" for one in passed_over), "expected two runs or more"])
+        )
     fingerprints = all(run.record.get("data") for run in runs)
     described = [describe(run.place, run.recipe, run.record, fingerprints) for run in runs]
     examples: list[Examples | None] = []
@@ -137,7 +139,7 @@ def compare_runs(runs: Sequence[Run], allowed: Sequence[str] = (), told: Sequenc
             )
         )
     pairs = _pairs(groups)
-    return Comparison(runs[0].metric, groups, variants, pairs, _notes(groups, variants, pairs, told))
+    return Comparison(runs[0].metric, groups, variants, pairs, _notes(groups, variants, pairs, passed_over))
 
 
 def _letter(index: int) -> str:
@@ -230,8 +232,8 @@ def _pairs(groups: Sequence[Group]) -> list[Pair]:
     return [Pair(*parts, p) for parts, p in zip(pairs, corrected, strict=True)]
 
 
-def _notes(groups: Sequence[Group], variants: Variants, pairs: Sequence[Pair], told: Sequence[str]) -> list[str]:
-    notes = [f"Passed over: {', '.join(told)}."] if told else []
+def _notes(groups: Sequence[Group], variants: Variants, pairs: Sequence[Pair], passed_over: Sequence[str]) -> list[str]:
+    notes = [f"Passed over: {', '.join(passed_over)}."] if passed_over else []
     if variants.admitted:
         notes.append(
             f"These groups are no equals: they differ in {', '.join(variants.admitted)}, which --allow admitted."

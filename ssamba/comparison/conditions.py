@@ -208,7 +208,7 @@ def sort_runs(runs: Sequence[Described], allowed: Sequence[str], examples: Seque
     differing = [key for key in conditions if len({json.dumps(value) for value in conditions[key]}) > 1]
     if mixed := [key for key in differing if key in TASK]:
         raise UserError(
-            "runs of different tasks cannot be compared:", *(_told(key, conditions[key], runs) for key in mixed)
+            "runs of different tasks cannot be compared:", *(_complaint(key, conditions[key], runs) for key in mixed)
         )
     admitted = [key for key in differing if key in allowed or kind_of(key) in allowed]
     treatments = list(dict.fromkeys(key for run in runs for key in run.treatments))
@@ -222,7 +222,7 @@ def sort_runs(runs: Sequence[Described], allowed: Sequence[str], examples: Seque
     # The bootstrap draws the same, whatever the order of the runs.
     members = [sorted(group, key=lambda place: (runs[place].fold, runs[place].seeds)) for group in groups.values()]
     folds = [sorted({runs[place].fold for place in group}) for group in members]
-    complaints = [_told(key, conditions[key], runs) for key in differing if key not in admitted]
+    complaints = [_complaint(key, conditions[key], runs) for key in differing if key not in admitted]
     if any(fold != folds[0] for fold in folds):
         firsts = [runs[group[0]] for group in members]
         if "data.fold" in allowed or "split" in allowed:
@@ -231,9 +231,9 @@ def sort_runs(runs: Sequence[Described], allowed: Sequence[str], examples: Seque
                 for place in group:
                     values[place]["data.fold"] = ", ".join(own)
         else:
-            complaints.append(_told("data.fold", [", ".join(own) or None for own in folds], firsts))
+            complaints.append(_complaint("data.fold", [", ".join(own) or None for own in folds], firsts))
     if complaints:
-        kinds = sorted({kind_of(told.partition(" ")[0]) or "" for told in complaints})
+        kinds = sorted({kind_of(complaint.partition(" ")[0]) or "" for complaint in complaints})
         raise UserError(
             "the runs cannot be put side by side as equals; they differ in:",
             *complaints,
@@ -250,7 +250,7 @@ def sort_runs(runs: Sequence[Described], allowed: Sequence[str], examples: Seque
     different = [key for key in (*treatments, *admitted) if _differs(key, shown)]
     return Variants(
         members,
-        _telling([key for key in different if key in treatments], shown),
+        _distinguishing([key for key in different if key in treatments], shown),
         [key for key in different if key in admitted],
         shown,
     )
@@ -307,7 +307,7 @@ def _differs(key: str, groups: Sequence[Mapping[str, Any]]) -> bool:
     return len({json.dumps(value) for value in own}) > 1
 
 
-def _telling(keys: list[str], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+def _distinguishing(keys: list[str], groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """Without those that divide the groups just as the same key of the pretraining, or of the run itself, does."""
     kept: list[str] = []
     for key in keys:
@@ -331,7 +331,7 @@ def _check_seeds(runs: Sequence[Described], members: Sequence[Sequence[int]]) ->
             seen[run.fold, run.seeds] = run.place
 
 
-def _told(key: str, values: Sequence[Any], runs: Sequence[Described]) -> str:
+def _complaint(key: str, values: Sequence[Any], runs: Sequence[Described]) -> str:
     """A condition that differs: "trainer.max_steps (budget): 4 in a, b; 8 in c"."""
     places: dict[str, list[str]] = {}
     for value, run in zip(values, runs, strict=True):

@@ -197,9 +197,9 @@ def _confused_blocks(shares: Mapping[str, torch.Tensor], names: Sequence[str]) -
     worst = torch.stack([*shares.values()]).amax(0).fill_diagonal_(0)
     rows: list[Sequence[str]] = [("true", "said", *shares)]
     for place in worst.flatten().argsort(descending=True, stable=True)[:_CONFUSED].tolist():
-        true, said = divmod(place, len(names))
-        if worst[true, said] > 0:
-            rows.append((names[true], names[said], *(f"{one[true, said]:.2f}" for one in shares.values())))
+        true, predicted = divmod(place, len(names))
+        if worst[true, predicted] > 0:
+            rows.append((names[true], names[predicted], *(f"{one[true, predicted]:.2f}" for one in shares.values())))
     if len(rows) == 1:
         return []
     return [Text(f"Most confused, by the share of the true class (at most {_CONFUSED}):"), Table(rows)]

@@ -106,8 +106,8 @@ def cost_rows(comparison: Comparison) -> Rows:
     """A row a group: `Costs`, the means of its runs."""
     rows: Rows = [("group", *(name for name, _ in _COSTS.values()))]
     for group in comparison.groups:
-        told = [(getattr(group.costs, field), text) for field, (_, text) in _COSTS.items()]
-        rows.append((group.letter, *(UNKNOWN if value is None else text(value) for value, text in told)))
+        cells = [(getattr(group.costs, field), text) for field, (_, text) in _COSTS.items()]
+        rows.append((group.letter, *(UNKNOWN if value is None else text(value) for value, text in cells)))
     return rows
 
 

@@ -193,14 +193,14 @@ def _run(logs: Sequence[Log]) -> Run | None:
     recipe = _recipe(last)
     if recipe is None:
         return None
-    told = dict(_numbers(last.summary))
+    summary = dict(_numbers(last.summary))
     record: dict[str, Any] = {
         "data": {},
         "origin": None,
-        "steps": int(told.get("steps", max((row["step"] + 1 for row in history), default=0))),
-        "training_seconds": told.get("training_seconds", history[-1][SECONDS] if history else None),
-        "parameters": told.get("parameters"),
-        "test": {name.removeprefix("test/"): value for name, value in told.items() if name.startswith("test/")},
+        "steps": int(summary.get("steps", max((row["step"] + 1 for row in history), default=0))),
+        "training_seconds": summary.get("training_seconds", history[-1][SECONDS] if history else None),
+        "parameters": summary.get("parameters"),
+        "test": {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")},
     }
     metric = {"bce": "mAP", "ctc": "CER"}.get(recipe["task.loss"], "accuracy")
     if metric not in record["test"]:
@@ -225,14 +225,14 @@ def _answers(log: Log, clips: int) -> tuple[Predictions, list[str]] | None:
     if len(table.data) < max(1, clips) or table.columns != ["key", "true", "predicted", "probability"]:
         return None
     try:
-        keys, true, said = (list(map(str, column)) for column in list(zip(*table.data, strict=True))[:3])
+        keys, true, predicted = (list(map(str, column)) for column in list(zip(*table.data, strict=True))[:3])
         sure = torch.tensor([float(row[3]) for row in table.data], dtype=torch.float64).clamp(_LEAST, 1 - _LEAST)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be used: {error}; expected a table of test clips that wandb wrote") from error
-    names = sorted({*true, *said})
+    names = sorted({*true, *predicted})
     places = {name: place for place, name in enumerate(names)}
     chances = ((1 - sure) / max(1, len(names) - 1)).unsqueeze(1).repeat(1, len(names))
-    chances[torch.arange(len(keys)), torch.tensor([places[name] for name in said])] = sure
+    chances[torch.arange(len(keys)), torch.tensor([places[name] for name in predicted])] = sure
     return Predictions(keys, chances.log(), torch.tensor([places[name] for name in true])), names
 
 

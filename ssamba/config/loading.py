@@ -63,7 +63,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | Non
             f"task_type is {schema.task_type!r} on the command line; the recipe is a {task_type.text} recipe"
         )
     # Fields that were refused have their defaults, which need no complaint.
-    complaints.extend(told for told in section_problems(schema) if not any(name in told for name in refused))
+    complaints.extend(problem for problem in section_problems(schema) if not any(name in problem for name in refused))
     if not complaints:
         recipe = OmegaConf.to_object(schema)
         assert isinstance(recipe, PretrainRecipe | FinetuneRecipe)

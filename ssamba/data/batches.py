@@ -99,7 +99,7 @@ class Tally:
                 f"{self.max_bad_fraction:g} allows; the last: {self.last}"
             )
 
-    def told(self) -> list[str]:
+    def take_skipped(self) -> list[str]:
         """Those that were skipped since the last call."""
         skipped, self.skipped = self.skipped, []
         return skipped
@@ -220,7 +220,7 @@ def batched(rows: Rows, clips: Sequence[Sample], labels: Labels | None) -> Batch
         "keys": [clip["__key__"] for clip in clips],
         "positions": [clip["__place__"] for clip in clips],
         "consumed": rows.consumed,
-        "skipped": rows.tally.told(),
+        "skipped": rows.tally.take_skipped(),
     }
     for name in clips[0]:
         if name not in _OWN and not name.startswith("__"):

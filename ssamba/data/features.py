@@ -15,7 +15,7 @@ from ssamba.data.shards.features import MEMBER, FeatureInfo, Features, parse_fea
 from ssamba.frames import FrameTimes
 
 
-class Heard(NamedTuple):
+class FeaturePart(NamedTuple):
     """A part of a clip: so many samples of a recording, from `start` on, and the recording's features (N, D)."""
 
     start: int
@@ -25,10 +25,10 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Of each clip what its samples' features are at the times of a student's patches.
+    """The features of each clip at the times of a student's patches.
 
     Attributes:
-        info: what the index says about them.
+        info: their description in the index.
         sampling_rate: Hz of the recordings.
         seconds: the times within a clip, float64 (P,).
     """
@@ -41,21 +41,21 @@ class StoredFeatures:
         """A sample's features, float16 (N, D); BadAudio if there are none that can be used."""
         return parse_features(sample.get(MEMBER), self.info.width)
 
-    def of_clip(self, parts: Sequence[Heard], filled: int) -> Tensor:
-        """What the parts of a clip, one behind another, have at its times: float16 (P, D). Where `filled`, its valid
-        samples, are more than theirs, they are repeated; what lies behind its end is as the end."""
+    def of_clip(self, parts: Sequence[FeaturePart], filled: int) -> Tensor:
+        """The features of a clip of one part after another: float16 (P, D). Where `filled`, its valid samples, are more
+        than theirs, they are repeated; times after its end have the features of the end."""
         times = FrameTimes(self.info.first_seconds, self.info.frame_rate)
-        told = torch.empty(len(self.seconds), self.info.width, dtype=torch.float16)
+        features = torch.empty(len(self.seconds), self.info.width, dtype=torch.float16)
         places, total = self.seconds * self.sampling_rate, sum(part.samples for part in parts)
         if filled > total:
             places = places % total
         begin = 0
         for part in parts:
-            here = places >= begin  # and behind this part, what the next ones replace
+            here = places >= begin  # and after this part, which the next ones replace
             seconds = (places[here] - begin + part.start) / self.sampling_rate
-            told[here] = times.interpolated(torch.tensor(part.features), seconds).half()
+            features[here] = times.interpolated(torch.tensor(part.features), seconds).half()
             begin += part.samples
-        return told
+        return features
 
     def noise(self, clips: int) -> Tensor:
         """In the place of features, for clips that are noise: float16 (clips, P, D)."""

@@ -13,7 +13,7 @@ import webdataset as wds
 
 from ssamba.audio import samples_for
 from ssamba.data.batches import FEATURES, Row, Rows, Sample, Tally, this_worker
-from ssamba.data.features import Heard, StoredFeatures
+from ssamba.data.features import FeaturePart, StoredFeatures
 from ssamba.data.labels import Labels
 from ssamba.data.mixup import Mixup
 from ssamba.data.order import ClipOrder, Segment
@@ -44,7 +44,7 @@ class _Making:
     keys: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     members: list[Sample] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
+    feature_parts: list[FeaturePart] = field(default_factory=list)
     label: int | np.ndarray[Any, Any] | None = None
 
 
@@ -267,7 +267,7 @@ class IndexedClips:
             clip.members.append({name: sample.get(name) for name in self.members})
         segment = sample["__part__"].segment
         if self.features is not None:
-            clip.heard.append(Heard(segment.start, len(sample["waveform"]), sample["__features__"]))
+            clip.feature_parts.append(FeaturePart(segment.start, len(sample["waveform"]), sample["__features__"]))
         if self.labels is not None:
             clip.label = self.labels.encode(described, sample["__url__"], segment.start, segment.stop)
 
@@ -329,7 +329,7 @@ class IndexedClips:
             # Where some clips are mixed, all have vectors.
             made["label"] = clip.label if self.source.mixup is None else self.labels.vector(clip.label)
         if self.features is not None:
-            made[FEATURES] = self.features.of_clip(clip.heard, clip.filled)
+            made[FEATURES] = self.features.of_clip(clip.feature_parts, clip.filled)
         for name in self.members:
             values = [members[name] for members in clip.members]
             made[name] = values if self.short == "pack" else values[0]

@@ -161,15 +161,15 @@ def count_labels(
     over, as training does."""
     counts = LabelCounts()
     known = {name: index for index, name in enumerate(names)}
-    for row, said in _described(shards, cache, rows):
-        if isinstance(said, BadAudio):
+    for row, description in _described(shards, cache, rows):
+        if isinstance(description, BadAudio):
             continue
-        value = said["labels"].get(key)
+        value = description["labels"].get(key)
         values = as_list(value)
         if value is None or not all(one in known for one in values):
             counts.unknown += 1
             if len(counts.unknown_examples) < _EXAMPLES:
-                counts.unknown_examples.append(f"{said['key']} ({value!r:.60})")
+                counts.unknown_examples.append(f"{description['key']} ({value!r:.60})")
             continue
         counts.by_name_count[len(values)] += 1
         counts.by_name.update(set(values))
@@ -177,7 +177,7 @@ def count_labels(
         counts.rows.extend([row] * len(own))
         counts.classes.extend(own)
         if len(values) > 1 and len(counts.multi_label_examples) < _EXAMPLES:
-            counts.multi_label_examples.append(f"{said['key']} ({', '.join(values)})"[:100])
+            counts.multi_label_examples.append(f"{description['key']} ({', '.join(values)})"[:100])
     return counts
 
 

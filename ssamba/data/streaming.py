@@ -164,10 +164,10 @@ class StreamedShards(wds.PipelineStage):  # type: ignore[misc]
             epoch, within = divmod(turn, count)
             url = self.shards.urls[permutation(count, "shards", self.rules.seed, epoch)[within]]
             place = masked(url)
-            behind, read = self.progress.taken.get(turn, set()), 0
+            taken, read = self.progress.taken.get(turn, set()), 0
             try:
                 for read, sample in enumerate(wds.tarfile_samples([{"url": url}]), start=1):
-                    if read - 1 in behind:
+                    if read - 1 in taken:
                         continue
                     if self.tally.in_vain > MOST_IN_VAIN + buffer_size:
                         raise UserError(f"{MOST_IN_VAIN} samples one after another gave no clip; the last: in {place}")
@@ -227,27 +227,27 @@ class StreamedClips:
         tally = self.source.tally
         tally.read += 1
         try:
-            sample["waveform"] = self._heard(sample)
+            sample["waveform"] = self._decoded(sample)
         except BadAudio as error:
             tally.reject(f"{sample['__key__']} in {masked(sample['__url__'])}: {error}")
         tally.judge()
         return sample
 
-    def _heard(self, sample: Sample) -> Waveform:
+    def _decoded(self, sample: Sample) -> Waveform:
         audio = sample["__audio__"]
         if audio is None:
             raise BadAudio("it has no recording; expected a member that ends with .flac, .wav, .mp3 or the like")
         turn, index = sample["__turn__"]
         if self.rules.short == "pack":
-            heard = read_crop(sample[audio], self.sampling_rate, _MOST_SAMPLES, 0.0, _MAX_SECONDS)
+            waveform = read_crop(sample[audio], self.sampling_rate, _MOST_SAMPLES, 0.0, _MAX_SECONDS)
         else:
             chance = hashed(f"crop/{self.rules.seed}/{turn}/{index}") / 2.0**64
-            heard = read_crop(sample[audio], self.sampling_rate, self.rules.clip_samples, chance, _MAX_SECONDS)
-            if len(heard) < self.least_samples:
-                raise BadAudio(f"it has {len(heard)} samples; one frame takes {self.least_samples}")
+            waveform = read_crop(sample[audio], self.sampling_rate, self.rules.clip_samples, chance, _MAX_SECONDS)
+            if len(waveform) < self.least_samples:
+                raise BadAudio(f"it has {len(waveform)} samples; one frame takes {self.least_samples}")
         sample["json"] = _description(sample)
         full_scale = sample["json"].get("full_scale", 1)
-        return heard if full_scale == 1 else heard * np.float32(full_scale)
+        return waveform if full_scale == 1 else waveform * np.float32(full_scale)
 
     def join(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """Clips, each as soon as all its samples are there."""
@@ -256,17 +256,17 @@ class StreamedClips:
             return
         for sample in samples:
             self.source.tally.taken.append(list(sample["__turn__"]))
-            heard = sample.get("waveform")
-            if heard is None:
+            waveform = sample.get("waveform")
+            if waveform is None:
                 continue
-            length = len(heard)
+            length = len(waveform)
             if length < self.rules.clip_samples:
                 if self.rules.short == "repeat":
-                    heard = np.resize(heard, self.rules.clip_samples)
-                    length = len(heard)
+                    waveform = np.resize(waveform, self.rules.clip_samples)
+                    length = len(waveform)
                 else:
-                    heard = np.concatenate([heard, np.zeros(self.rules.clip_samples - length, np.float32)])
-            yield self._clip([sample], heard, length, 0)
+                    waveform = np.concatenate([waveform, np.zeros(self.rules.clip_samples - length, np.float32)])
+            yield self._clip([sample], waveform, length, 0)
 
     def _joined(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """Recordings end to end, cut into clips. A recording is consumed once its last clip is."""
@@ -276,26 +276,26 @@ class StreamedClips:
         complete: list[list[int]] = []  # and those of them that end in it
         part = 0  # of the first of them, by the clips that begin in it
         for sample in samples:
-            heard = sample.pop("waveform", None)
-            if heard is None:
+            waveform = sample.pop("waveform", None)
+            if waveform is None:
                 self.source.tally.taken.append(list(sample["__turn__"]))
                 continue
             start = begun = 0
-            while start < len(heard):
+            while start < len(waveform):
                 if not filled:
                     part, begun = begun, begun + 1
-                taken = heard[start : start + size - filled]
+                taken = waveform[start : start + size - filled]
                 row[filled : filled + len(taken)] = taken
                 within.append(sample)
                 start, filled = start + len(taken), filled + len(taken)
-                if start == len(heard):
+                if start == len(waveform):
                     complete.append(list(sample["__turn__"]))
                 if filled == size:
                     self.source.tally.taken += complete
                     yield self._clip(within, row, size, part)
                     row, filled, within, complete = np.empty(size, np.float32), 0, [], []
 
-    def _clip(self, samples: Sequence[Sample], heard: Waveform, length: int, part: int) -> Sample:
+    def _clip(self, samples: Sequence[Sample], waveform: Waveform, length: int, part: int) -> Sample:
         first = samples[0]
         turn, index = first["__turn__"]
         clip: Sample = {
@@ -303,7 +303,7 @@ class StreamedClips:
             "__url__": first["__url__"],
             # The same for the same clip, whoever reads it; of recordings that are joined, as far as can be.
             "__place__": (turn << 40) + (index << 16) + part,
-            "waveform": torch.from_numpy(heard),
+            "waveform": torch.from_numpy(waveform),
             "length": length,
         }
         for name in self.source.members:

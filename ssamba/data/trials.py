@@ -8,7 +8,7 @@ from ssamba.errors import UserError
 from ssamba.files import read_bounded
 
 _TARGETS = {"1": True, "0": False, "target": True, "nontarget": False, "imposter": False}
-_TOLD = 8
+_NAMED = 8
 _MOST_BYTES = 1 << 30
 
 
@@ -44,11 +44,11 @@ def read_trials(path: Path) -> list[Trial]:
             case _:
                 wrong.append(f"line {count}: {line[:100]}")
     if wrong:
-        more = [f"and {len(wrong) - _TOLD} more"] if len(wrong) > _TOLD else []
+        more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
         raise UserError(
             f"{path}: {len(wrong)} lines are no trials; expected `1 FIRST SECOND` (0: two speakers) or `FIRST SECOND "
             "target` (nontarget)",
-            *wrong[:_TOLD],
+            *wrong[:_NAMED],
             *more,
         )
     if not any(trial.target for trial in trials) or all(trial.target for trial in trials):
@@ -66,9 +66,9 @@ def find_trial_recordings(trials: list[Trial], folder: Path, source: Path) -> di
     names = dict.fromkeys(name for trial in trials for name in (trial.first, trial.second))
     paths = {name: os.path.join(folder, name) for name in names}
     if missing := [name for name, path in paths.items() if not os.path.isfile(path)]:
-        more = f" and {len(missing) - _TOLD} more" if len(missing) > _TOLD else ""
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise UserError(
             f"{len(missing)} of the {len(names)} recordings that {source} names are not in {folder}: "
-            f"{', '.join(missing[:_TOLD])}{more}; expected --recordings FOLDER, to which its names are relative"
+            f"{', '.join(missing[:_NAMED])}{more}; expected --recordings FOLDER, to which its names are relative"
         )
     return paths

@@ -63,8 +63,8 @@ def _agreement() -> Iterator[Finding]:
     """Whether the versions go together."""
     pair = {name: installed(name) for name in _PAIR}
     if len({".".join(version.split(".")[:2]) for version in pair.values() if version}) > 1:
-        told = " and ".join(f"{name} {version}" for name, version in pair.items())
-        yield problem("torch and torchaudio", f"{told} are of two releases, and no pair", LOCK)
+        releases = " and ".join(f"{name} {version}" for name, version in pair.items())
+        yield problem("torch and torchaudio", f"{releases} are of two releases, and no pair", LOCK)
     command = [sys.executable, "-m", "pip", "check", "--disable-pip-version-check"]
     try:
         checked = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False).stdout
@@ -118,14 +118,14 @@ def _memory() -> str:
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total = page * os.sysconf("SC_PHYS_PAGES")
-        told = f"{_size(page * os.sysconf('SC_AVPHYS_PAGES'))} of {_size(total)} unused"
+        text = f"{_size(page * os.sysconf('SC_AVPHYS_PAGES'))} of {_size(total)} unused"
     except (OSError, ValueError, AttributeError):
         return "not told by this system"
     try:
         limit = int((CGROUP / "memory.max").read_text())
     except (OSError, ValueError):
-        return told
-    return f"{told}, at most {_size(limit)} for this container" if limit < total else told
+        return text
+    return f"{text}, at most {_size(limit)} for this container" if limit < total else text
 
 
 def added_parts() -> Iterator[Finding]:
@@ -165,9 +165,9 @@ def caches() -> Iterator[Finding]:
     from ssamba.ops.kernel_cache import kernel_folders
 
     folders = kernel_folders()
-    told = [_place("compiled kernels", folder, "NUMBA_CACHE_DIR names another folder") for folder in folders]
+    findings = [_place("compiled kernels", folder, "NUMBA_CACHE_DIR names another folder") for folder in folders]
     # The first that can be written is taken.
-    yield next((one for one in told if one.state == "ok"), told[-1])
+    yield next((one for one in findings if one.state == "ok"), findings[-1])
     yield _place("shards from elsewhere", default_cache(), "data.cache or XDG_CACHE_HOME names another folder")
     yield _place("models of the Hub", Path(HF_HUB_CACHE), "HF_HOME names another folder")
     if installed("triton"):

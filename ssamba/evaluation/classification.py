@@ -48,8 +48,8 @@ def predict(
     keys: list[str] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch, said, _ in answers(model, log_mel, stream, total, device):
+    for batch, values, _ in answers(model, log_mel, stream, total, device):
         keys.extend(batch["keys"])
-        logits.append(said)
+        logits.append(values)
         labels.append(batch["labels"])
     return Predictions(keys, torch.cat(logits), torch.cat(labels))

@@ -203,8 +203,8 @@ def _curves(points: Sequence[Measured], case: Case, passes: str, quantity: str, 
         ends = [
             (float(tokens), marker)
             for tokens in sorted(failed)
-            for marker, said in _ENDS.items()
-            if failed[tokens] == said
+            for marker, meaning in _ENDS.items()
+            if failed[tokens] == meaning
         ]
         values = [(float(tokens), statistics.median(series[tokens]) / scale) for tokens in series]
         curves.append(Curve(kind, values, KINDS.index(kind), ends=dict(ends[:1])))

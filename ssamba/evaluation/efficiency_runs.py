@@ -90,7 +90,7 @@ def measure_points(settings: EfficiencySettings, out: Path, record: Record) -> R
             measured = _implied(point, kept.values(), settings.limits) or measure_apart(
                 point, settings.device, settings.threads, settings.rounds, settings.limits
             )
-            print_above(f"{point}: {_said(measured)}", sys.stderr)
+            print_above(f"{point}: {_outcome(measured)}", sys.stderr)
             kept.pop(point, None)
             kept[point] = measured
             Record(record.setup, list(kept.values())).write(out)
@@ -109,7 +109,7 @@ def _implied(point: Point, kept: Iterable[Measured], limits: Limits) -> Measured
     return None
 
 
-def _said(measured: Measured) -> str:
+def _outcome(measured: Measured) -> str:
     if measured.status != "done":
         return f"{measured.status} ({measured.because})"
     taken = "" if measured.bytes is None else f", {measured.bytes / 2**20:,.0f} MiB"

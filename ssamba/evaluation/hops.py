@@ -58,8 +58,8 @@ def predict_hops(
     keys: list[str] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch, said, _ in answers(model, log_mel, stream, total, device):
-        names, values, truth = flat_hops(batch["keys"], said, fit_hops(batch["labels"], said.shape[1]))
+    for batch, hop_logits, _ in answers(model, log_mel, stream, total, device):
+        names, values, truth = flat_hops(batch["keys"], hop_logits, fit_hops(batch["labels"], hop_logits.shape[1]))
         keys += names
         logits.append(values)
         labels.append(truth)
@@ -85,10 +85,10 @@ def events_of(classes: Sequence[int], names: Sequence[str], hop_seconds: float) 
     return events
 
 
-def matches(said: Sequence[Event], true: Sequence[Event]) -> int:
+def matches(predicted: Sequence[Event], true: Sequence[Event]) -> int:
     """How many events of a recording are matched: of the same class, begin and end as near as the collars say, each
     counted once. Event by event in the order of time (Mesaros et al. 2016, section 3.2)."""
-    left, count = list(said), 0
+    left, count = list(predicted), 0
     for event in true:
         length = max(ONSET_COLLAR, LENGTH_COLLAR * (event.offset - event.onset)) + _ROUNDING
         for one in left:

@@ -218,8 +218,8 @@ def draw_growth(
             for ticks in (axis.xaxis, axis.yaxis):
                 ticks.set_major_formatter(lambda value, _: f"{value:,.15g}")
             axis.grid(alpha=0.3)
-    for marker, said in ends.items():
-        lines[said] = panels[0, 0].plot([], [], marker, color="grey")[0]
+    for marker, meaning in ends.items():
+        lines[meaning] = panels[0, 0].plot([], [], marker, color="grey")[0]
     figure.legend(lines.values(), [_shown(name) for name in lines], loc="outside lower center", ncols=2 * columns)
     figure.suptitle(_shown(title, 120))
     save_figure(figure, path)

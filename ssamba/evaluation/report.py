@@ -155,9 +155,9 @@ def text_sections(folder: Path, scores: Mapping[str, Any]) -> list[Section]:
     texts.sort(key=lambda one: -int(one["greedy edits"]) / int(one["characters"]))
     shown = [name for name in ("key", "true", "greedy", "beam") if name in texts[0]]
     worst: Rows = [shown, *([one[name] for name in shown] for one in texts[:MISTAKES])]
-    told = f"In brackets: {LEVEL:.0%} bootstrap intervals over the clips. A beam search here has no language model."
+    note = f"In brackets: {LEVEL:.0%} bootstrap intervals over the clips. A beam search here has no language model."
     return [
-        Section("Scores", [Table(score_rows(kinds)), Text(told)]),
+        Section("Scores", [Table(score_rows(kinds)), Text(note)]),
         Section(f"The clips with the most errors for their length (at most {MISTAKES})", [Table(worst)]),
     ]
 

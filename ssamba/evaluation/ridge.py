@@ -48,4 +48,4 @@ def ridge_score(x: Tensor, labels: Tensor, classes: int) -> tuple[str, float]:
     """Name and value of the score, accuracy or mAP, of `leave_one_out` with the penalty that is best for it."""
     name = main_metric(labels)
     # Of a sum that is no probability, mAP reads the order alone, which the sigmoid it takes does not change.
-    return name, max(clip_metrics(said, labels)[name] for said in leave_one_out(x, labels, classes).values())
+    return name, max(clip_metrics(scores, labels)[name] for scores in leave_one_out(x, labels, classes).values())

@@ -313,8 +313,8 @@ def _write_predictions(path: Path, predictions: Predictions, names: Sequence[str
         writer.writerow(["key", "true", "predicted", "probability"])
         for key, label, row in zip(predictions.keys, predictions.labels, chances, strict=True):
             best = int(row.argmax())
-            told = (key, _true(label, names), names[best])
-            writer.writerow([*map(csv_cell, told), f"{float(row[best]):.4f}"])
+            cells = (key, _true(label, names), names[best])
+            writer.writerow([*map(csv_cell, cells), f"{float(row[best]):.4f}"])
 
 
 def _write_mistakes(path: Path, rows: Sequence[Mistake]) -> None:

@@ -110,7 +110,7 @@ class Errors(NamedTuple):
         return {"WER": (self.word_edits, self.words), "CER": (self.character_edits, self.characters)}
 
 
-def count_errors(said: Sequence[str], true: Sequence[str]) -> Errors:
+def count_errors(predicted: Sequence[str], true: Sequence[str]) -> Errors:
     """By torchmetrics' rates of each clip. Words are what stands between spaces.
 
     Raises:
@@ -121,12 +121,14 @@ def count_errors(said: Sequence[str], true: Sequence[str]) -> Errors:
     words = torch.tensor([len(text.split()) for text in true], dtype=torch.float64)
     letters = torch.tensor([len(text) for text in true], dtype=torch.float64)
     return Errors(
-        (_each(word_error_rate, said, true) * words).round(),
+        (_each(word_error_rate, predicted, true) * words).round(),
         words,
-        (_each(char_error_rate, said, true) * letters).round(),
+        (_each(char_error_rate, predicted, true) * letters).round(),
         letters,
     )
 
 
-def _each(rate: Callable[[str, str], Tensor], said: Sequence[str], true: Sequence[str]) -> Tensor:
-    return torch.tensor([float(rate(one, other)) for one, other in zip(said, true, strict=True)], dtype=torch.float64)
+def _each(rate: Callable[[str, str], Tensor], predicted: Sequence[str], true: Sequence[str]) -> Tensor:
+    return torch.tensor(
+        [float(rate(one, other)) for one, other in zip(predicted, true, strict=True)], dtype=torch.float64
+    )

@@ -106,8 +106,8 @@ class _Timeline:
         else:
             best = int(window.probabilities.argmax())
             chances = [f"{chance:.6f}" for chance in window.probabilities.tolist()]
-            told = self.cells[best], chances[best], *chances
-            self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", *told])
+            fields = self.cells[best], chances[best], *chances
+            self.writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", *fields])
         frames = len(window.spectrogram)
         times = window.start + torch.arange(frames, dtype=torch.float64) * ((window.end - window.start) / frames)
         self.bins.add(times, torch.cat([window.spectrogram, window.probabilities.expand(frames, -1)], 1))

@@ -20,7 +20,7 @@ from ssamba.inference.cutting import Windows
 from ssamba.models.heads import TokenClassifier
 from ssamba.models.pools import Pool
 from ssamba.progress import print_above, progress_bar
-from ssamba.recordings import Waveform, stream_audio, told_seconds
+from ssamba.recordings import Waveform, header_seconds, stream_audio
 
 BATCH_SIZE = 8
 FRAMES_A_SECOND = 1000 / HOP_MS
@@ -297,7 +297,7 @@ def _column_seconds(model: SsambaModel, frames: int, columns: int) -> Tensor:
 
 def watched(paths: Sequence[str], job: Job, desc: str) -> Generator[Window | Ended]:
     """`run` with a bar over seconds of audio, from the files' headers, and each failure named on stderr."""
-    lengths = [told_seconds(path) for path in paths]
+    lengths = [header_seconds(path) for path in paths]
     ends = dict(zip(paths, itertools.accumulate(lengths), strict=True))
     starts = {path: ends[path] - length for path, length in zip(paths, lengths, strict=True)}
     with progress_bar(round(sum(lengths)), "s", desc) as bar:

@@ -24,7 +24,7 @@ from ssamba.models.settings import (
     read_config,
 )
 from ssamba.models.tensor_files import read_header, read_safetensors, write_safetensors
-from ssamba.parts import packages_told
+from ssamba.parts import recorded_package
 
 _PATCH_FIELDS = ("num_mel_bins", "max_length", "fshape", "tshape", "frequency_stride", "time_stride", "patch_order")
 _FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
@@ -52,9 +52,9 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = model.encoder.arguments
-    packages = {"encoder": packages_told("encoder", arguments["encoder"])}
+    packages = {"encoder": recorded_package("encoder", arguments["encoder"])}
     if classifier:
-        packages["pool"] = packages_told("pool", classifier.pooling)
+        packages["pool"] = recorded_package("pool", classifier.pooling)
     config: dict[str, Any] = {
         "model_type": arguments["encoder"],
         "architectures": [_architecture(classifier)],
@@ -153,7 +153,7 @@ def _checked_model(
     settings = _classifier_settings(config, path) if "id2label" in config else None
     header = read_header(model_folder(path) / "model.safetensors")
     # A number of layers costs nothing until the weights have as many: two more show which names are missing.
-    layers = _told_layers(header, "encoder.stack.layers.", config["num_hidden_layers"])
+    layers = _layers_to_build(header, "encoder.stack.layers.", config["num_hidden_layers"])
     try:
         with torch.device("meta"):
             encoder = described_encoder({**config, "num_hidden_layers": layers}, scan_backend)
@@ -169,10 +169,10 @@ def _checked_model(
     return model, settings
 
 
-def _told_layers(header: Iterable[str], layers: str, told: int) -> int:
+def _layers_to_build(header: Iterable[str], layers: str, stated: int) -> int:
     """How many layers to build of those in a config.json, whose tensors' names begin with `layers`."""
     weights = {name.removeprefix(layers).split(".")[0] for name in header if name.startswith(layers)}
-    return min(told, len(weights) + 2)
+    return min(stated, len(weights) + 2)
 
 
 def _build_decoder(config: Mapping[str, Any], encoder: AudioEncoder, header: Iterable[str]) -> PatchDecoder | None:
@@ -180,7 +180,7 @@ def _build_decoder(config: Mapping[str, Any], encoder: AudioEncoder, header: Ite
     if "decoder" not in config:
         return None
     sizes = config["decoder"]
-    layers = _told_layers(header, "decoder.layers.", sizes["num_hidden_layers"])
+    layers = _layers_to_build(header, "decoder.layers.", sizes["num_hidden_layers"])
     return PatchDecoder(encoder.hidden_size, encoder.grid, sizes["hidden_size"], layers)
 
 

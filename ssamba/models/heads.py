@@ -201,8 +201,8 @@ class TokenClassifier(AudioClassifier):
         if frames is not None:
             own = self.encoder.patch_shape.own_columns(frames.to(tokens.device), columns)
         # A hop of padding has a column, since a pool of nothing has no value.
-        heard = (own.unsqueeze(1) - size * torch.arange(hops, device=tokens.device)).clamp(1, size).flatten()
-        vectors = self.pool(Encoded(tokens, encoded.class_tokens), heard)
+        own_columns = (own.unsqueeze(1) - size * torch.arange(hops, device=tokens.device)).clamp(1, size).flatten()
+        vectors = self.pool(Encoded(tokens, encoded.class_tokens), own_columns)
         logits: Tensor = self.head(vectors)
         return logits.unflatten(0, (batch, hops))
 

@@ -13,7 +13,7 @@ from ssamba.files import parse_json, read_bounded, read_json
 from ssamba.models.encoder import find_stack
 from ssamba.models.pools import MOST_SEGMENTS
 from ssamba.models.stack import Positive, Width
-from ssamba.parts import check_told
+from ssamba.parts import check_package
 
 Problem = Literal["single_label_classification", "multi_label_classification", "ctc"]
 _PROBLEMS: dict[str, Problem] = {
@@ -137,9 +137,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     place, expected = model_folder(path) / "config.json", "a model's config.json, complete, as `ssamba` writes it"
     content = read_bounded(place, expected, _MOST_JSON_BYTES)
     family = parse_json(content, _Family, place, expected)
-    check_told("encoder", family.model_type, family.packages.get("encoder"), place)
+    check_package("encoder", family.model_type, family.packages.get("encoder"), place)
     if family.pooling is not None:
-        check_told("pool", family.pooling, family.packages.get("pool"), place)
+        check_package("pool", family.pooling, family.packages.get("pool"), place)
     config = parse_json(content, _config_type(family.model_type), place, expected)
     return {name: value for name, value in asdict(config).items() if value is not None}
 
@@ -151,13 +151,15 @@ def read_audio_settings(path: str | Path) -> AudioSettings:
     expected = "sampling_rate, mean, std and short (pad, repeat or keep) of a model's spectrograms"
     if not place.is_file():
         raise UserError(f"{place} is missing; expected {expected} in it")
-    told, config = read_json(place, _Preprocessor, expected, _MOST_JSON_BYTES), read_config(path)
+    settings, config = read_json(place, _Preprocessor, expected, _MOST_JSON_BYTES), read_config(path)
     for name in ("num_mel_bins", "max_length"):
-        if getattr(told, name) not in (UNSET, config[name]):
-            raise UserError(f"{place} has {name} {getattr(told, name)}; expected {config[name]}, as in its config.json")
-    if (samples := config["max_length"] * told.sampling_rate // 100) > _MOST_CLIP_SAMPLES:
+        if getattr(settings, name) not in (UNSET, config[name]):
+            raise UserError(
+                f"{place} has {name} {getattr(settings, name)}; expected {config[name]}, as in its config.json"
+            )
+    if (samples := config["max_length"] * settings.sampling_rate // 100) > _MOST_CLIP_SAMPLES:
         raise UserError(
-            f"{place} has sampling_rate {told.sampling_rate}, at which a clip of its config.json's "
+            f"{place} has sampling_rate {settings.sampling_rate}, at which a clip of its config.json's "
             f"{config['max_length']} frames has {samples} samples; expected at most {_MOST_CLIP_SAMPLES}"
         )
-    return AudioSettings(told.sampling_rate, told.mean, told.std, told.short)
+    return AudioSettings(settings.sampling_rate, settings.mean, settings.std, settings.short)

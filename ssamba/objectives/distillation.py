@@ -20,23 +20,23 @@ from ssamba.objectives.teacher import spread
 class FeatureHead(nn.Module):
     """The tokens of all patches -> (B, L, D)."""
 
-    def __init__(self, width: int, told: int) -> None:
+    def __init__(self, width: int, target_width: int) -> None:
         super().__init__()
-        self.projection = projection(width, told)
+        self.projection = projection(width, target_width)
 
     def forward(self, tokens: Tensor, encoded: Encoded) -> Tensor:
-        said: Tensor = self.projection(encoded.tokens)
-        return said
+        predicted: Tensor = self.projection(encoded.tokens)
+        return predicted
 
 
 def distillation(seen: Seen) -> dict[str, Tensor]:
-    """distillation: the mean squared error, over their dimensions, of what the teacher says at the time of each patch;
+    """distillation: the mean squared error, over their dimensions, of the teacher's features at the time of each patch;
     patches of one column have one target, those of padding none. distillation_spread: how much the student's
     predictions differ from one another."""
     assert seen.features is not None
     wanted = seen.features.float().repeat_interleave(seen.masks, 0).unsqueeze(1)  # (B * V, 1, P, D)
-    told = seen.prediction.more["distillation"].float()
+    predicted = seen.prediction.more["distillation"].float()
     own = seen.own
-    errors = (told.unflatten(1, (-1, wanted.shape[2])) - wanted).square().mean(3).flatten(1)
+    errors = (predicted.unflatten(1, (-1, wanted.shape[2])) - wanted).square().mean(3).flatten(1)
     loss = errors.mean() if own is None else (errors * own).sum() / own.sum()
-    return {"distillation": loss, "distillation_spread": spread(told, own)}
+    return {"distillation": loss, "distillation_spread": spread(predicted, own)}

@@ -46,21 +46,21 @@ def mixed_with(log_mel: Tensor, frames: Tensor, partners: Tensor, scale: float) 
 
     Args:
         log_mel: normalised (B, T, M); a difference of 1 is one of `scale` in the natural logarithm of the power.
-        frames: int64 (B,), how many of the T are a clip's own. What follows them is padding, of no power: there the
-            partner is heard alone, and padding stays where both have ended.
+        frames: int64 (B,), how many of the T are a clip's own. What follows them is padding, of no power: there is the
+            partner alone, and padding stays where both have ended.
         partners: of `draw_partners`, on the device of log_mel.
     """
     other, place = log_mel[partners], torch.arange(log_mel.shape[1], device=log_mel.device)
     first, second = (place < ends.unsqueeze(1) for ends in (frames, frames[partners]))
     apart = (partners != torch.arange(len(partners), device=partners.device)).unsqueeze(1)
     louder = torch.logaddexp(scale * log_mel, scale * other) / scale
-    heard = torch.where((second & ~first).unsqueeze(2), other, log_mel)
-    return Mixture(torch.where((first & second & apart).unsqueeze(2), louder, heard), partners)
+    single = torch.where((second & ~first).unsqueeze(2), other, log_mel)
+    return Mixture(torch.where((first & second & apart).unsqueeze(2), louder, single), partners)
 
 
 def retained(targets: Targets, partners: Tensor, own: Tensor | None = None) -> Targets:
-    """The targets of mixtures: the mean of what is said of both sources (the paper's source retention loss), and of a
-    patch that is padding in one of them what is said of the other.
+    """The targets of mixtures: the mean of both sources' targets (the paper's source retention loss), and for a patch
+    that is padding in one of them the target of the other.
 
     Args:
         targets: of the clips as they are without mixtures.

@@ -8,12 +8,12 @@ from ssamba.objectives.seen import Seen
 
 def contrastive(seen: Seen) -> dict[str, Tensor]:
     """contrastive: the loss of `info_nce`, nats; accuracy: the share of its matches."""
-    said = seen.prediction
-    contrast = info_nce(said.contrastive, said.target, said.hidden)
+    prediction = seen.prediction
+    contrast = info_nce(prediction.contrastive, prediction.target, prediction.hidden)
     return {"contrastive": contrast.loss, "accuracy": contrast.accuracy}
 
 
 def reconstruction(seen: Seen) -> dict[str, Tensor]:
     """reconstruction: the mean squared error of the masked patches' pixels."""
-    said = seen.prediction
-    return {"reconstruction": reconstruction_mse(said.reconstruction, said.target, said.hidden)}
+    prediction = seen.prediction
+    return {"reconstruction": reconstruction_mse(prediction.reconstruction, prediction.target, prediction.hidden)}

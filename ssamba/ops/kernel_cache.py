@@ -38,7 +38,7 @@ SOURCES = Path(__file__).parent
 MOST_BYTES = 1 << 26
 _DIGEST = hashlib.sha256().digest_size
 
-was_told = False
+has_warned = False
 
 
 @functools.cache
@@ -93,19 +93,19 @@ class _Cache(NullCache):
             except OSError as error:
                 unwritable.append(f"{folder} ({_cause(error)})")
         if unwritable:
-            _tell(
+            _warn_once(
                 f"compiled kernels cannot be kept in {' or in '.join(unwritable)}: every process compiles them anew; "
                 "NUMBA_CACHE_DIR names another folder"
             )
         elif self.damaged:
-            _tell(f"a kept kernel cannot be used and was compiled anew: {', '.join(self.damaged)}")
+            _warn_once(f"a kept kernel cannot be used and was compiled anew: {', '.join(self.damaged)}")
 
 
-def _tell(message: str) -> None:
-    global was_told
-    if not was_told:
+def _warn_once(message: str) -> None:
+    global has_warned
+    if not has_warned:
         log.warning(message)
-    was_told = True
+    has_warned = True
 
 
 def _cause(error: Exception) -> str:

@@ -62,7 +62,7 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
     with whole_folder(folder / BASELINE) as beside:
         of_clips = groups_of(predictions.keys, built.groups, hop)
         theirs = fill_scores(beside, predictions, names, "log-mel baseline", of_clips, hop, task)
-    told = {
+    facts = {
         "name": baseline.name,
         "setting": baseline.probe.setting,
         "held_back": baseline.probe.score,
@@ -70,7 +70,7 @@ def score_finetuned(built: Finetuner, folder: Path) -> tuple[dict[str, Any], dic
         "scores": theirs,
         "difference": _difference(folder / "test", folder / BASELINE, built.groups, hop),
     }
-    return scores, {"baseline": told}
+    return scores, {"baseline": facts}
 
 
 def evaluate_finetuned(recipe: FinetuneRecipe, out: Path) -> dict[str, Any]:

@@ -40,9 +40,9 @@ class Work:
 def make_run(work: Work) -> int:
     """Make a run by a process of its own, or go on with it; the exit status, below 0 the signal that killed it."""
     command = [sys.executable, "-c", PROGRAM, work.task_type, work.recipe, "--resume", "auto"]
-    with Path(work.log).open("ab") if work.log else nullcontext() as said:
+    with Path(work.log).open("ab") if work.log else nullcontext() as output:
         child = subprocess.Popen(
-            command, stdout=said, stderr=said, env=work.environment and {**work.environment}, pass_fds=_inherited
+            command, stdout=output, stderr=output, env=work.environment and {**work.environment}, pass_fds=_inherited
         )
         _children.add(child)
         try:

@@ -14,13 +14,13 @@ Summary = dict[str, dict[str, Interval]]
 
 class Member(NamedTuple):
     """One run: its fold ("" without folds) and seed, what it was scored on beside its baseline (None without one), and
-    the last cell of its row."""
+    a note for its row."""
 
     fold: str
     seed: int
     scored: Scored
     baseline: Scored | None
-    told: str
+    note: str
 
 
 def summarise(members: Sequence[Member], groups: Mapping[str, str] | None) -> Summary:
@@ -43,17 +43,17 @@ def summary_rows(summary: Summary, names: Mapping[str, str]) -> Rows:
     ]
 
 
-def member_rows(members: Sequence[Member], told: str) -> Rows:
-    """A row a member, then their mean and standard deviation; `told` heads what else they say."""
+def member_rows(members: Sequence[Member], heading: str) -> Rows:
+    """A row a member, then their mean and standard deviation; `heading` is that of their notes."""
     metric = main_metric(members[0].scored.predictions.labels)
     compared = all(member.baseline is not None for member in members)
-    rows: Rows = [("fold", "seed", "clips", told, metric, *(["log-mel"] if compared else []))]
+    rows: Rows = [("fold", "seed", "clips", heading, metric, *(["log-mel"] if compared else []))]
     scores: list[list[float]] = []
     for member in members:
         own = [member.scored, *([member.baseline] if compared and member.baseline else [])]
         scores.append([mean_intervals([one])[metric].value for one in own])
         clips = str(len(member.scored.predictions.keys))
-        rows.append((member.fold or "-", str(member.seed), clips, member.told, *map("{:.3f}".format, scores[-1])))
+        rows.append((member.fold or "-", str(member.seed), clips, member.note, *map("{:.3f}".format, scores[-1])))
     means = [spread(column) for column in zip(*scores, strict=True)]
     rows.append(("mean", "", "", "", *means))
     return rows

@@ -118,10 +118,10 @@ def compare_sweep(sweep: Sweep, failed: Sequence[Point]) -> Comparison | None:
     """
     root = Path(sweep.run_dir)
     points = [point for point in sweep.points if point.stage == "finetune"]
-    told = [f"{point.name}, which failed" for point in points if point in failed]
+    passed_over = [f"{point.name}, which failed" for point in points if point in failed]
     try:
         runs, passed = find_runs([root / point.name for point in points if point not in failed])
-        comparison = compare_runs(runs, _varied(sweep), [*passed, *told])
+        comparison = compare_runs(runs, _varied(sweep), [*passed, *passed_over])
     except UserError as error:
         log.warning("there is no comparison: %s", error)
         return None

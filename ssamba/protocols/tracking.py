@@ -23,7 +23,7 @@ from ssamba.evaluation.scores import CLASSES_NAME, SCORES_NAME, TEXTS_NAME, mist
 from ssamba.training.loggers import log_picture, not_worth_a_run
 
 _MOST_ROWS = 10_000  # of a table, which wandb draws
-_HEARD = 8  # mistakes, the most confident ones
+_SOUNDS = 8  # mistakes, the most confident ones
 _STAGING = "WANDB_DATA_DIR"
 
 Cell = str | float | None
@@ -74,8 +74,8 @@ def _show_in_wandb(
             cells: list[list[Any]] = [list(row) for row in rows]
             if name == "test/mistakes" and sounds:
                 columns = [*columns, "sound"]
-                heard = (sounds.get(str(row[0])) for row in rows)
-                for row, sound in zip(cells, heard, strict=True):
+                waveforms = (sounds.get(str(row[0])) for row in rows)
+                for row, sound in zip(cells, waveforms, strict=True):
                     row.append(None if sound is None else wandb.Audio(sound, sample_rate=rate))
             if cells:
                 shown[name] = wandb.Table(columns=columns, data=cells)
@@ -137,7 +137,7 @@ def _mistaken_clips(built: Pretrainer | Finetuner, folder: Path) -> Sounds:
     ):
         return {}
     predictions, names = read_scores(folder / "test")
-    keys = [one.key for one in mistakes(predictions, names, _HEARD)]
+    keys = [one.key for one in mistakes(predictions, names, _SOUNDS)]
     # Clips are scored in the order of their rows.
     places = np.array(sorted(predictions.keys.index(key) for key in keys), np.int64)
     rows = built.data.rows.get("test")

@@ -8,6 +8,7 @@ from ssamba.recordings.reading import (
     check_level,
     decoded_length,
     decoder_versions,
+    header_seconds,
     measured_length,
     read_audio,
     read_crop,
@@ -15,7 +16,6 @@ from ssamba.recordings.reading import (
     read_segment,
     recording_seconds,
     stream_audio,
-    told_seconds,
 )
 
 __all__ = [
@@ -33,5 +33,5 @@ __all__ = [
     "read_segment",
     "recording_seconds",
     "stream_audio",
-    "told_seconds",
+    "header_seconds",
 ]

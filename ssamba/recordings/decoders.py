@@ -47,7 +47,7 @@ class _Bytes(io.BytesIO):
             return self.tell()
 
 
-class _Behind(io.RawIOBase):
+class _FromOffset(io.RawIOBase):
     """A file from a byte on, as if it began there."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
@@ -128,9 +128,9 @@ class SndfileDecoder:
         try:
             self.file.seek(start)
         except soundfile.LibsndfileError as error:
-            told = (self.frames or 0) / self.rate
+            stated = (self.frames or 0) / self.rate
             raise BadAudio(
-                f"it is cut or damaged: {start / self.rate:.3f} s of the {told:.3f} s it tells of cannot be found"
+                f"it is cut or damaged: {start / self.rate:.3f} s of the {stated:.3f} s it tells of cannot be found"
             ) from error
 
     def _read(self, count: int, out: Waveform | None = None) -> Waveform:
@@ -153,7 +153,7 @@ class PyavDecoder:
     def __init__(self, decoder: pyav.Decoder, content: Content) -> None:
         self.decoder, self.content = decoder, content
         self._blocks = decoder.blocks()
-        # What a container says of the rate is not always what comes out.
+        # A container's rate is not always that of the decoded samples.
         self._first = next(self._blocks, None)
         self.rate, self.frames = self._first[0] if self._first else 0, content.frames
         self.done = 0
@@ -250,7 +250,7 @@ def _sndfile(handle: int | BinaryIO, start: int) -> soundfile.SoundFile:
         return _Forward(handle, closefd=False)
     if isinstance(file, _Bytes):
         return _Forward(_Bytes(file.getbuffer()[start:]) if start else file)
-    return _Forward(_Behind(file, start))
+    return _Forward(_FromOffset(file, start))
 
 
 def _rewound(handle: int | BinaryIO) -> BinaryIO:
@@ -267,30 +267,30 @@ def _decoding() -> Iterator[None]:
         yield
     except soundfile.LibsndfileError as error:
         # Its whole text would name an open file by its address, another one each time.
-        said = error.error_string
-        if "SF_INFO" in said:  # libsndfile's own words for this are about its code
+        message = error.error_string
+        if "SF_INFO" in message:  # libsndfile's own words for this are about its code
             raise BadAudio("it is damaged: its header gives no sampling rate, or no channels") from error
-        raise BadAudio(f"it cannot be decoded: {said}") from error
+        raise BadAudio(f"it cannot be decoded: {message}") from error
     except (OSError, TypeError) as error:  # the name of an open file ends in .raw
         raise BadAudio(f"it cannot be decoded: {error}") from error
 
 
 def _check_there(content: Content, frames: int, rate: int) -> None:
-    """BadAudio if a part of what the container tells of is not in the file, which has so many samples."""
+    """BadAudio if the file has a part only of the sound in its container's header; `frames` are in it."""
     if content.fraction == 1:
         return
     if not frames or not content.fraction:
         raise BadAudio(f"it is cut: {content.fraction:.0%} of the sound that its header tells of is there")
-    there, told = frames / rate, frames / rate / content.fraction
-    if told - there > _LOST_SECONDS:
-        raise BadAudio(f"it is cut: {there:.3f} s of the {told:.3f} s that its header tells of are there")
+    present, stated = frames / rate, frames / rate / content.fraction
+    if stated - present > _LOST_SECONDS:
+        raise BadAudio(f"it is cut: {present:.3f} s of the {stated:.3f} s that its header tells of are there")
 
 
-def _check_whole(done: int, told: int, rate: int, inexact: int = 0, compressed: bool = True) -> None:
-    """BadAudio if less was decoded than the recording tells of."""
+def _check_whole(done: int, stated: int, rate: int, inexact: int = 0, compressed: bool = True) -> None:
+    """BadAudio if less was decoded than the recording's header states."""
     seconds, samples = _LOST_OF_COMPRESSED if compressed else (_LOST_SECONDS, 0)
-    if told - done > max(inexact, samples, seconds * rate):
-        raise BadAudio(f"it is cut or damaged: {done / rate:.3f} s of the {told / rate:.3f} s it tells of are there")
+    if stated - done > max(inexact, samples, seconds * rate):
+        raise BadAudio(f"it is cut or damaged: {done / rate:.3f} s of the {stated / rate:.3f} s it tells of are there")
 
 
 def _block(channels: int) -> int:

@@ -47,7 +47,7 @@ def examine_mpeg(file: BinaryIO, start: int, size: int) -> Content:
     if first is None:
         return Content()
     common, samples = first[2:], first[1]
-    declared, exact, trimmed = _said_frames(file, at, first[0])
+    declared, exact, trimmed = _declared_frames(file, at, first[0])
     count, joints, damage = 0, 0, ""
     while at < size:
         file.seek(at)
@@ -82,7 +82,7 @@ def _past_zeros(file: BinaryIO, start: int) -> int:
     return start + len(zeros) - len(zeros.lstrip(b"\0"))
 
 
-def _said_frames(file: BinaryIO, at: int, length: int) -> tuple[int | None, bool, int]:
+def _declared_frames(file: BinaryIO, at: int, length: int) -> tuple[int | None, bool, int]:
     """The number of following frames in the first one's header (Xing, Info, VBRI), None without; whether libsndfile
     reads that header; and how many samples before and after the sound are the encoder's padding."""
     file.seek(at)

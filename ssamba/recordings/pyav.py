@@ -21,7 +21,7 @@ _DEMUXERS = (
     "mpeg,mpegts,nistsphere,ogg,oma,rm,tak,tta,truehd,voc,w64,wav,wsd,wv,xwma,aa,aax"
 )
 _OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
-_SAY_THEIR_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "w64", "aiff", "ape", "tta", "wv"}
+_WITH_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "w64", "aiff", "ape", "tta", "wv"}
 _RESILIENT = {"mp1float", "mp1", "mp2float", "mp2", "mp3float", "mp3"}
 
 
@@ -53,7 +53,7 @@ class Decoder:
     @property
     def seconds(self) -> float | None:
         """Its length by the container's header, where that has one."""
-        if not _SAY_THEIR_LENGTH & set(self.container.format.name.split(",")):
+        if not _WITH_LENGTH & set(self.container.format.name.split(",")):
             return None
         if self.stream.duration is not None and self.stream.time_base is not None:
             return float(self.stream.duration * Fraction(self.stream.time_base))

@@ -139,17 +139,17 @@ def measured_length(source: Source) -> tuple[int, int]:
 
 
 def recording_seconds(source: Source) -> float:
-    """How long a recording is: as it tells, or by decoding it where it does not.
+    """How long a recording is: by its header, or by decoding it where that has no length.
 
     Raises:
         BadAudio: unreadable, or cut where that can be known; where it is decoded, as `decoded_length`.
     """
     with open_decoder(source) as decoder:
-        told = decoder.seconds
-    if told is None:
+        seconds = decoder.seconds
+    if seconds is None:
         rate, length = decoded_length(source)
-        told = length / rate if rate else 0.0
-    return told
+        seconds = length / rate if rate else 0.0
+    return seconds
 
 
 def decoded_length(source: Source) -> tuple[int, int]:
@@ -163,8 +163,8 @@ def decoded_length(source: Source) -> tuple[int, int]:
     return blocks[0][0] if blocks else 0, sum(size for _, size in blocks)
 
 
-def told_seconds(source: Source) -> float:
-    """How long a recording says it is, 0 if it does not; nothing is decoded, and nothing is wrong with any."""
+def header_seconds(source: Source) -> float:
+    """The length in a recording's header, 0 without; nothing is decoded, and damage raises nothing."""
     try:
         with open_decoder(source) as decoder:
             return decoder.seconds or 0.0

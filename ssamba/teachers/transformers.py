@@ -127,8 +127,8 @@ def _loaded(place: str) -> tuple[Any, Any]:
         extractor = transformers.AutoFeatureExtractor.from_pretrained(place)
         network = transformers.AutoModel.from_pretrained(place)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{TRANSFORMERS}{place} cannot be loaded: {told[0]}; expected {_EXPECTED}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{TRANSFORMERS}{place} cannot be loaded: {lines[0]}; expected {_EXPECTED}") from error
     if not hasattr(extractor, "sampling_rate"):
         raise UserError(f"{TRANSFORMERS}{place} hears no sound; expected {_EXPECTED}")
     if network.config.is_encoder_decoder:

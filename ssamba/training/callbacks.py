@@ -198,10 +198,14 @@ class ReconstructionPictures(Callback):
         mask = pl_module.draw_mask("validation", batch["positions"][:1], batch["lengths"][:1])
         # All ranks run the model, whose tensors they may hold in parts; one draws.
         own = pl_module.own_patches(batch["lengths"][:1])
-        said = pl_module.model(log_mel, mask, pl_module.masking.masked, own)
+        prediction = pl_module.model(log_mel, mask, pl_module.masking.masked, own)
         if trainer.global_rank:
             return
-        predicted = said.reconstruction[0] if said.hidden is None else said.reconstruction[0, said.hidden[0]]
+        predicted = (
+            prediction.reconstruction[0]
+            if prediction.hidden is None
+            else prediction.reconstruction[0, prediction.hidden[0]]
+        )
         path = self.folder / f"reconstruction-{trainer.global_step:07d}.png"
         title = f"step {trainer.global_step}: {batch['keys'][0]}"
         try:

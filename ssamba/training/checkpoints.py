@@ -69,8 +69,8 @@ class CheckpointFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
             with beside.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            said = {"sha256": digest, "step": checkpoint["global_step"], "bytes": beside.stat().st_size}
-            described.write_text(json.dumps(said) + "\n")
+            description = {"sha256": digest, "step": checkpoint["global_step"], "bytes": beside.stat().st_size}
+            described.write_text(json.dumps(description) + "\n")
             sidecar.unlink(missing_ok=True)
 
 
@@ -215,8 +215,8 @@ class Checkpoints(Checkpoint):
     def _prune(self, step: int) -> None:
         # Later ones than this are obsolete: the run was resumed from an earlier one, as they were damaged.
         steps = sorted(map(step_of, step_files(self.folder, "json")), reverse=True)
-        behind = [other for other in steps if other <= step]
-        kept = behind[:_KEPT] + [other for other in behind if self._is_regular(other)][: self.averaged]
+        earlier = [other for other in steps if other <= step]
+        kept = earlier[:_KEPT] + [other for other in earlier if self._is_regular(other)][: self.averaged]
         for ending in ("json", "ckpt"):
             for path in step_files(self.folder, ending):
                 if step_of(path) not in kept:

@@ -21,9 +21,9 @@ class EnergyMeter:
         self._counters = {path: count for path, count in known.items() if count is not None}
         self._gpus = gpus
         self._since = time.perf_counter()
-        told = _power(0) is not None if gpus else bool(self._counters)
-        self.joules: float | None = 0.0 if told else None
-        """None where nothing tells it: on GPUs their power, else the counters."""
+        readable = _power(0) is not None if gpus else bool(self._counters)
+        self.joules: float | None = 0.0 if readable else None
+        """None where it cannot be read: on GPUs from their power, else from the counters."""
 
     def read(self, at_once: bool = False) -> None:
         """To be called often; at_once: however short the last time was ago."""

@@ -91,16 +91,16 @@ class Interruptions(Callback):
             return
         self.checkpoints.save(trainer, validation_due)
         step, saved = trainer.global_step, self.checkpoints.saved_step
-        said = f"stopped by {signal.Signals(asked).name} after step {step} of {trainer.max_steps}"
+        message = f"stopped by {signal.Signals(asked).name} after step {step} of {trainer.max_steps}"
         if step:
-            said += ", which is saved" if saved == step else f"; the newest checkpoint is that of step {saved}"
-        said += f". To go on: {self.command}"
+            message += ", which is saved" if saved == step else f"; the newest checkpoint is that of step {saved}"
+        message += f". To go on: {self.command}"
         if trainer.global_rank:
             # One rank prints the message and has the status: a launcher takes another's for a failure, and kills the
             # rest.
             raise Stopped(0)
         requeued = [_requeue()] if asked == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ else []
-        raise Stopped(128 + asked, said, *requeued)
+        raise Stopped(128 + asked, message, *requeued)
 
 
 def _requeue() -> str:

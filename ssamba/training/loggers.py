@@ -110,7 +110,7 @@ class _Wandb(WandbLogger):
     """Logs into the run folder alone if the server does not answer; `wandb sync` sends that later. What cannot be
     logged during training is told once, and ends no run."""
 
-    _told = False
+    _warned = False
 
     @property
     @rank_zero_experiment
@@ -132,9 +132,9 @@ class _Wandb(WandbLogger):
         try:
             super().log_metrics(metrics, step)
         except Exception as error:  # its service has errors of many kinds, and none is worth a run
-            if not self._told:
+            if not self._warned:
                 log.warning("wandb does not log any more: %s; metrics.csv has everything", error)
-            self._told = True
+            self._warned = True
 
 
 def wandb_logger(
@@ -184,14 +184,14 @@ def wandb_logger(
 class _TensorBoard(TensorBoardLogger):
     """What cannot be logged during training is told once, and ends no run."""
 
-    _told = False
+    _warned = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         try:
             super().log_metrics(metrics, step)
         except Exception as error:  # of its thread, of an earlier write
-            self._tell(error)
+            self._warn(error)
 
     @rank_zero_only
     def save(self) -> None:
@@ -199,16 +199,16 @@ class _TensorBoard(TensorBoardLogger):
         try:
             self.experiment.flush()
         except Exception as error:
-            self._tell(error)
+            self._warn(error)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()  # and open for what the run has come to
 
-    def _tell(self, error: Exception) -> None:
-        if not self._told:
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
             log.warning("TensorBoard's file is not written any more: %s; metrics.csv has everything", error)
-        self._told = True
+        self._warned = True
 
 
 def tensorboard_logger(run: Path, start: int | None) -> TensorBoardLogger:

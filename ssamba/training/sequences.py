@@ -94,8 +94,8 @@ class CtcFineTuning(FineTuning):
         frames, labels = self.log_mel.frames(batch["lengths"]), batch["labels"]
         logits = self.model(self.log_mel(batch["waveform"], batch["lengths"]), frames)
         losses = self.clip_losses(logits, labels, frames).double().cpu()
-        said = [spell(path, self.names) for path in greedy(logits, self.hops(frames))]
-        errors = count_errors(said, [spell(row[row != NO_LABEL].tolist(), self.names) for row in labels])
+        predicted = [spell(path, self.names) for path in greedy(logits, self.hops(frames))]
+        errors = count_errors(predicted, [spell(row[row != NO_LABEL].tolist(), self.names) for row in labels])
         self._counted.append((batch["positions"], torch.stack([losses, *errors], 1)))
 
     def on_validation_epoch_end(self) -> None:

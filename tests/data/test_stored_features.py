@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssamba.data.features import Heard, StoredFeatures
+from ssamba.data.features import FeaturePart, StoredFeatures
 from ssamba.data.shards.arrays import parse_array
 from ssamba.data.shards.features import MEMBER, FeatureInfo, parse_features
 from ssamba.errors import BadAudio
@@ -21,7 +21,7 @@ def frames(count: int, first: float) -> np.ndarray:
     return np.stack([middles, -middles], 1).astype(np.float16)
 
 
-def clip_of(parts: list[Heard], filled: int, seconds: list[float]) -> list[float]:
+def clip_of(parts: list[FeaturePart], filled: int, seconds: list[float]) -> list[float]:
     stored = StoredFeatures(INFO, RATE, torch.tensor(seconds, dtype=torch.float64))
     told = stored.of_clip(parts, filled)
     assert told.dtype == torch.float16 and torch.equal(told[:, 1], -told[:, 0])
@@ -31,22 +31,26 @@ def clip_of(parts: list[Heard], filled: int, seconds: list[float]) -> list[float
 def test_a_crop_has_the_features_of_its_window() -> None:
     times = [0.0, 0.015, 0.0405, 0.1]
     # From sample 137 of a recording on: at each time what is 137 samples later.
-    assert clip_of([Heard(137, 200, frames(30, 0))], 200, times) == pytest.approx([137, 152, 177.5, 237], abs=0.1)
+    assert clip_of([FeaturePart(137, 200, frames(30, 0))], 200, times) == pytest.approx([137, 152, 177.5, 237], abs=0.1)
 
 
 def test_what_lies_outside_of_the_frames_is_as_the_nearest() -> None:
-    assert clip_of([Heard(0, 60, frames(3, 0))], 60, [0.0, 0.055, 0.2]) == pytest.approx([10, 50, 50], abs=0.1)
+    assert clip_of([FeaturePart(0, 60, frames(3, 0))], 60, [0.0, 0.055, 0.2]) == pytest.approx([10, 50, 50], abs=0.1)
 
 
 def test_joined_recordings_have_each_its_own() -> None:
-    parts = [Heard(500, 40, frames(40, 0)), Heard(0, 100, frames(5, 1000)), Heard(20, 60, frames(9, 1500))]
+    parts = [
+        FeaturePart(500, 40, frames(40, 0)),
+        FeaturePart(0, 100, frames(5, 1000)),
+        FeaturePart(20, 60, frames(9, 1500)),
+    ]
     times = [0.0, 0.039, 0.04, 0.09, 0.139, 0.14, 0.19]
     wanted = [500, 539, 1010, 1050, 1090, 1520, 1570]
     assert clip_of(parts, 200, times) == pytest.approx(wanted, abs=1)
 
 
 def test_a_recording_that_is_repeated_says_the_same_again() -> None:
-    heard = [Heard(0, 80, frames(4, 0))]
+    heard = [FeaturePart(0, 80, frames(4, 0))]
     assert clip_of(heard, 240, [0.03, 0.11, 0.2]) == pytest.approx([30, 30, 40], abs=0.1)
 
 

@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where kernels are kept in a test, not made yet; what it says is said as for the first time."""
     folder = tmp_path / "kept" / "kernels"
     monkeypatch.setattr(config, "CACHE_DIR", str(folder))
-    monkeypatch.setattr(kernel_cache, "was_told", False)
+    monkeypatch.setattr(kernel_cache, "has_warned", False)
     return folder
 
 
@@ -283,7 +283,7 @@ def test_what_an_image_has_kept_serves_a_user_who_cannot_write_there(
 
 def compile_and_load(_: int) -> tuple[bool, bool]:
     is_kept()
-    return is_kept(), kernel_cache.was_told
+    return is_kept(), kernel_cache.has_warned
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")

@@ -23,13 +23,13 @@ from ssamba.recordings import (
     LOUDEST,
     check_level,
     decoded_length,
+    header_seconds,
     measured_length,
     read_audio,
     read_cut,
     read_segment,
     recording_seconds,
     stream_audio,
-    told_seconds,
 )
 
 
@@ -283,7 +283,7 @@ def test_every_format_is_read_whole_and_alike_everywhere(name: str, tmp_path: Pa
     assert whole.shape == (length,) and 0.2 < np.sqrt(np.mean(whole**2)) < 0.33
     for source in (path, str(path), io.BytesIO(data)):
         assert np.array_equal(read_audio(source, rate, 10), whole)
-    assert abs(told_seconds(path) - length / rate) < 0.15 or not told_seconds(path)
+    assert abs(header_seconds(path) - length / rate) < 0.15 or not header_seconds(path)
     assert abs(recording_seconds(path) - length / rate) < 0.15
     for start, size in ((0, 100), (0, length), (1, 999), (length // 3, 5000), (length - 1700, 1700), (length - 1, 1)):
         out = np.zeros(size, np.float32)
@@ -428,7 +428,7 @@ def test_a_flac_of_unknown_length(tail: bytes) -> None:
     data[22:26] = bytes(4)
     wanted = read_audio(by_libsndfile("FLAC PCM_16"), 16000, 10)
     assert np.array_equal(read_audio(bytes(data) + tail, 16000, 10), wanted)
-    assert measured_length(bytes(data) + tail) == (16000, len(wanted)) and told_seconds(bytes(data) + tail) == 0
+    assert measured_length(bytes(data) + tail) == (16000, len(wanted)) and header_seconds(bytes(data) + tail) == 0
     out = np.zeros(3000, np.float32)
     read_segment(bytes(data) + tail, 16000, 9000, out)
     assert np.array_equal(out, wanted[9000:12000])
@@ -510,7 +510,7 @@ def test_folders_pipes_and_devices_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadAudio, match=f"it cannot be decoded: .*{said}"):
             read_audio(path, 16000, 10)
-        assert told_seconds(path) == 0
+        assert header_seconds(path) == 0
     assert time.monotonic() - begin < 10  # and nothing was waited for
 
 

@@ -182,8 +182,8 @@ class _Job:
     def digest(self) -> str:
         """Of all that decides the shard's bytes."""
         info = self.info
-        said = f"{self.shard.info.sha256} {info.teacher_sha256} {info.layer} {info.width}"
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        text = f"{self.shard.info.sha256} {info.teacher_sha256} {info.layer} {info.width}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -255,22 +255,22 @@ def _samples(source: tarfile.TarFile, rows: Mapping[int, int], shard: Shard) -> 
 
 def _taught(job: _Job, reader: SampleReader, samples: Sequence[_Sample]) -> Iterator[Skipped]:
     """Compute the teacher's features of samples; returns those that cannot be used."""
-    heard: list[_Sample] = []
+    decoded: list[_Sample] = []
     waveforms: list[Waveform] = []
     for sample in samples:
         if sample.row is None:
             continue
         index = job.first + sample.row
         try:
-            waveforms.append(_heard(reader, index, job.shards.sampling_rate))
-            heard.append(sample)
+            waveforms.append(_decoded(reader, index, job.shards.sampling_rate))
+            decoded.append(sample)
         except BadAudio as error:
             yield Skipped(reader.place_name(index), str(error))
-    for sample, features in zip(heard, job.teach(waveforms, job.shards.sampling_rate), strict=True):
+    for sample, features in zip(decoded, job.teach(waveforms, job.shards.sampling_rate), strict=True):
         sample.features = features
 
 
-def _heard(reader: SampleReader, index: int, sampling_rate: int) -> Waveform:
+def _decoded(reader: SampleReader, index: int, sampling_rate: int) -> Waveform:
     """A sample's recording, decoded as in training."""
     full_scale = reader.description(index).get("full_scale", 1)
     waveform = np.empty(int(reader.table[index]["length"]), np.float32)

@@ -333,13 +333,13 @@ def _unlabelled(
 
 
 def fields_report(fields: Mapping[str, Sequence[str]]) -> str:
-    """What may be labels, in one line."""
-    said = (
+    """The fields that may be labels, in one line."""
+    texts = (
         f"{name} ({len(names)}{' or more' if len(names) == MOST_NAMES else ''}: "
         f"{', '.join(one[:40] for one in names[:_SHOWN])}{', ...' if names[_SHOWN:] else ''})"
         for name, names in fields.items()
     )
-    return printable("; ".join(said))
+    return printable("; ".join(texts))
 
 
 def _label_lists(scanned: Sequence[Scanned], listed_labels: Labels) -> dict[str, tuple[str, ...]]:

@@ -171,16 +171,16 @@ def _shown(value: object) -> str:
     return str(value)[:200]
 
 
-def column(names: Sequence[str], told: str | None, usual: Sequence[str], option: str, place: Path) -> str | None:
+def column(names: Sequence[str], chosen: str | None, usual: Sequence[str], option: str, place: Path) -> str | None:
     """The name that is meant: the user's, else the first of the usual ones; None: there is none of these.
 
     Raises:
         UserError: the user's is not there.
     """
-    if told is not None:
-        if told not in names:
-            raise UserError(f"{option} is {told}; {place} has the columns {list(names)}")
-        return told
+    if chosen is not None:
+        if chosen not in names:
+            raise UserError(f"{option} is {chosen}; {place} has the columns {list(names)}")
+        return chosen
     spelled = {name.lower(): name for name in reversed(names)}
     return next((spelled[name] for name in usual if name in spelled), None)
 
@@ -228,7 +228,7 @@ def _table_entries(path: Path, label: str | None, columns: Columns, separator: s
             log.warning(
                 "%s: %s is taken for the labels, and %s as a further label (--label-column)", path, labels, name
             )
-    _tell_unlike_labels(path, rows, further)
+    _warn_unlike_labels(path, rows, further)
     offenders = Offenders(path, "a path in each" + (", and a label" if label and labels else ""))
     for row in rows:
         where, fields = f"line {row.line}", dict(row.fields)
@@ -250,7 +250,7 @@ def _split_names(text: str, separator: str) -> list[str]:
     return list(dict.fromkeys(name for name in names if name)) or [""]
 
 
-def _tell_unlike_labels(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
+def _warn_unlike_labels(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Columns that become labels and cannot be meant as such: durations, numbers of a speaker's utterance."""
     for name in names:
         if _MEASURE.fullmatch(name.lower()):

@@ -194,13 +194,13 @@ def distinct_keys(splits: Mapping[str, Sequence[Recording]]) -> dict[str, list[R
         return {split: list(recordings) for split, recordings in splits.items()}
     root = os.path.commonpath([place.parent for places in paths.values() for place in places])
 
-    def told_apart(one: Recording) -> Recording:
+    def distinguished(one: Recording) -> Recording:
         name = os.fsencode(os.path.relpath(one.path, root))
         return replace(one, key=f"{one.key}-{hashlib.sha256(name).hexdigest()[:8]}") if one.key in shared else one
 
     count = sum(len(paths[key]) for key in shared)
     log.warning("%d names give a key that another gives, too, such as %s: digests tell them apart", count, min(shared))
-    return {split: [told_apart(one) for one in recordings] for split, recordings in splits.items()}
+    return {split: [distinguished(one) for one in recordings] for split, recordings in splits.items()}
 
 
 def keyed(splits: Mapping[str, Sequence[Recording]], folder: Path | None) -> dict[str, list[Recording]]:

@@ -297,13 +297,13 @@ def _row(file: BinaryIO, key: str, sample: _Sample, places: Mapping[str, str], f
         raise BadAudio(f"it has {length} samples; expected 1 to {_MOST_BYTES}")
     place = sample.members.get(sample.json)
     content = _read(file, place) if place else b""
-    said = parse_foreign(content) if place else None
-    labels = _native_labels(said, places)
+    parsed = parse_foreign(content) if place else None
+    labels = _native_labels(parsed, places)
     described: Description = {"key": key, "labels": {}}
     text = (0, 0)
-    if isinstance(said, dict) and labels is not None and place:
+    if isinstance(parsed, dict) and labels is not None and place:
         if places:
-            own = {name: said[name] for name in ("key", "full_scale") if name in said}
+            own = {name: parsed[name] for name in ("key", "full_scale") if name in parsed}
             content = json.dumps({**own, "labels": labels}).encode()
         described, text = parse_description(content, key), (place.offset, place.bytes)
     for label, where in places.items():
@@ -311,18 +311,18 @@ def _row(file: BinaryIO, key: str, sample: _Sample, places: Mapping[str, str], f
             if member := sample.members.get(_member(where)):
                 names = names_in_text(_read(file, member))
             else:
-                names = None if where.startswith(".") else names_in(value_at(said, where))
+                names = None if where.startswith(".") else names_in(value_at(parsed, where))
         except BadAudio as error:
             raise BadAudio(f"its label {label!r}: {error}") from error
         if names is not None:
             described["labels"][label] = names
-    _add_fields(file, sample, said if labels is None else None, fields)
+    _add_fields(file, sample, parsed if labels is None else None, fields)
     return Row(key, rate, (sample.audio.offset, sample.audio.bytes, *text, length), described)
 
 
-def _add_fields(file: BinaryIO, sample: _Sample, said: object, fields: dict[str, set[str]]) -> None:
+def _add_fields(file: BinaryIO, sample: _Sample, parsed: object, fields: dict[str, set[str]]) -> None:
     """Note what of a sample's members and JSON may be its labels."""
-    candidates: list[tuple[str, Names]] = list(label_fields(said))
+    candidates: list[tuple[str, Names]] = list(label_fields(parsed))
     for extension in {"cls", "txt"} & sample.members.keys():
         with contextlib.suppress(BadAudio):
             if names := names_in_text(_read(file, sample.members[extension])):
@@ -333,10 +333,10 @@ def _add_fields(file: BinaryIO, sample: _Sample, said: object, fields: dict[str,
             seen.update(as_list(names)[: MOST_NAMES - len(seen)])
 
 
-def _native_labels(said: object, places: Mapping[str, str]) -> dict[str, Names] | None:
+def _native_labels(parsed: object, places: Mapping[str, str]) -> dict[str, Names] | None:
     """Label key -> names, of a JSON; None if it is not about a sample's labels. What has a place of its own is not."""
-    labels = said.get("labels") if isinstance(said, dict) else None
-    if not isinstance(said, dict) or not isinstance(labels, dict) or not isinstance(said.get("key", ""), str):
+    labels = parsed.get("labels") if isinstance(parsed, dict) else None
+    if not isinstance(parsed, dict) or not isinstance(labels, dict) or not isinstance(parsed.get("key", ""), str):
         return None
     labels = {
         key: value for key, value in labels.items() if key not in places and f"labels.{key}" not in places.values()

@@ -68,7 +68,7 @@ def unpacked(source: Path, folder: str) -> Path:
     return source / folder if (source / folder).is_dir() else source
 
 
-def tell_missing(split: str, count: int, wanted: int, source: Path, names: str) -> None:
+def warn_missing(split: str, count: int, wanted: int, source: Path, names: str) -> None:
     """Log how many of a split's clips are missing; `names` is how a file is expected to be called.
 
     Raises:

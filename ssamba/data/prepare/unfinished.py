@@ -101,9 +101,9 @@ def what_stays(shards: int, place: object) -> str:
     return f"Finished shards ({shards}) stay in {place}: the same call goes on from them"
 
 
-def with_what_stays(said: Sequence[str], stays: str) -> Sequence[str]:
-    """The message of an error and its details, with a word on what stays: in the message, or as the last detail."""
-    return [*said, stays] if said[1:] else [f"{said[0].rstrip('.')}. {stays}"]
+def with_what_stays(messages: Sequence[str], stays: str) -> Sequence[str]:
+    """An error's message and details with a note on what stays: in the message, or as the last detail."""
+    return [*messages, stays] if messages[1:] else [f"{messages[0].rstrip('.')}. {stays}"]
 
 
 def another_plan(place: object, there: Mapping[str, object], plan: Plan) -> UserError:
@@ -177,10 +177,12 @@ class Folder:
             try:
                 yield folder / "whole"
             except (UserError, OSError) as error:
-                said = error.args
+                messages = error.args
                 if isinstance(error, OSError):
-                    said = (f"the shards cannot be written to {self.out}: {error}",)
-                raise UserError(*(with_what_stays(said, self.how_to_go_on()) if self._count() else said)) from error
+                    messages = (f"the shards cannot be written to {self.out}: {error}",)
+                raise UserError(
+                    *(with_what_stays(messages, self.how_to_go_on()) if self._count() else messages)
+                ) from error
             finally:
                 if not self._count():
                     shutil.rmtree(folder, ignore_errors=True)

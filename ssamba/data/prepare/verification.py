@@ -76,13 +76,13 @@ def _problems(check: _Check) -> list[str]:
         with ExitStack() as stack:
             file = stack.enter_context(check.local(check.shard).open("rb"))
             described = check.shard.descriptions
-            said = stack.enter_context(check.local(described).open("rb")) if described else file
-            return list(_shard_problems(check, file, said))
+            descriptions = stack.enter_context(check.local(described).open("rb")) if described else file
+            return list(_shard_problems(check, file, descriptions))
     except (OSError, UserError) as error:
         return [f"it cannot be read: {error}"]
 
 
-def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedReader) -> Iterator[str]:
+def _shard_problems(check: _Check, file: io.BufferedReader, descriptions: io.BufferedReader) -> Iterator[str]:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != check.shard.info.sha256:
         yield f"its sha256 is {digest}; the index expects {check.shard.info.sha256}"
@@ -90,7 +90,7 @@ def _shard_problems(check: _Check, file: io.BufferedReader, said: io.BufferedRea
         name = f"sample {index}"
         if row["json_bytes"]:
             try:
-                description = parse_description(_part(said, row, "json"), name)
+                description = parse_description(_part(descriptions, row, "json"), name)
                 name = f"sample {description['key']!r}" if description["key"] != name else name
                 for key, names in check.labels.items():
                     if not names:  # transcripts have no list

@@ -170,8 +170,8 @@ def _fetched(place: str, cache: Path) -> _Folder:
     expected = Expected(None, index.most_table_bytes, index.samples_sha256)
     fetch_into_cache(renamed(place, SAMPLES_NAME), samples, expected)
     described = None
-    if said := index.descriptions:
-        described = Shard(cache / f"{said.sha256}.jsonl", said.info, renamed(place, DESCRIPTIONS_NAME))
+    if descriptions := index.descriptions:
+        described = Shard(cache / f"{descriptions.sha256}.jsonl", descriptions.info, renamed(place, DESCRIPTIONS_NAME))
     listed = tuple(
         Shard(cache / f"{info.sha256}.tar", info, renamed(place, info.name), described) for info in index.shards
     )

@@ -175,12 +175,12 @@ class ShardIndex:
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder, whole or not at all."""
-        said = asdict(self)
+        fields = asdict(self)
         for name in ("descriptions", "features"):
-            if said[name] is None:
-                del said[name]
-        head = {name: said.pop(name) for name in ("dataset", "split", "sampling_rate")}
-        content = {"format": FORMAT, **head, "samples": self.samples, "seconds": self.seconds, **said}
+            if fields[name] is None:
+                del fields[name]
+        head = {name: fields.pop(name) for name in ("dataset", "split", "sampling_rate")}
+        content = {"format": FORMAT, **head, "samples": self.samples, "seconds": self.seconds, **fields}
         write_text(folder / INDEX_NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 

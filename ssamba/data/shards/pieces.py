@@ -137,5 +137,5 @@ def _pipe_pieces(command: str) -> Generator[Piece]:
 def _tail(complaints: IO[bytes]) -> str:
     """The end of what a command wrote to stderr, in one line."""
     complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - 2000))
-    said = " ".join(complaints.read().decode(errors="replace").split())
-    return f": {said[-400:]}" if said else ""
+    text = " ".join(complaints.read().decode(errors="replace").split())
+    return f": {text[-400:]}" if text else ""

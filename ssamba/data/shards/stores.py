@@ -61,9 +61,9 @@ class Listed(NamedTuple):
         return PurePosixPath(self.url).name
 
 
-def status_of(code: int, said: str) -> Failed:
-    """What an answer of http with that code is."""
-    return (Wrong if 300 <= code < 500 and code not in _PASSING else Failed)(said)
+def status_of(code: int, message: str) -> Failed:
+    """The error of an HTTP response with that code."""
+    return (Wrong if 300 <= code < 500 and code not in _PASSING else Failed)(message)
 
 
 def check_driver(url: str) -> None:
@@ -134,8 +134,8 @@ class Store:
 
     def _version(self) -> dict[str, Any]:
         """The metadata of a file, without its time of access."""
-        told = self._call(self._files.info, self._path)
-        return {name: value for name, value in told.items() if "access" not in name}
+        metadata = self._call(self._files.info, self._path)
+        return {name: value for name, value in metadata.items() if "access" not in name}
 
     def bytes(self) -> int | None:
         """Of a file; None: there is none."""
@@ -195,7 +195,7 @@ class Store:
         try:
             return _within(STALL_SECONDS if seconds is None else seconds, function, *arguments, **named)
         except FileNotFoundError as error:
-            raise Missing(f"there is no such file or folder ({_said(error)})") from error
+            raise Missing(f"there is no such file or folder ({_message(error)})") from error
         except Exception as error:  # each driver has errors of its own
             raise _outcome(error, self._driver()) from error
 
@@ -209,13 +209,13 @@ def _outcome(error: Exception, driver: str) -> Failed:
     code = getattr(error, "status", getattr(error, "code", getattr(answer, "status_code", None)))
     # Those of Amazon's, Google's and Microsoft's libraries have no type in common.
     if isinstance(error, PermissionError) or code in (401, 403) or "Credentials" in type(error).__name__:
-        return Wrong(f"{_said(error)}: expected credentials that are valid, where {driver} looks for them")
+        return Wrong(f"{_message(error)}: expected credentials that are valid, where {driver} looks for them")
     if isinstance(error, ValueError | TypeError | NotImplementedError | NotADirectoryError | IsADirectoryError):
-        return Wrong(_said(error))
-    return status_of(code, _said(error)) if isinstance(code, int) else Failed(_said(error))
+        return Wrong(_message(error))
+    return status_of(code, _message(error)) if isinstance(code, int) else Failed(_message(error))
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split())[:1000] or type(error).__name__
 
 

@@ -88,9 +88,9 @@ IMAGE_CLASSES = 1000
 # Every tensor that is in checkpoints and that nothing reads.
 UNUSED = tuple(f"{layer}.{kind}" for layer in FAMILIES["ssast"].image_classifiers for kind in ("weight", "bias"))
 
-# Options that the shapes of the tensors tell; the rest has its family's one value, which the originals' code fixes.
-# The number of attention heads is the caller's to know.
-TOLD = {
+# Options that the shapes of the tensors determine; the rest has its family's one value, which the originals' code
+# fixes. The number of attention heads is the caller's to know.
+SHAPE_OPTIONS = {
     "hidden_size",
     "num_hidden_layers",
     "state_size",

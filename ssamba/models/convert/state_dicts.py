@@ -16,8 +16,8 @@ from ssamba.models.convert.families import (
     FORMATS,
     IMAGE_CLASSES,
     PREDICTED_PIXELS,
+    SHAPE_OPTIONS,
     SIZE_OF_INPUT,
-    TOLD,
     UNUSED,
     authors_name,
 )
@@ -189,7 +189,7 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
     names, usual = FAMILIES[family], SIZES[family]["base"]
     problems = [
         f"{name} is {options[name]} (theirs is always {usual[name]})"
-        for name in sorted(usual.keys() - TOLD)
+        for name in sorted(usual.keys() - SHAPE_OPTIONS)
         if options[name] != usual[name]
     ]
     pretraining = isinstance(model, MaskedPatchModel)

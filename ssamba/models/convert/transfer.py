@@ -107,13 +107,13 @@ def _check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
     A tensor of one number may claim any shape by strides of 0, and many may lie in one storage: nothing is copied, or
     built by their shapes, before that is known.
     """
-    told = sum(tensor.nbytes for tensor in tensors.values())
+    claimed = sum(tensor.nbytes for tensor in tensors.values())
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     stored = sum(storages.values())
-    if told > 2 * stored + _MOST_REPEATED:
+    if claimed > 2 * stored + _MOST_REPEATED:
         name = max(tensors, key=lambda name: tensors[name].nbytes)
         raise UserError(
-            f"{path} stores {stored:,} bytes for tensors of {told:,}, the largest {name} of "
+            f"{path} stores {stored:,} bytes for tensors of {claimed:,}, the largest {name} of "
             f"{tuple(tensors[name].shape)}; expected tensors with all their numbers"
         )
     for name, tensor in tensors.items():
@@ -148,7 +148,7 @@ def import_checkpoint(
     checkpoint: Path,
     out: Path,
     audio: Mapping[str, Any],
-    told: Mapping[str, int | None],
+    stated: Mapping[str, int | None],
     options: ClassifierOptions,
     overwrite: bool = False,
 ) -> Imported:
@@ -159,7 +159,7 @@ def import_checkpoint(
         checkpoint: as `read_state_dict`; tensors of another type than float32 become float32.
         out: a new folder.
         audio: fields of `AudioSettings` as far as they are given; the others are `AUDIOSET_LIBRISPEECH`'s.
-        told: arguments of `from_authors`, None where not given.
+        stated: arguments of `from_authors`, None where not given.
         options: of a classifier.
         overwrite: replace `out` if it is a model folder.
 
@@ -170,10 +170,10 @@ def import_checkpoint(
     _check_folder(out, overwrite)
     state = read_state_dict(checkpoint)
     try:
-        source = from_authors(state, **told)
+        source = from_authors(state, **stated)
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from error
-    _check_told(source, told)
+    _check_stated(source, stated)
     model, classifier = _build(source, options)
     short = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     unused = {name: short[name].clone(memory_format=torch.contiguous_format) for name in UNUSED if name in short}
@@ -187,8 +187,8 @@ def import_checkpoint(
     assumed = {name: {**source.arguments, **source.arguments["options"]}[name] for name in source.assumed}
     assumed |= {name: value for name, value in asdict(settings).items() if name not in audio}
     if classifier is not None:
-        said = {"loss": classifier.loss, "pooling": classifier.pooling}
-        assumed |= {name: value for name, value in said.items() if getattr(options, name) is None}
+        options_used = {"loss": classifier.loss, "pooling": classifier.pooling}
+        assumed |= {name: value for name, value in options_used.items() if getattr(options, name) is None}
     return Imported(model, settings, classifier, used, tuple(unused), others, assumed)
 
 
@@ -302,10 +302,10 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} is no model folder, or holds more than a model; --overwrite does not remove it")
 
 
-def _check_told(source: FromAuthors, told: Mapping[str, int | None]) -> None:
+def _check_stated(source: FromAuthors, stated: Mapping[str, int | None]) -> None:
     """UserError where the caller's arguments contradict the checkpoint."""
     arguments = {**source.arguments, **source.arguments["options"]}
-    for name, value in told.items():
+    for name, value in stated.items():
         if value is not None and arguments.get(name) != value:
             option = f"--{name.replace('_', '-')}"
             own = f"the checkpoint has {arguments[name]}" if name in arguments else f"{arguments['encoder']} has none"
