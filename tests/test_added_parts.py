@@ -243,6 +243,17 @@ def test_what_a_task_does_not_go_with(
     assert said in refused("finetune", recipes["finetune"], "run_dir=run", "task.loss=other", *words)
 
 
+@pytest.mark.parametrize("monitor", [("recall", "max"), ("mAP", "largest")])
+def test_a_task_is_monitored_by_a_score_that_it_has(
+    monitor: tuple[str, str], installed: Install, recipes: dict[str, Path], refused: Any
+) -> None:
+    source = f"{TASK.format('multi_label_classification')}\n        monitor = {monitor!r}\n"
+    installed("some-parts", "ssamba.tasks", "other", source)
+    said = refused("finetune", recipes["finetune"], "run_dir=run", "task.loss=other")
+    assert f"the task other of the package some-parts has monitor {monitor!r}; expected max or min" in said
+    assert said.endswith(" of one of loss, mAP\n")
+
+
 def test_a_pool_without_a_place_in_time_answers_no_hops(
     installed: Install, recipes: dict[str, Path], refused: Any
 ) -> None:

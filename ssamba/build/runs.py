@@ -23,7 +23,7 @@ from ssamba.data.labels import (
     balancing_weights,
     class_weights,
 )
-from ssamba.evaluation.task import find_task
+from ssamba.evaluation.task import check_monitor, find_task
 from ssamba.masking import Masking
 from ssamba.models.checkpoint import build_classifier
 from ssamba.models.decoder import decoder_of
@@ -141,6 +141,8 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     audio = build_audio(recipe)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     task, learned = recipe.task, find_task(recipe.task.loss)
+    if not task.is_sequence:
+        check_monitor(task.loss, learned, len(labels.names))
     classifier = ClassifierSettings(
         tuple(labels.names),
         task.label,

@@ -5,10 +5,12 @@ Shapes: B clips, C classes.
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.errors import UserError
+from ssamba.evaluation.metrics import clip_metrics
 from ssamba.models.settings import Problem
 from ssamba.parts import find, load_class
 
@@ -90,3 +92,18 @@ def find_task(name: str) -> Task:
             f"expected {' or '.join(expected)}"
         )
     return kind()
+
+
+def check_monitor(name: str, task: Task, classes: int) -> None:
+    """UserError if validation would not give the score by which the best model is kept; asked of one clip a class."""
+    labels = torch.arange(classes)
+    logits = torch.eye(classes)
+    if task.problem_type == BinaryCrossEntropy.problem_type:
+        labels = logits.clone()
+    expected = ("loss", *clip_metrics(logits, labels), *task.scores(logits, labels))
+    score, best = task.monitor
+    if score not in expected or best not in ("max", "min"):
+        raise UserError(
+            f"the task {name} of the package {find('task', name).package} has monitor {task.monitor!r}; expected max "
+            f"or min of one of {', '.join(expected)}"
+        )
