@@ -61,11 +61,6 @@ class PretrainRecipe:
                 f"objective.parts.distillation is {weight:g} and objective.distillation.teacher is null; expected a "
                 "model's folder, hf:NAME or shards"
             )
-        if weight and self.model.encode == "visible":
-            yield (
-                f"objective.parts.distillation is {weight:g}, which all patches tell, and model.encode is visible; "
-                "expected model.encode=all"
-            )
         if weight and self.objective.mix:
             yield (
                 f"objective.parts.distillation is {weight:g}, whose teacher hears each clip by itself, and "

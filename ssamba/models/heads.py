@@ -43,7 +43,8 @@ class MaskedPatchModel(nn.Module):
     Args:
         encoder: what is pretrained.
         more_heads: further heads that pretraining needs and no exported model has: `head(tokens, encoded)`, of the
-            tokens of the masked patches (B, N, D) and of what the encoder gives.
+            tokens of the masked patches (B, N, D) and of what the encoder gives; with a decoder, of all patches, the
+            masked ones by the decoder.
         decoder: fills in the masked patches, and the encoder gets the visible ones alone; None: the encoder gets all,
             the masked ones behind its mask token, and its own tokens are what heads read.
     """
@@ -90,12 +91,23 @@ class MaskedPatchModel(nn.Module):
             encoded = self.encoder(log_mel, None, kept, visible)
             grid = patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
             tokens = self.decoder(encoded.tokens, visible, places, grid)
+            encoded = encoded._replace(tokens=_in_order(mask.shape[1], (places, tokens), (visible, encoded.tokens)))
         target = gather_patches(patch_shape.cut(log_mel), places)
         hidden = None if own is None else mask.gather(1, places)
         more = {name: head(tokens, encoded) for name, head in self.more_heads.items()}
         return MaskedPrediction(
             self.contrastive_head(tokens), self.reconstruction_head(tokens), target, hidden, places, more
         )
+
+
+def _in_order(patches: int, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Tokens of some patches each, with which of the L patches they are: (B, N) and (B, N, D) -> (B, L, D). Of a patch
+    that several parts have, the last one counts; one that none has, of padding, is zero."""
+    first = parts[0][1]
+    whole = first.new_zeros(len(first), patches, first.shape[2])
+    for places, tokens in parts:
+        whole = whole.scatter(1, places.unsqueeze(-1).expand_as(tokens), tokens.to(whole.dtype))
+    return whole
 
 
 class AudioClassifier(nn.Module):

@@ -30,7 +30,7 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 targets of so many."""
 TAUGHT = ("latent", "clip")
 """Those that need a `Teacher`."""
-OF_PATCHES = ("contrastive", "reconstruction", "latent")
+OF_PATCHES = ("contrastive", "reconstruction", "latent", "distillation")
 """Those that say something of hidden patches."""
 
 __all__ = [

@@ -159,18 +159,23 @@ def convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 # Both
 
 
+class Reader(nn.Module):
+    """A head that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[tuple[Tensor, Encoded]] = []
+
+    def forward(self, tokens: Tensor, encoded: Encoded) -> Tensor:
+        self.inputs.append((tokens, encoded))
+        return tokens.sum(1)
+
+
 @each_encoder
 def test_heads_read_the_decoders_tokens_and_the_encoders_class_tokens(name: str) -> None:
-    read: list[tuple[Tensor, Encoded]] = []
-
-    class Reader(nn.Module):
-        def forward(self, tokens: Tensor, encoded: Encoded) -> Tensor:
-            read.append((tokens, encoded))
-            return tokens.sum(1)
-
-    encoder = make_encoder(name)
+    encoder, reader = make_encoder(name), Reader()
     assert encoder.grid == (4, 6)
-    model = move(MaskedPatchModel(encoder, {"reader": Reader()}, decoder_of(encoder)))
+    model = move(MaskedPatchModel(encoder, {"reader": reader}, decoder_of(encoder)))
     log_mel, mask = spectrogram(2), some_mask(2)
     visible = visible_places(mask, HIDDEN)
     with torch.no_grad():
@@ -179,8 +184,11 @@ def test_heads_read_the_decoders_tokens_and_the_encoders_class_tokens(name: str)
         tokens = model.decoder(encoded.tokens, visible, said.places, (4, 6))
         assert torch.equal(said.contrastive, model.contrastive_head(tokens))
         assert torch.equal(said.reconstruction, model.reconstruction_head(tokens))
-    ((tokens_read, encoded_read),) = read
+    ((tokens_read, encoded_read),) = reader.inputs
     assert torch.equal(tokens_read, tokens) and torch.equal(encoded_read.class_tokens, encoded.class_tokens)
+    for clip in range(2):  # of all patches, in their order
+        assert torch.equal(encoded_read.tokens[clip, mask[clip]], tokens[clip])
+        assert torch.equal(encoded_read.tokens[clip, ~mask[clip]], encoded.tokens[clip])
     patches = encoder.patch_shape.cut(log_mel)
     assert all(torch.equal(said.target[clip], patches[clip, mask[clip]]) for clip in range(2))
 
@@ -200,7 +208,8 @@ def test_hidden_patches_have_no_say(name: str) -> None:
 @each_encoder
 def test_clips_with_padding_are_what_each_is_alone(name: str) -> None:
     """A batch with unequal numbers of hidden patches, against each clip by itself."""
-    model, log_mel = make_model(name), spectrogram(4)
+    encoder, reader, log_mel = make_encoder(name), Reader(), spectrogram(4)
+    model: MaskedPatchModel = move(MaskedPatchModel(encoder, {"reader": reader}, decoder_of(encoder)))
     frames = torch.tensor([48, 33, 16, 5])
     mask = Masking("random", HIDDEN, padded=True).draw(
         4,
@@ -221,6 +230,12 @@ def test_clips_with_padding_are_what_each_is_alone(name: str) -> None:
             assert said.places[clip, said.hidden[clip]].tolist() == places[0].tolist()
             torch.testing.assert_close(
                 said.reconstruction[clip, said.hidden[clip]], model.reconstruction_head(tokens)[0], rtol=1e-4, atol=1e-5
+            )
+            read = reader.inputs[0][1].tokens[clip]
+            torch.testing.assert_close(read[places[0]], tokens[0], rtol=1e-4, atol=1e-5)
+            own_visible = own[clip, visible[0]]
+            torch.testing.assert_close(
+                read[visible[0, own_visible]], encoded.tokens[0, own_visible], rtol=1e-4, atol=1e-5
             )
 
 
