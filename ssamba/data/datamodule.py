@@ -79,8 +79,9 @@ class ClipDataModule(lightning.LightningDataModule):
     Attributes:
         stages: may be set until training begins.
         members: may be set until then, too.
-        consumed: training clips that are behind, over all ranks. Whoever trains says what is; checkpoints keep it.
-        progress: of shards without an index, what of them is behind on this rank.
+        consumed: training clips that were trained on, over all ranks. The trainer counts them by `count`; checkpoints
+            keep the number.
+        progress: of shards without an index, which of their clips were consumed on this rank.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ClipDataModule(lightning.LightningDataModule):
         return ClipOrder(train.shards, self.settings.rules, train.rows, train.sources, train.weights, train.balance)
 
     def training_stream(self) -> BatchStream:
-        """This rank's share of what is not behind: what is left of a trainer's steps, or without end."""
+        """This rank's share of the clips that are not consumed: for a trainer's remaining steps, or without end."""
         trainer = self.trainer
         batches = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches if trainer else None
         options: dict[str, Any] = {
@@ -141,13 +142,13 @@ class ClipDataModule(lightning.LightningDataModule):
     def validation_stream(self) -> ClipStream:
         """This rank's share of the validation clips."""
         assert self.validation is not None
-        order = self._as_they_lie(self.validation, "validation")
+        order = self._in_shard_order(self.validation, "validation")
         return self._stream(self.validation, order, False, self.trainer, features=self.features)
 
     def test_stream(self) -> ClipStream:
         """All test clips, for the one rank that scores them."""
         assert self.test is not None
-        return self._stream(self.test, self._as_they_lie(self.test, "test"), False, None)
+        return self._stream(self.test, self._in_shard_order(self.test, "test"), False, None)
 
     def probe_stream(self) -> ClipStream:
         """This rank's share of the probe's clips, each recording by itself."""
@@ -181,14 +182,14 @@ class ClipDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> wds.WebLoader | list[Batch]:
         return self._loader(self.validation_stream()) if self.validation else []
 
-    def behind(self, batch: Batch) -> None:
-        """Count a training batch that was learned from."""
+    def count(self, batch: Batch) -> None:
+        """Count a training batch as consumed."""
         self.consumed = batch["consumed"]
         if self.progress is not None:
             self.progress.add(batch["taken"], batch["ended"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The clips that are behind, the same on every rank, and what their order depends on."""
+        """How many clips are consumed, the same on every rank, and what their order depends on."""
         rules = asdict(self.settings.rules)
         if isinstance(self.train, ShardList) and self.progress is not None:
             order = {**rules, "data": self.train.fingerprint}
@@ -206,13 +207,13 @@ class ClipDataModule(lightning.LightningDataModule):
         return {"epoch": self.consumed // len(self.order), "clips": self.consumed, "order": {**rules, **data}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind the clips that are consumed; UserError if they were of another order."""
+        """Go on after the clips that are consumed; UserError if they were of another order."""
         ours, theirs = self.state_dict()["order"], dict(state_dict["order"])
         if "mixed" in theirs:  # as older versions call it
             theirs["shuffle_buffer"] = theirs.pop("mixed")
         if differ := [name for name in ours if theirs.get(name) != ours[name]]:
-            said = "; ".join(f"{name} was {theirs.get(name)!r} and is {ours[name]!r}" for name in differ)
-            raise UserError(f"the checkpoint stands in another order of the training clips: {said}")
+            changes = "; ".join(f"{name} was {theirs.get(name)!r} and is {ours[name]!r}" for name in differ)
+            raise UserError(f"the checkpoint stands in another order of the training clips: {changes}")
         self.consumed = int(state_dict["clips"])
         if self.progress is not None:
             self.progress = Progress.of(state_dict["shards"])
@@ -228,7 +229,7 @@ class ClipDataModule(lightning.LightningDataModule):
         assert isinstance(self.train, TrainingShards)
         return self.train
 
-    def _as_they_lie(self, shards: ShardSet, split: str) -> ClipOrder:
+    def _in_shard_order(self, shards: ShardSet, split: str) -> ClipOrder:
         return ClipOrder(shards, replace(self.settings.rules, shuffle_buffer=0), self.rows.get(split))
 
     def _stream(

@@ -255,7 +255,7 @@ class Checkpoints(Checkpoint):
         batch_idx: int,
     ) -> None:
         assert isinstance(data := trainer.datamodule, ClipDataModule)  # type: ignore[attr-defined]
-        data.behind(batch)
+        data.count(batch)
         if self._meter is not None:
             self._meter.read()
 
