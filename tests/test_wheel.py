@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from ssamba.data.prepare.recordings import Recording
 from ssamba.packaged import packaged
 
 ROOT = Path(__file__).parents[1]
@@ -110,11 +113,28 @@ def test_from_recordings_to_predictions(command: Command, corpus: Path, tmp_path
     assert "low" in said and "high" in said
 
 
-def test_the_demo(command: Command, tmp_path: Path) -> None:
-    data = tmp_path / "recordings"
-    for index in range(20):
-        name = data / ("low", "high")[index % 2] / f"{index}.wav"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(name, [((index % 2 + 1) * step % 7) / 7 - 0.5 for step in range(16000)], 16000)
-    said = command("demo", "--data", data, "--out", tmp_path / "demo", "--scale", 0.005)
-    assert "without a network: " in said and (tmp_path / "demo" / "report.html").is_file()
+def test_the_demo_goes_the_whole_road_on_a_folder_of_recordings(
+    command: Command, recordings: dict[str, list[Recording]], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "demo"
+    for recording in [one for split in recordings.values() for one in split]:
+        label = str(recording.labels["sound"])
+        (data / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(recording.path, data / label)
+    said = command("demo", "--data", data, "--out", out, "--scale", 0.005)
+    page = (out / "report.html").read_text()
+    for encoder in ("ssamba", "ssast"):
+        for run in ("pretrain", "labels-pretrained", "labels-scratch"):
+            record = json.loads((out / "runs" / f"{encoder}-{run}" / "run.json").read_text())
+            assert record["steps"] == (3 if run == "pretrain" else 1)
+        score = json.loads((out / "runs" / f"{encoder}-labels-scratch" / "test" / "scores.json").read_text())
+        assert re.search(rf"<td[^>]*>{score['accuracy']:.3f} \[", page)
+        for start in ("pretrained", "from scratch"):
+            assert re.search(rf"\| [A-D] +\| {encoder} +\| {start} ", said)
+    baseline = json.loads((out / "runs" / "ssamba-labels-pretrained" / "run.json").read_text())["baseline"]["scores"]
+    assert f"without a network: {baseline['accuracy']:.3f}\n" in said
+    assert said.count(" not told apart ") + said.count(", of these runs ") == 6  # pairs of four groups of one seed
+    assert re.search(r"\| ssast .*\| 3 of over [0-9,]+ needed", said)
+    for picture in out.glob("**/*.png"):
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(list(out.glob("**/test/confusion.png"))) == 4
