@@ -404,10 +404,10 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     fsdd.Benchmark(out, arguments.jobs, ()).prepare(arguments.recordings)
-    plan = [(row, 0.0) for row in SCRATCH]
+    references = {Work(row, 0.0, 0, out).reference for row in arguments.rows}
+    plan = [(row, 0.0) for row in SCRATCH if Work(row, 0.0, 0, out).reference in references]
     for row in arguments.rows:
-        compared = row in (Work(one, 0.0, 0, out).reference for one in arguments.rows)
-        plan += [(row, minutes) for minutes in (arguments.minutes if compared else [arguments.budget])]
+        plan += [(row, minutes) for minutes in (arguments.minutes if row in references else [arguments.budget])]
     works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
     context = multiprocessing.get_context("spawn")
     with (
