@@ -9,7 +9,8 @@ every seed the weights, the order, the masks and the labelled clips are others. 
 
     5 %, 1 %   digits by fine-tuning with as many labels as 5 % and 1 % of the official training part are, 135 and 27
     speaker    digits of a speaker of whom nothing is labelled, a different one for each seed, all labels of the others
-    frozen     digits by a linear classifier on the features as they are, 5 % of the labels; frozen all: all labels
+    frozen     the same by a linear classifier on the features as they are, of the best layer: with 5 and 1 % of the
+               labels, each the mean of ten drawings; with all of them; of the speaker of whom nothing is labelled
 
 A row is compared with the first one of its patches, `joint-runs` or `joint-squares`, after as many minutes and after
 the most; these two have every number of --minutes, the others --budget. Beside them stand networks without pretraining
@@ -90,7 +91,10 @@ SHARES = {"5 %": 135 / TRAINED, "1 %": 27 / TRAINED}
 STEPS, CLIPS = 250, 16  # of fine-tuning, and of each of its batches
 TIMED = 32  # steps by which a pace is measured, but for the first ones,
 ROUNDS = 2  # so often, all rows in turn
-TASKS = (*SHARES, "speaker", "frozen", "frozen all")
+TUNED = (*SHARES, "speaker")
+FROZEN = tuple(f"frozen {task}" for task in (*SHARES, "all", "speaker"))
+TASKS = (*TUNED, *FROZEN)
+DRAWS = 10  # of the labels of frozen features
 
 
 class Work(NamedTuple):
@@ -110,6 +114,11 @@ class Work(NamedTuple):
         """What a fine-tuning recipe has of the row's model section."""
         words = [word for word in (ROWS | SCRATCH)[self.row] if word.startswith("model.")]
         return [word for word in words if not word.startswith("model.encode=")]
+
+    @property
+    def speaker(self) -> str:
+        """Of whom nothing is labelled."""
+        return SPEAKERS[self.seed % len(SPEAKERS)]
 
     @property
     def reference(self) -> str:
@@ -137,7 +146,7 @@ class Work(NamedTuple):
         shards = self.out / "tuning-shards"
         words = [f"data.test={shards / 'test'}", f"data.label_fraction={SHARES.get(task, 1)}"]
         if task == "speaker":
-            words = ["data.test=[]", "data.fold_by=speaker", f"data.fold={SPEAKERS[self.seed % len(SPEAKERS)]}"]
+            words = ["data.test=[]", "data.fold_by=speaker", f"data.fold={self.speaker}"]
         weights = "null" if self.row in SCRATCH else self.folder / "pretrain"
         strides = ["model.time_stride=8"] if "model.tshape=16" in self.model else []
         recipe = load_recipe(
@@ -201,37 +210,42 @@ def make(work: Work, steps: int) -> str:
             pretrain(work.pretraining(steps), overwrite=True)
             write_json(folder / "pretrain.json", {"steps": steps, "cpu_seconds": round(time.process_time() - began)})
             told.append(f"{steps} steps")
-        for task in (*SHARES, "speaker"):
+        for task in TUNED:
             if not (folder / named(task) / "run.json").is_file():
                 finetune(work.finetuning(task), overwrite=True)
-        if steps:
-            for task, share in (("frozen", SHARES["5 %"]), ("frozen all", 1.0)):
-                _probe(work, task, share)
+        for task in FROZEN if steps else ():
+            _probe(work, task)
     return f"{work.row}, {work.minutes:g} min, seed {work.seed}: {', '.join(told) or 'was there'}"
 
 
-def _probe(work: Work, task: str, share: float) -> None:
-    """Scores of a linear classifier and of its baseline, laid out as those of a run."""
+def _probe(work: Work, task: str) -> None:
+    """Scores of a linear classifier and of its baseline, laid out as those of a run, a folder for each drawing."""
     folder, shards = work.folder / named(task), work.out / "tuning-shards"
     if folder.exists():
         return
+    share = SHARES.get(task.removeprefix("frozen "), 1.0)
+    others = task == "frozen speaker"
     settings = ProbeSettings(
         str(work.folder / "pretrain"),
         [str(shards / "train")],
         "digit",
         "linear",
-        test=[str(shards / "test")],
+        test=[] if others else [str(shards / "test")],
         fraction=share,
+        seeds=DRAWS if share < 1 else 1,
+        fold_by="speaker" if others else None,
+        folds=(work.speaker,),
         layer=None,
         device="cpu",
     )
     result = run_probe(settings)
-    (outcome,) = result.outcomes
-    assert outcome.baseline_predictions is not None
     with whole_folder(folder) as made:
-        for place, predictions in (("test", outcome.predictions), ("test/baseline", outcome.baseline_predictions)):
-            (made / place).mkdir()
-            fill_scores(made / place, predictions, result.names, task)
+        for outcome in result.outcomes:
+            assert outcome.baseline_predictions is not None
+            draw = made / str(outcome.part.seed)
+            for place, predictions in (("test", outcome.predictions), ("test/baseline", outcome.baseline_predictions)):
+                (draw / place).mkdir(parents=True)
+                fill_scores(draw / place, predictions, result.names, task)
 
 
 def _start() -> None:
@@ -243,12 +257,26 @@ def _start() -> None:
 # Results
 
 
-def scored(out: Path, row: str, minutes: float, seeds: int, task: str, part: str = "test") -> list[Scored]:
-    """What the seeds of a row said of the judged clips; of those that are finished."""
-    folders = [Work(row, minutes, seed, out).folder / named(task) / part for seed in range(seeds)]
-    # Speakers differ from seed to seed: each is a fold, whose clips are others.
-    folds = [SPEAKERS[seed % len(SPEAKERS)] if task == "speaker" else "" for seed in range(seeds)]
-    return [Scored(read_scores(one)[0], fold) for one, fold in zip(folders, folds, strict=True) if one.is_dir()]
+def scored(out: Path, row: str, minutes: float, seeds: int, task: str, part: str = "test") -> list[Scored] | None:
+    """The predictions of a row's seeds, and of their drawings of labels, for the judged clips; None while one is
+    missing."""
+    scores = []
+    for work in (Work(row, minutes, seed, out) for seed in range(seeds)):
+        # Speakers differ from seed to seed: each is a fold, whose clips are others.
+        fold = work.speaker if task.endswith("speaker") else ""
+        folder = work.folder / named(task)
+        folders = [draw / part for draw in sorted(folder.glob("*"))] if task in FROZEN else [folder / part]
+        if not folders or not all(path.is_dir() for path in folders):
+            return None
+        scores += [Scored(read_scores(path)[0], fold) for path in folders]
+    return scores
+
+
+def all_scored(out: Path, row: str, minutes: float, seeds: int, tasks: Sequence[str]) -> dict[str, list[Scored]] | None:
+    """`scored` of several tasks; None while one is missing."""
+    scores = {task: scored(out, row, minutes, seeds, task) for task in tasks}
+    complete = {task: one for task, one in scores.items() if one is not None}
+    return complete if len(complete) == len(scores) else None
 
 
 def difference(first: Sequence[Scored], second: Sequence[Scored]) -> str:
@@ -272,9 +300,9 @@ def lines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> list[Line
     """Of all rows whose seeds are all finished."""
     table = []
     for row, minutes in plan:
-        tasks = [task for task in TASKS if row not in SCRATCH or not task.startswith("frozen")]
-        ours = {task: scored(out, row, minutes, seeds, task) for task in tasks}
-        if any(len(one) < seeds for one in ours.values()):
+        tasks = TUNED if row in SCRATCH else TASKS
+        ours = all_scored(out, row, minutes, seeds, tasks)
+        if ours is None:
             continue
         records = []
         if row not in SCRATCH:
@@ -286,10 +314,11 @@ def lines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> list[Line
         for theirs in dict.fromkeys(((reference, minutes), (reference, most))):
             if theirs == (row, minutes):
                 continue
-            pairs = {task: scored(out, *theirs, seeds, task) for task in tasks}
-            if all(len(one) == seeds for one in pairs.values()):
-                told = {task: difference(ours[task], pairs[task]) for task in tasks}
-                differences[f"{theirs[0]}, {theirs[1]:g} min"] = told
+            pairs = all_scored(out, *theirs, seeds, tasks)
+            if pairs is not None:
+                differences[f"{theirs[0]}, {theirs[1]:g} min"] = {
+                    task: difference(ours[task], pairs[task]) for task in tasks
+                }
         table.append(
             Line(
                 row,
@@ -309,7 +338,7 @@ def baselines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> dict[
     for task in TASKS:
         for row, minutes in plan:
             runs = scored(out, row, minutes, seeds, task, "test/baseline")
-            if len(runs) == seeds:
+            if runs is not None:
                 found[task] = mean_intervals(runs)["accuracy"]
                 break
     return found
