@@ -262,7 +262,8 @@ def writers(source: str) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef):
             bound += [(one.value, one.targets[0]) for one in ast.walk(node) if isinstance(one, ast.Assign)]
         for value, name in bound:  # in their order: `with written_beside(path) as beside, beside.open("wb") as file`
-            if isinstance(name, ast.Name) and (_NEW.match(ast.unparse(value)) or given & names_in(value)):
+            new = isinstance(value, ast.Call) and _NEW.match(ast.unparse(value))
+            if isinstance(name, ast.Name) and (new or (given and given & names_in(value))):
                 given |= {name.id}
         if isinstance(node, ast.Call) and is_write(node) and not given & names_in(node):
             yield function

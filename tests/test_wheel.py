@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,16 @@ from ssamba.packaged import packaged
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., str]
+
+# Commands one after another in one process, a line of each of them before what it prints.
+PROGRAM = """
+import json, sys
+from ssamba.cli import main
+for words in json.loads(sys.argv[1]):
+    print("$", *words, flush=True)
+    if status := main(words):
+        sys.exit(status)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +63,13 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     # A folder of PYTHONPATH is no site folder: the .pth files in it, such as the checkout's, are not read.
     environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib"), "OMP_NUM_THREADS": "1"}
 
-    def run(*words: object, status: int = 0) -> str:
-        program = "import sys; from ssamba.cli import run; run(sys.argv[1:])"
+    def run(*commands: Sequence[object]) -> str:
+        lines = json.dumps([[str(word) for word in words] for words in commands])
         done = subprocess.run(
-            [python, "-c", program, *map(str, words)],
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            [python, "-c", PROGRAM, lines], cwd=place, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == status, done.stderr
-        return done.stdout if not status else done.stderr
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     return run
 
@@ -83,34 +88,33 @@ def test_everything_is_in_the_wheel(wheel: Path) -> None:
 
 
 def test_from_recordings_to_predictions(command: Command, corpus: Path, tmp_path: Path) -> None:
-    assert "pretrain/folder " in command("recipes", "list")
-    copied = Path(command("recipes", "copy", "pretrain/folder", tmp_path / "mine.yaml").split()[-1])
-    assert copied.read_text() == (packaged("recipes") / "pretrain" / "folder.yaml").read_text()
-    assert copied.read_text() == command("recipes", "show", "pretrain/folder")
+    copied, labels = tmp_path / "mine.yaml", tmp_path / "labels.yaml"
     sounds = tmp_path / "sounds"
     for index in range(24):
         name = sounds / ("low", "high")[index % 2] / f"{index}.wav"
         name.parent.mkdir(parents=True, exist_ok=True)
         generator_of = [((index % 2 + 1) * step % 7) / 7 - 0.5 for step in range(16000)]
         soundfile.write(name, generator_of, 16000)
-    command("prepare", "folder", sounds, tmp_path / "shards", "--test", "0.25", "--validation", "0.1")
     small = ["model.size=nano", "audio.max_length=64", "trainer.max_steps=1", "data.batch_size=4", "data.num_workers=0"]
     shards, runs = tmp_path / "shards", tmp_path / "runs"
     splits = [f"data.train={shards / 'train'}", f"data.validation={shards / 'validation'}"]
-    command("pretrain", copied, f"run_dir={runs / 'pretrained'}", *splits, *small)
-    command("recipes", "copy", "finetune/folder", tmp_path / "labels.yaml")
-    command(
-        "finetune",
-        tmp_path / "labels.yaml",
-        f"run_dir={runs / 'labels'}",
-        *splits,
-        f"data.test={shards / 'test'}",
-        f"model.pretrained={runs / 'pretrained'}",
-        *small,
+    labelled = [f"data.test={shards / 'test'}", f"model.pretrained={runs / 'pretrained'}"]
+    said = command(
+        ["recipes", "list"],
+        ["recipes", "show", "pretrain/folder"],
+        ["recipes", "copy", "pretrain/folder", copied],
+        ["recipes", "copy", "finetune/folder", labels],
+        ["prepare", "folder", sounds, shards, "--test", "0.25", "--validation", "0.1"],
+        ["pretrain", copied, f"run_dir={runs / 'pretrained'}", *splits, *small],
+        ["finetune", labels, f"run_dir={runs / 'labels'}", *splits, *labelled, *small],
+        ["predict", runs / "labels", sounds / "low" / "0.wav"],
     )
+    listed, shown, copy, *_, predicted = said.split("$ ")[1:]
+    recipe = (packaged("recipes") / "pretrain" / "folder.yaml").read_text()
+    assert "pretrain/folder " in listed and shown == f"recipes show pretrain/folder\n{recipe}"
+    assert copied.read_text() == recipe and copy.split()[-1] == str(copied)
     assert json.loads((runs / "labels" / "run.json").read_text())["steps"] == 1
-    said = command("predict", runs / "labels", sounds / "low" / "0.wav")
-    assert "low" in said and "high" in said
+    assert "low" in predicted.splitlines()[1] and "high" in predicted.splitlines()[1]
 
 
 def test_the_demo_goes_the_whole_road_on_a_folder_of_recordings(
@@ -121,7 +125,7 @@ def test_the_demo_goes_the_whole_road_on_a_folder_of_recordings(
         label = str(recording.labels["sound"])
         (data / label).mkdir(parents=True, exist_ok=True)
         shutil.copy(recording.path, data / label)
-    said = command("demo", "--data", data, "--out", out, "--scale", 0.005)
+    said = command(["demo", "--data", data, "--out", out, "--scale", 0.005])
     page = (out / "report.html").read_text()
     for encoder in ("ssamba", "ssast"):
         for run in ("pretrain", "labels-pretrained", "labels-scratch"):
