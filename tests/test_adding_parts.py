@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from contributed import SECTION, blocks, install_contributed
+from one_process import COMMANDS
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from ssamba.data.shards.finding import find_shards
@@ -38,11 +39,10 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
             sound = np.sin(rate * np.arange(8000)) + rng.normal(0, 0.1, 8000)
             soundfile.write(place / "recordings" / f"{species}-{number}.wav", 0.4 * sound, 16000)
 
-    def run(*words: str, beside: str = "site") -> "subprocess.CompletedProcess[str]":
+    def run(*commands: list[str], beside: str = "site") -> "subprocess.CompletedProcess[str]":
         paths = os.pathsep.join([str(place / beside), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        program = "import sys; from ssamba.cli import run; run(sys.argv[1:])"
         return subprocess.run(
-            [sys.executable, "-c", program, *words],
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
             cwd=place,
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -50,15 +50,15 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
             check=False,
         )
 
-    said = {}
-    (commands,) = blocks("sh")
-    for line in commands.splitlines():
+    commands = []
+    for line in "".join(blocks("sh")).splitlines():
         program, command, *words = line.split()
         assert program == "ssamba"
-        done = run(command, *words, *([*SMALL, *STEPS] if command in ("pretrain", "finetune") else []))
-        assert done.returncode == 0, done.stderr
-        said[command] = done.stdout
-    return place, said, run
+        commands.append([command, *words, *([*SMALL, *STEPS] if command in ("pretrain", "finetune") else [])])
+    done = run(*commands)
+    assert done.returncode == 0, done.stderr
+    parts = re.split(r"^\$ (\w+).*\n", done.stdout, flags=re.MULTILINE)[1:]
+    return place, dict(zip(parts[::2], parts[1::2], strict=True)), run
 
 
 def test_the_data_set_is_prepared(followed: Followed) -> None:
@@ -66,7 +66,7 @@ def test_the_data_set_is_prepared(followed: Followed) -> None:
     assert "shards/birds/train: 12 recordings" in said["prepare"]
     shards = find_shards(str(place / "shards" / "birds" / "test"))
     assert shards.samples == 6 and list(shards.label_list("species")) == ["finch", "wren"]
-    assert "birds " in (listed := run("prepare").stdout) and "of the package bird-parts" in listed
+    assert "birds " in (listed := run(["prepare"]).stdout) and "of the package bird-parts" in listed
 
 
 def test_the_encoder_is_pretrained_and_fine_tuned_from_there(followed: Followed) -> None:
@@ -101,14 +101,14 @@ def test_recordings_are_told_apart(followed: Followed) -> None:
 
 def test_a_finished_run_is_scored_again(followed: Followed) -> None:
     place, _, run = followed
-    assert run("evaluate", "runs/species").returncode == 0
+    assert run(["evaluate", "runs/species"]).returncode == 0
     again = json.loads((place / "runs" / "species" / "evaluation" / "scores.json").read_text())
     assert again == json.loads((place / "runs" / "species" / "run.json").read_text())["test"]
 
 
 def test_without_the_package_the_model_says_what_is_missing(followed: Followed) -> None:
-    done = followed[2]("predict", "runs/species", "recordings", beside="elsewhere")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
+    done = followed[2](["predict", "runs/species", "recordings"], beside="elsewhere")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout.count("\n") == 1
     assert "the encoder 'gru' of the package 'bird-parts', which is not installed here" in done.stderr
 
 

@@ -14,22 +14,13 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from one_process import COMMANDS
 
 from ssamba.data.prepare.recordings import Recording
 from ssamba.packaged import packaged
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., str]
-
-# Commands one after another in one process, a line of each of them before what it prints.
-PROGRAM = """
-import json, sys
-from ssamba.cli import main
-for words in json.loads(sys.argv[1]):
-    print("$", *words, flush=True)
-    if status := main(words):
-        sys.exit(status)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +57,7 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     def run(*commands: Sequence[object]) -> str:
         lines = json.dumps([[str(word) for word in words] for words in commands])
         done = subprocess.run(
-            [python, "-c", PROGRAM, lines], cwd=place, env=environment, capture_output=True, text=True, check=False
+            [python, "-c", COMMANDS, lines], cwd=place, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
