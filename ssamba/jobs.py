@@ -98,6 +98,16 @@ def _interrupts_held_back() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def blocked(signum: signal.Signals) -> Iterator[None]:
+    """Block a signal in this thread, so that what is started meanwhile inherits that it is blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signum})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def processes(workers: int) -> Iterator[Executor | None]:
     """So many processes of this machine; None for one, which is this one."""
     if workers == 1:
@@ -109,11 +119,8 @@ def processes(workers: int) -> Iterator[Executor | None]:
     # It and its workers inherit that interrupts are blocked: they are the parent's to handle, and one that ends a
     # worker in its first moments can leave another that nobody ends. The tracker would unblock them when it starts.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with blocked(signal.SIGINT):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with ProcessPoolExecutor(workers, context, initializer=_obey_parent) as pool:
         yield pool
 

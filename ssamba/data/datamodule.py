@@ -27,6 +27,7 @@ from ssamba.data.shards.remote import ShardCache
 from ssamba.data.stream import BatchStream, ClipStream, ShardStream
 from ssamba.data.streaming import Progress
 from ssamba.errors import UserError
+from ssamba.jobs import blocked
 
 log = logging.getLogger(__name__)
 
@@ -278,11 +279,8 @@ class _Worker(ForkProcess):
     telemetry does)."""
 
     def start(self) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
+        with blocked(signal.SIGTERM):
             super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _WorkerContext(ForkContext):

@@ -91,7 +91,8 @@ class MaskedPatchModel(nn.Module):
             encoded = self.encoder(log_mel, None, kept, visible)
             grid = patch_shape.grid(log_mel.shape[2], log_mel.shape[1])
             tokens = self.decoder(encoded.tokens, visible, places, grid)
-            encoded = encoded._replace(tokens=_in_order(mask.shape[1], (places, tokens), (visible, encoded.tokens)))
+            if self.more_heads:
+                encoded = encoded._replace(tokens=_in_order(mask.shape[1], (places, tokens), (visible, encoded.tokens)))
         target = gather_patches(patch_shape.cut(log_mel), places)
         hidden = None if own is None else mask.gather(1, places)
         more = {name: head(tokens, encoded) for name, head in self.more_heads.items()}
