@@ -1,10 +1,12 @@
 """Many devices: processes on the CPU, over loopback, that must learn what one process learns."""
 
+import contextlib
 import csv
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import webdataset as wds
+from forked import Forked
 from safetensors.torch import load_file
 
 from ssamba.build.runs import build_finetuner, build_pretrainer
@@ -30,10 +33,8 @@ from ssamba.models.settings import AudioSettings
 SECONDS = 150  # of a launch; more is a hang
 STEPS = 10  # more than an epoch
 # Runs several commands in the processes that are there, one after another; pictures are empty files.
-SCRIPT = f"""
+COMMANDS = """
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import shallow
 from ssamba.cli import main
 from ssamba.evaluation import pictures
 from ssamba.training.distributed import end_rank
@@ -42,6 +43,7 @@ status = next((status for words in json.loads(sys.argv[1]) if (status := main(wo
 end_rank(status)
 sys.exit(status)
 """
+SCRIPT = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\nimport shallow\n{COMMANDS}"
 Runs = Callable[[str], Path]
 
 
@@ -70,6 +72,37 @@ def launch(launcher: Sequence[str], folder: Path, commands: Sequence[Sequence[st
             process.communicate(timeout=60)
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, said
+
+
+def slurm_tasks(tasks: int, folder: Path, commands: Sequence[Sequence[str]]) -> None:
+    """Processes with what srun tells those of a job on one node."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                Forked(
+                    [json.dumps(commands)],
+                    folder / f"rank-{rank}",
+                    COMMANDS,
+                    {**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+                )
+            )
+            for rank in range(tasks)
+        ]
+        for one in ranks:
+            assert one.wait(SECONDS) == 0, one.err.read_text()
 
 
 def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> list[str]:
@@ -148,7 +181,8 @@ def half_way(run: Path, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def together(recipes: dict[str, Path], alone: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A name -> the run of several processes. All runs of as many processes are made by one launch."""
+    """A name -> the run of several processes. All runs of as many processes are made by one launch: of two by
+    torchrun, of four as by Slurm."""
     folder = tmp_path_factory.mktemp("together")
     runs = {
         2: {
@@ -173,8 +207,11 @@ def together(recipes: dict[str, Path], alone: Runs, tmp_path_factory: pytest.Tem
                 words_for(recipes, name.split()[0], folder / name, f"trainer.devices={ranks}", *words)
                 for name, words in runs[ranks].items()
             ]
-            status, said = launch(torchrun(ranks), folder, commands)
-            assert status == 0, said
+            if ranks == 4:
+                slurm_tasks(ranks, folder, commands)
+            else:
+                status, said = launch(torchrun(ranks), folder, commands)
+                assert status == 0, said
             launched.add(ranks)
         return folder / name
 
@@ -391,8 +428,8 @@ end_rank(4)
 torch.distributed.init_process_group("gloo", "file://{tmp_path}/ranks", rank=0, world_size=1)
 end_rank(3)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
-    assert (ended.returncode, ended.stdout) == (3, "apart\n"), ended.stderr
+    with Forked([], tmp_path / "process", code) as process:
+        assert (process.wait(SECONDS), process.out.read_text()) == (3, "apart\n"), process.err.read_text()
 
 
 def test_ranks_with_unequal_shards_without_an_index_end_together(
@@ -420,8 +457,7 @@ def test_ranks_with_unequal_shards_without_an_index_end_together(
         "data.validation=null",
         "data.shuffle_buffer=2",
     )
-    status, said = launch(torchrun(2), tmp_path, [[*words, "trainer.devices=2"]])
-    assert status == 0, said
+    slurm_tasks(2, tmp_path, [[*words, "trainer.devices=2"]])
     state = checkpoint(run)["ClipDataModule"]
     assert main([*words, f"trainer.max_steps={STEPS + 3}", "--resume", str(run)]) == 0
     sizes: dict[int, int] = {}

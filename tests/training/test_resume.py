@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset as wds
+from forked import Forked
 
 from ssamba import train
 from ssamba.build.runs import build_pretrainer
@@ -234,32 +235,10 @@ def test_where_and_how_fast_may_change(recipes: Recipes, pretrained: Runs, corpu
 # Processes and real signals
 
 
-SHALLOW = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\nimport shallow\n"
-
-
-@contextlib.contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process and a group of its own; whatever is left of them is killed."""
-    code = f"{SHALLOW}from ssamba.cli import main\nsys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+def wait_for(process: Forked, what: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not what():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.err.read_text()
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -277,11 +256,11 @@ def test_signals_to_a_process(number: int, workers: int, of_the_group: bool, rec
     command = ["pretrain", str(recipes["pretrain"]), "model.encoder=ssast", "optimizer.schedule=constant"]
     often = "trainer.checkpoint_every_steps=1" if number == signal.SIGKILL else "trainer.validate_every_steps=1000"
     words = [f"run_dir={run}", "trainer.max_steps=5000", "data.validation=[]", f"data.num_workers={workers}", often]
-    with started(*command, *words) as process:
+    with Forked([*command, *words], tmp_path / "process") as process:
         wait_for(process, logged(run, 3))
         (os.killpg if of_the_group else os.kill)(process.pid, number)
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert process.wait() == (-number if number == signal.SIGKILL else 128 + number)
+        said = process.err.read_text()
         assert "Traceback" not in said
     saved = newest_checkpoint(run)
     assert saved is not None
@@ -329,11 +308,11 @@ def test_slurm_has_its_job_back(
 
 def test_a_second_signal_kills_at_once(recipes: Recipes, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (tmp_path / "stall.py").write_text(
-        f"{SHALLOW}import time\n"
+    code = (
+        "import time\n"
         "from ssamba.training.checkpoints import Checkpoints\n"
         "Checkpoints.save = lambda self, trainer, *_: trainer.global_step and time.sleep(600)\n"
-        "from ssamba.cli import main\nsys.exit(main())\n"
+        "sys.exit(main())\n"
     )
     words = [
         "pretrain",
@@ -344,17 +323,15 @@ def test_a_second_signal_kills_at_once(recipes: Recipes, tmp_path: Path) -> None
         "trainer.validate_every_steps=1000",
         "data.num_workers=1",
     ]
-    with subprocess.Popen([sys.executable, str(tmp_path / "stall.py"), *words], stderr=subprocess.PIPE) as process:
-        try:
-            wait_for(process, logged(run, 1))
-            process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.5)  # what comes right after the first counts as one with it
-                process.send_signal(signal.SIGTERM)
-            assert process.returncode == -signal.SIGTERM
-        finally:
-            process.kill()
+    with Forked(words, tmp_path / "process", code) as process:
+        wait_for(process, logged(run, 1))
+        os.kill(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)  # what comes right after the first counts as one with it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+        assert process.poll() == -signal.SIGTERM
 
 
 AT_FORK: list[Callable[[], object]] = []
@@ -393,14 +370,14 @@ def test_a_worker_that_is_killed(recipes: Recipes, tmp_path: Path) -> None:
         "trainer.checkpoint_every_steps=2",
         "data.num_workers=2",
     ]
-    with started(*words) as process:
+    with Forked(words, tmp_path / "process") as process:
         wait_for(process, lambda: newest_checkpoint(run) is not None)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         if not children.exists():
             pytest.skip("this kernel does not tell a process's children")
         os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
-        said = process.communicate(timeout=120)[1]
-    assert process.returncode == 2 and "Traceback" not in said, said
+        status, said = process.wait(), process.err.read_text()
+    assert status == 2 and "Traceback" not in said, said
     message = said[said.rindex("ssamba: ") :]
     assert message.startswith("ssamba: a worker that reads data was killed, ") and "fewer data.num_workers" in message
     assert "go on with --resume" in message

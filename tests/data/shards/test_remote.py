@@ -9,8 +9,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,6 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch.utils.data
+from forked import Forked
 
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.prepare.recordings import Recording
@@ -495,7 +494,7 @@ def test_a_cache_that_is_no_folder(made: Path, server: Server, tmp_path: Path) -
 # Many at the same time
 
 READER = """
-import hashlib, sys
+import hashlib
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.order import ClipOrder, ClipRules
 from ssamba.data.shards.remote import ShardCache
@@ -508,17 +507,16 @@ for shard in held.shards:
 """
 
 
-def reader(source: str, cache: Path, code: str = READER) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", code, source, str(cache)], stdout=subprocess.PIPE, text=True)
+def reader(source: str, cache: Path, folder: Path, code: str = READER) -> Forked:
+    return Forked([source, str(cache)], folder, code)
 
 
-def test_processes_that_ask_for_the_same(made: Path, server: Server, cache: Path) -> None:
+def test_processes_that_ask_for_the_same(made: Path, server: Server, cache: Path, tmp_path: Path) -> None:
     server.faults = {name: ["slow"] for name in digests(made)}
     ahead = READER.replace("for shard", "cache.prefetch(held.shards[3:])\nfor shard")
-    readers = [reader(server.url, cache, ahead) for _ in range(4)]
+    readers = [reader(server.url, cache, tmp_path / str(number), ahead) for number in range(4)]
     for process in readers:
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0 and out.split() == list(digests(made).values())
+        assert process.wait(60) == 0 and process.out.read_text().split() == list(digests(made).values())
     assert server.counts() == dict.fromkeys(digests(made), 1)
     assert server.counts(".npy") == {"samples.npy": 1} and server.counts("index.json") == {"index.json": 4}
 
@@ -540,15 +538,16 @@ def test_threads_that_ask_for_the_same(made: Path, server: Server, cache: Path) 
     assert paths == [shard.path] * 4 and server.counts() == {"000000.tar": 1}
 
 
-def test_a_fetcher_that_is_killed(made: Path, server: Server, cache: Path) -> None:
+def test_a_fetcher_that_is_killed(made: Path, server: Server, cache: Path, tmp_path: Path) -> None:
     found = find_shards(server.url, cache)
     server.faults["000000.tar"] = ["stall"]
-    process = reader(server.url, cache, "from ssamba.data.shards import pieces; pieces.CHUNK = 4096" + READER)
+    code = "from ssamba.data.shards import pieces; pieces.CHUNK = 4096" + READER
+    process = reader(server.url, cache, tmp_path / "process", code)
     assert server.stalled.wait(60)
     (part,) = cache.glob("*.part")
     until(lambda: part.stat().st_size)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     left = part.stat().st_size
     assert digest(ShardCache(BIG).local(found.shards[0])) == digest(made / "000000.tar")
     ranges = [wanted for name, wanted in server.seen if name == "000000.tar"]
@@ -673,12 +672,11 @@ def test_prefetch_that_fails_is_told_when_the_shard_is_needed(
         held.local(shard)
 
 
-def test_prefetch_keeps_no_process_from_ending(server: Server, cache: Path) -> None:
+def test_prefetch_keeps_no_process_from_ending(server: Server, cache: Path, tmp_path: Path) -> None:
     server.faults["000003.tar"] = ["stall"]
     ends = "cache.prefetch(held.shards[3:])\nwhile not held.shards[3].path.with_suffix('.tar.part').exists(): pass"
-    process = reader(server.url, cache, READER.partition("for shard")[0] + ends)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    process = reader(server.url, cache, tmp_path / "process", READER.partition("for shard")[0] + ends)
+    assert process.wait(60) == 0
     server.released.set()
     ShardCache(BIG).local(find_shards(server.url, cache).shards[3])  # and what it left bars nobody
 
