@@ -40,7 +40,7 @@ def class_names(source: Path) -> dict[str, str]:
 
 def segments(table: Path, clips: VideoClips, names: dict[str, str]) -> tuple[list[Recording], int]:
     """The recordings of one part that are there, and how many it has."""
-    found: list[Recording] = []
+    recordings: list[Recording] = []
     wanted = 0
     for row in read_table(table, ("video", "start", "end", "labels"), header=False):
         wanted += 1
@@ -49,14 +49,14 @@ def segments(table: Path, clips: VideoClips, names: dict[str, str]) -> tuple[lis
             raise UserError(f"{video} in {table} is labelled {unknown[0]!r}; expected identifiers that {CLASSES} lists")
         path = clips.find(video, number(row["start"], f"the start of {video} in {table}"))
         if path:
-            found.append(Recording(video, path, {"label": [names[one] for one in classes]}))
-    return found, wanted
+            recordings.append(Recording(video, path, {"label": [names[one] for one in classes]}))
+    return recordings, wanted
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    names = class_names(given.source)
-    parts = {split: given.source / name for split, name in SEGMENTS.items()}
-    if given.balanced_only:
+def find(options: argparse.Namespace) -> DataSet:
+    names = class_names(options.source)
+    parts = {split: options.source / name for split, name in SEGMENTS.items()}
+    if options.balanced_only:
         del parts["train"]
     for table in parts.values():
         if not table.is_file():
@@ -64,15 +64,15 @@ def find(given: argparse.Namespace) -> DataSet:
                 f"{table} is missing; expected the official segments (--balanced-only does without the unbalanced "
                 f"ones); {instead(table)}"
             )
-    clips = VideoClips(given.source)
+    clips = VideoClips(options.source)
     splits: dict[str, list[Recording]] = {}
     for split, table in parts.items():
         splits[split], wanted = segments(table, clips, names)
-        warn_missing(split, len(splits[split]), wanted, given.source, "-0RWZT-miFs.wav or -0RWZT-miFs_420.wav")
-    if given.validation:
-        whole = "balanced" if given.balanced_only else "train"
-        mixed = sorted(splits[whole], key=lambda one: drawn(given.seed, one.key))
-        count = round(given.validation * len(mixed))
+        warn_missing(split, len(splits[split]), wanted, options.source, "-0RWZT-miFs.wav or -0RWZT-miFs_420.wav")
+    if options.validation:
+        whole = "balanced" if options.balanced_only else "train"
+        mixed = sorted(splits[whole], key=lambda one: drawn(options.seed, one.key))
+        count = round(options.validation * len(mixed))
         splits["validation"], splits[whole] = mixed[:count], mixed[count:]
     return DataSet("audioset", splits, {"label": list(names.values())})
 

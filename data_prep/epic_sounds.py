@@ -30,21 +30,21 @@ def seconds(timestamp: str, where: str) -> float:
     return round(3600 * int(hours) + 60 * int(minutes) + float(rest), 6)
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    tables = {split: list(read_table(given.source / name, COLUMNS)) for split, name in TABLES.items()}
-    videos = {path.stem: given.source / path for path in look_below(given.source).recordings}
+def find(options: argparse.Namespace) -> DataSet:
+    tables = {split: list(read_table(options.source / name, COLUMNS)) for split, name in TABLES.items()}
+    videos = {path.stem: options.source / path for path in look_below(options.source).recordings}
     splits: dict[str, list[Recording]] = {}
     classes: dict[float, str] = {}
     for split, rows in tables.items():
-        found = splits[split] = []
+        recordings = splits[split] = []
         for row in rows:
             key = row["annotation_id"]
             classes[number(row["class_id"], f"the class_id of {key}")] = row["class"]
             if path := videos.get(row["video_id"]):
                 start, stop = (seconds(row[f"{edge}_timestamp"], key) for edge in ("start", "stop"))
                 labels: dict[str, str | list[str]] = {"label": row["class"], "participant": row["participant_id"]}
-                found.append(Recording(key, path, labels, start, stop))
-        warn_missing(split, len(found), len(rows), given.source, "P01_01.wav")
+                recordings.append(Recording(key, path, labels, start, stop))
+        warn_missing(split, len(recordings), len(rows), options.source, "P01_01.wav")
     return DataSet("epic-sounds", splits, {"label": [classes[one] for one in sorted(classes)]})
 
 

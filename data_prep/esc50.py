@@ -18,16 +18,16 @@ FOLDS = tuple("12345")
 ARCHIVE = Archive("https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip", "ESC-50-master")
 
 
-def find(given: argparse.Namespace) -> DataSet:
+def find(options: argparse.Namespace) -> DataSet:
     columns = ("filename", "target", "category")
-    folds = read_folds(unpacked(given.source, ARCHIVE.folder), "meta/esc50.csv", columns, "audio", given.test_fold)
+    folds = read_folds(unpacked(options.source, ARCHIVE.folder), "meta/esc50.csv", columns, "audio", options.test_fold)
     return DataSet("esc50", folds.splits, {"category": folds.classes, "fold": FOLDS})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--test-fold", choices=FOLDS, default="5", help="for the split test (default: %(default)s)")
-    return run_script(parser, find, arguments, lambda given: [ARCHIVE])
+    return run_script(parser, find, arguments, lambda options: [ARCHIVE])
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def read_tracks(table: Path) -> Iterator[tuple[str, str, str, str]]:
             raise UserError(f"{table} line {rows.line_num} cannot be read ({error}); expected a CSV") from error
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    table = given.source / TABLE
+def find(options: argparse.Namespace) -> DataSet:
+    table = options.source / TABLE
     splits: dict[str, list[Recording]] = {split: [] for split in SPLITS.values()}
     for track, subset, split, genre in read_tracks(table):
         if subset != SUBSET:
@@ -76,15 +76,15 @@ def find(given: argparse.Namespace) -> DataSet:
                 f"one of {', '.join(SPLITS)} and a genre"
             )
         name = f"{int(track):06d}"
-        path = given.source / f"fma_{SUBSET}" / name[:3] / f"{name}.mp3"
+        path = options.source / f"fma_{SUBSET}" / name[:3] / f"{name}.mp3"
         splits[SPLITS[split]].append(Recording(name, path, {"genre": genre}))
-    check_present(splits, given.max_bad_fraction)
+    check_present(splits, options.max_bad_fraction)
     return DataSet(f"fma-{SUBSET}", splits)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    return run_script(parser, find, arguments, lambda given: ARCHIVES)
+    return run_script(parser, find, arguments, lambda options: ARCHIVES)
 
 
 if __name__ == "__main__":

@@ -44,30 +44,30 @@ def from_folder(source: Path, label: str | None, split_folders: bool) -> tuple[S
     label: the key that the label's folder goes under, or None for none.
     """
     below = look_below(source)
-    found = [path for path in below.recordings if NOISE not in path.parts[:-1]]
+    paths = [path for path in below.recordings if NOISE not in path.parts[:-1]]
     passed_over = below.passed_over
     for path in below.recordings:
         if NOISE in path.parts[:-1]:
             passed_over.add(NOISE, str(path))
-    if not found:
+    if not paths:
         what = f": {passed_over}" if passed_over else ""
         raise UserError(f"{source} has no recordings{what}; expected files that end with {', '.join(sorted(ENDINGS))}")
     if empty := [str(path) for path in below.empty]:
         log.warning("folders without a recording, which give no label: %s", few(empty))
     if not split_folders:
-        return {"train": [labelled(source, path, label, 0) for path in found]}, passed_over
-    tops = {path.parts[0] if len(path.parts) > 1 else "" for path in found}
+        return {"train": [labelled(source, path, label, 0) for path in paths]}, passed_over
+    tops = {path.parts[0] if len(path.parts) > 1 else "" for path in paths}
     if all(top.lower() in SPLITS for top in tops):
         names = split_names(sorted(tops))
         log.warning("the folders %s are splits; --no-split-folders makes labels of them", few(sorted(tops)))
         splits: Splits = {split: [] for split in names.values()}
-        for path in found:
+        for path in paths:
             splits[names[path.parts[0]]].append(labelled(source, path, label, 1))
         return splits, passed_over
-    deep = [path for path in found if len(path.parts) > 2]
+    deep = [path for path in paths if len(path.parts) > 2]
     if label and deep:
         ask_about_splits(source, tops, deep)
-    return {"train": [labelled(source, path, label, 0) for path in found]}, passed_over
+    return {"train": [labelled(source, path, label, 0) for path in paths]}, passed_over
 
 
 def ask_about_splits(source: Path, tops: set[str], deep: Sequence[Path]) -> None:
@@ -136,27 +136,27 @@ def held_out(recordings: Sequence[Recording], choice: str) -> list[Recording]:
     return [one for one in recordings if one.labels.get(key) in names.split(",")]
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    label = None if given.unlabelled else given.label_key
+def find(options: argparse.Namespace) -> DataSet:
+    label = None if options.unlabelled else options.label_key
     passed_over = PassedOver()
-    if given.source.is_dir():
-        splits, passed_over = from_folder(given.source, label, not given.no_split_folders)
+    if options.source.is_dir():
+        splits, passed_over = from_folder(options.source, label, not options.no_split_folders)
     else:
-        columns = Columns(given.path_column, given.label_column, given.delimiter)
-        splits = from_list(given.source, label, columns, given.separator)
-        check_present(splits, given.max_bad_fraction)
+        columns = Columns(options.path_column, options.label_column, options.delimiter)
+        splits = from_list(options.source, label, columns, options.separator)
+        check_present(splits, options.max_bad_fraction)
     splits = distinct_keys(splits)
     whole = len(splits.get("train", []))
-    for split, choice, fraction in (("test", given.hold_out, given.test), ("validation", None, given.validation)):
+    for split, choice, fraction in (("test", options.hold_out, options.test), ("validation", None, options.validation)):
         if choice or fraction:
             if split in splits:
-                raise UserError(f"{given.source} has a split {split}; expected no option that makes another")
+                raise UserError(f"{options.source} has a split {split}; expected no option that makes another")
             rest = splits.setdefault("train", [])
             of_rest = fraction * whole / max(1, len(rest))
-            splits[split] = held_out(rest, choice) if choice else take(rest, of_rest, given.label_key, given.seed)
+            splits[split] = held_out(rest, choice) if choice else take(rest, of_rest, options.label_key, options.seed)
             gone = set(map(id, splits[split]))
             splits["train"] = [one for one in rest if id(one) not in gone]
-    return DataSet(given.name or given.source.resolve().stem, splits, passed_over=passed_over)
+    return DataSet(options.name or options.source.resolve().stem, splits, passed_over=passed_over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,8 +26,8 @@ ARCHIVE = Archive(
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)")
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    source = unpacked(unpacked(given.source, ARCHIVE.folder), "recordings")
+def find(options: argparse.Namespace) -> DataSet:
+    source = unpacked(unpacked(options.source, ARCHIVE.folder), "recordings")
     passed_over = PassedOver()
     splits: dict[str, list[Recording]] = {"train": [], "test": []}
     for path in seen(source.glob("*.wav"), passed_over):
@@ -44,7 +44,7 @@ def find(given: argparse.Namespace) -> DataSet:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    return run_script(parser, find, arguments, lambda given: [ARCHIVE])
+    return run_script(parser, find, arguments, lambda options: [ARCHIVE])
 
 
 if __name__ == "__main__":

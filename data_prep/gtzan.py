@@ -26,19 +26,19 @@ def fault_filtered() -> dict[str, list[str]]:
     return {"train": gtzan.filtered_train, "validation": gtzan.filtered_valid, "test": gtzan.filtered_test}
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    source = given.source
+def find(options: argparse.Namespace) -> DataSet:
+    source = options.source
     for folder in FOLDERS:
         source = unpacked(source, folder)
 
     def recording(name: str) -> Recording:
-        genre, _, number = name.partition(".")
+        genre, _, index = name.partition(".")
         paths = [source / genre / f"{name}{ending}" for ending in ENDINGS]
         path = next((path for path in paths if path.is_file()), paths[0])
-        return Recording(f"{genre}-{number}", path, {"genre": genre})
+        return Recording(f"{genre}-{index}", path, {"genre": genre})
 
     splits = {split: [recording(name) for name in names] for split, names in fault_filtered().items()}
-    check_present(splits, given.max_bad_fraction)
+    check_present(splits, options.max_bad_fraction)
     return DataSet("gtzan", splits, {"genre": GENRES})
 
 

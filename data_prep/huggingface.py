@@ -71,12 +71,12 @@ def told(source: Path | str, datasets: Any) -> Iterator[None]:
         raise UserError(f"{source} cannot be read by datasets: {why}{streaming}") from error
 
 
-def load(given: argparse.Namespace, datasets: Any) -> dict[str, Any]:
+def load(options: argparse.Namespace, datasets: Any) -> dict[str, Any]:
     """Split, as the source calls it -> its rows; what they are of is looked at before any is downloaded."""
-    source = given.source
+    source = options.source
     if isinstance(source, Path) and any((source / name).exists() for name in SAVED):
-        if given.config:
-            raise UserError(f"--config is {given.config}; {source} was written by save_to_disk and has none")
+        if options.config:
+            raise UserError(f"--config is {options.config}; {source} was written by save_to_disk and has none")
         loaded = datasets.load_from_disk(str(source))
         return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     name, revision = str(source), None
@@ -84,16 +84,18 @@ def load(given: argparse.Namespace, datasets: Any) -> dict[str, Any]:
         parts = _REPOSITORY.fullmatch(source.removeprefix(HUB))
         assert parts
         name, revision = parts["name"], parts["revision"]
-    builder = datasets.load_dataset_builder(name, given.config, revision=revision)
-    if given.streaming or isinstance(source, Path):
+    builder = datasets.load_dataset_builder(name, options.config, revision=revision)
+    if options.streaming or isinstance(source, Path):
         return dict(builder.as_streaming_dataset())
     if builder.info.features:
-        chosen_columns(given, builder.info.features, datasets)
+        chosen_columns(options, builder.info.features, datasets)
     builder.download_and_prepare()
     return dict(builder.as_dataset())
 
 
-def chosen_columns(given: argparse.Namespace, features: Mapping[str, Any], datasets: Any) -> tuple[str, dict[str, str]]:
+def chosen_columns(
+    options: argparse.Namespace, features: Mapping[str, Any], datasets: Any
+) -> tuple[str, dict[str, str]]:
     """The column of the recordings, and label -> its column.
 
     Raises:
@@ -101,25 +103,25 @@ def chosen_columns(given: argparse.Namespace, features: Mapping[str, Any], datas
     """
     columns = ", ".join(f"{name} ({kind_of(feature)})" for name, feature in features.items()) or "no known columns"
     sounds = [name for name, feature in features.items() if isinstance(feature, datasets.Audio)]
-    audio = given.audio_column or (sounds[0] if len(sounds) == 1 else None)
+    audio = options.audio_column or (sounds[0] if len(sounds) == 1 else None)
     if audio not in sounds:
         said = f"--audio-column is {audio}; " if audio else ""
         wanted = "--audio-column, one of them" if len(sounds) > 1 else "one of type Audio"
-        raise UserError(f"{said}{given.source} has {columns}; expected {wanted}")
+        raise UserError(f"{said}{options.source} has {columns}; expected {wanted}")
     classes = [name for name, feature in features.items() if isinstance(leaf(feature), datasets.ClassLabel)]
-    labels = {label: label for label in (classes if given.labels is None else given.labels.split(","))}
+    labels = {label: label for label in (classes if options.labels is None else options.labels.split(","))}
     asked = [("--labels", label) for label in labels]
-    if given.transcripts:
-        labels, asked = {**labels, TEXT_LABEL: given.transcripts}, [*asked, ("--transcripts", given.transcripts)]
+    if options.transcripts:
+        labels, asked = {**labels, TEXT_LABEL: options.transcripts}, [*asked, ("--transcripts", options.transcripts)]
     for option, name in asked:
         kind = leaf(features[name]) if name in features else None
         if not isinstance(kind, datasets.ClassLabel) and not _NAMES.fullmatch(getattr(kind, "dtype", "")):
             raise UserError(
-                f"{option} has {name!r}; {given.source} has {columns}; expected columns of classes, text "
+                f"{option} has {name!r}; {options.source} has {columns}; expected columns of classes, text "
                 "or whole numbers, or lists of them"
             )
     if not labels:
-        log.warning("%s has no column of classes, so there are no labels; --labels names others", given.source)
+        log.warning("%s has no column of classes, so there are no labels; --labels names others", options.source)
     return audio, labels
 
 
@@ -168,7 +170,7 @@ def is_of_hub(path: str, datasets: Any) -> bool:
 
 
 def recordings_of(
-    rows: Any, split: str, audio: str, labels: Mapping[str, str], given: argparse.Namespace, datasets: Any
+    rows: Any, split: str, audio: str, labels: Mapping[str, str], options: argparse.Namespace, datasets: Any
 ) -> Iterator[Recording]:
     """A split's, without keys.
 
@@ -179,14 +181,14 @@ def recordings_of(
         for index, row in enumerate(bare(rows, [audio, *labels.values()], datasets)):
             if row[audio] is None:
                 raise UserError(f"row {index} of the split {split} has no recording; expected one in each {audio}")
-            inside = isinstance(given.source, Path) or row[audio]["bytes"] is not None
+            inside = isinstance(options.source, Path) or row[audio]["bytes"] is not None
             if not inside and not is_of_hub(row[audio]["path"] or "", datasets):
                 raise UserError(
-                    f"row {index} of the split {split} of {given.source} names {row[audio]['path']}, which "
+                    f"row {index} of the split {split} of {options.source} names {row[audio]['path']}, which "
                     "is not of the Hub; expected a repository that holds its recordings"
                 )
             named = {label: names_of(row[column], rows.features[column]) for label, column in labels.items()}
-            path = file_of(row[audio], f"{safe_key(split)}-{index:06d}", given.unpacked)
+            path = file_of(row[audio], f"{safe_key(split)}-{index:06d}", options.unpacked)
             yield Recording("", path, {label: names for label, names in named.items() if names is not None})
             bar.update()
 
@@ -212,26 +214,26 @@ def class_lists(splits: Mapping[str, Any], labels: Mapping[str, str]) -> dict[st
     return lists
 
 
-def find(given: argparse.Namespace) -> DataSet:
+def find(options: argparse.Namespace) -> DataSet:
     datasets = import_extra("datasets")
-    with told(given.source, datasets):
-        loaded = load(given, datasets)
-        wanted = given.splits.split(",") if given.splits else list(loaded)
+    with told(options.source, datasets):
+        loaded = load(options, datasets)
+        wanted = options.splits.split(",") if options.splits else list(loaded)
         if unknown := [split for split in wanted if split not in loaded]:
-            raise UserError(f"--splits has {unknown[0]!r}; {given.source} has the splits {', '.join(loaded)}")
+            raise UserError(f"--splits has {unknown[0]!r}; {options.source} has the splits {', '.join(loaded)}")
         names = split_names([safe_key(split) for split in wanted])
-        chosen = [chosen_columns(given, loaded[split].features or {}, datasets) for split in wanted]
+        chosen = [chosen_columns(options, loaded[split].features or {}, datasets) for split in wanted]
         audio, labels = chosen[0]
         if any(other != chosen[0] for other in chosen):
-            raise UserError(f"{given.source} has other columns in each split; expected --audio-column and --labels")
+            raise UserError(f"{options.source} has other columns in each split; expected --audio-column and --labels")
         lists = class_lists({split: loaded[split] for split in wanted}, labels)
         splits = {
-            names[safe_key(split)]: list(recordings_of(loaded[split], split, audio, labels, given, datasets))
+            names[safe_key(split)]: list(recordings_of(loaded[split], split, audio, labels, options, datasets))
             for split in wanted
         }
-    check_present(splits, given.max_bad_fraction)
-    name = given.name or str(given.source).rstrip("/").rpartition("/")[2].partition("@")[0]
-    return DataSet(name, keyed(splits, given.source if isinstance(given.source, Path) else None), lists)
+    check_present(splits, options.max_bad_fraction)
+    name = options.name or str(options.source).rstrip("/").rpartition("/")[2].partition("@")[0]
+    return DataSet(name, keyed(splits, options.source if isinstance(options.source, Path) else None), lists)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,19 +54,21 @@ def session_recordings(source: Path, session: int) -> tuple[list[Recording], int
     return recordings, total
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    source = unpacked(given.source, "IEMOCAP_full_release")
+def find(options: argparse.Namespace) -> DataSet:
+    source = unpacked(options.source, "IEMOCAP_full_release")
     sessions = {session: session_recordings(source, session) for session in SESSIONS}
-    found = sum(len(recordings) for recordings, _ in sessions.values())
-    log.info("%d of %d utterances have one of the four emotions", found, sum(total for _, total in sessions.values()))
-    rest = [one for session in SESSIONS if session != given.test_session for one in sessions[session][0]]
-    rest.sort(key=lambda one: drawn(given.seed, one.key))
-    count = round(given.validation * len(rest))
-    splits = {"train": rest[count:], "validation": rest[:count], "test": sessions[given.test_session][0]}
-    if not given.validation:
+    labelled = sum(len(recordings) for recordings, _ in sessions.values())
+    log.info(
+        "%d of %d utterances have one of the four emotions", labelled, sum(total for _, total in sessions.values())
+    )
+    rest = [one for session in SESSIONS if session != options.test_session for one in sessions[session][0]]
+    rest.sort(key=lambda one: drawn(options.seed, one.key))
+    count = round(options.validation * len(rest))
+    splits = {"train": rest[count:], "validation": rest[:count], "test": sessions[options.test_session][0]}
+    if not options.validation:
         del splits["validation"]
-    check_present(splits, given.max_bad_fraction)
-    return DataSet(f"iemocap-{given.test_session}", splits, {"emotion": EMOTIONS})
+    check_present(splits, options.max_bad_fraction)
+    return DataSet(f"iemocap-{options.test_session}", splits, {"emotion": EMOTIONS})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ def manifests(source: Path) -> dict[str, Path]:
     """Split, as the source calls it -> its manifest, or folder of Shar."""
     if not source.is_dir() or is_shar(source):
         return {"train": source}
-    found: dict[str, Path] = {}
+    manifests: dict[str, Path] = {}
     for path in sorted(source.iterdir()):
         parts = MANIFEST.fullmatch(path.name)
         # Beside those of cuts, lhotse's recipes write manifests of recordings and of supervisions.
@@ -63,15 +63,17 @@ def manifests(source: Path) -> dict[str, Path]:
             split = path.name
         else:
             continue
-        if split in found:
-            raise UserError(f"{found[split]} and {path} are both of the split {split}; expected one: give it as SOURCE")
-        found[split] = path
-    if not found:
+        if split in manifests:
+            raise UserError(
+                f"{manifests[split]} and {path} are both of the split {split}; expected one: give it as SOURCE"
+            )
+        manifests[split] = path
+    if not manifests:
         raise UserError(
             f"{source} has no manifest of cuts and no Shar; expected files like cuts_train.jsonl.gz, "
             f"folders of Shar like train, or {SHAR} in it; {there(source, SHAR)}"
         )
-    return found
+    return manifests
 
 
 def read_cuts(place: Path, lhotse: Any) -> Iterator[Any]:
@@ -116,10 +118,10 @@ def labels_of(cut: Any, fields: Sequence[str]) -> Labels:
     labels: Labels = {}
     for field in fields:
         names: list[str] = []
-        several = False
+        listed = False
         for one in (*sorted(cut.supervisions, key=lambda one: one.start), cut):
             value = getattr(one, field, None) if field in FIELDS and one is not cut else (one.custom or {}).get(field)
-            several = several or isinstance(value, list)
+            listed = listed or isinstance(value, list)
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str | int | None):
                     raise ValueError(f"has the {field} {str(value)[:100]}")
@@ -128,7 +130,7 @@ def labels_of(cut: Any, fields: Sequence[str]) -> Labels:
             labels[field] = " ".join(names)
         elif names:
             names = list(dict.fromkeys(names))
-            labels[field] = names if several or len(names) > 1 else names[0]
+            labels[field] = names if listed or len(names) > 1 else names[0]
     return labels
 
 
@@ -168,26 +170,26 @@ def read_split(split: str, place: Path, fields: Sequence[str], unpacked: Unpacke
     return recordings
 
 
-def find(given: argparse.Namespace) -> DataSet:
+def find(options: argparse.Namespace) -> DataSet:
     lhotse = import_extra("lhotse")
-    places = manifests(given.source)
-    wanted = given.splits.split(",") if given.splits else list(places)
+    places = manifests(options.source)
+    wanted = options.splits.split(",") if options.splits else list(places)
     if unknown := [split for split in wanted if split not in places]:
-        raise UserError(f"--splits has {unknown[0]!r}; {given.source} has the splits {', '.join(places)}")
-    fields = list(dict.fromkeys(given.labels.split(","))) if given.labels else []
+        raise UserError(f"--splits has {unknown[0]!r}; {options.source} has the splits {', '.join(places)}")
+    fields = list(dict.fromkeys(options.labels.split(","))) if options.labels else []
     names = split_names([safe_key(split) for split in wanted])
     splits = {
-        names[safe_key(split)]: read_split(split, places[split], fields, given.unpacked, lhotse) for split in wanted
+        names[safe_key(split)]: read_split(split, places[split], fields, options.unpacked, lhotse) for split in wanted
     }
     for field in fields:
         if not any(field in one.labels for recordings in splits.values() for one in recordings):
             raise UserError(
-                f"--labels has {field!r}, which no cut of {given.source} has; expected a field that is "
+                f"--labels has {field!r}, which no cut of {options.source} has; expected a field that is "
                 f"filled: {', '.join(FIELDS)}, or a custom one"
             )
-    check_present(splits, given.max_bad_fraction)
-    name = given.name or given.source.resolve().name.partition(".")[0]
-    return DataSet(name, keyed(splits, given.source))
+    check_present(splits, options.max_bad_fraction)
+    name = options.name or options.source.resolve().name.partition(".")[0]
+    return DataSet(name, keyed(splits, options.source))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

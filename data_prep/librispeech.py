@@ -72,7 +72,7 @@ def read_transcripts(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     Raises:
         UserError: some have no line in the .trans.txt of their chapter, or it cannot be read.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for chapter in dict.fromkeys(path.parent for path in paths):
         file = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
         try:
@@ -83,27 +83,27 @@ def read_transcripts(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
                 + instead(file)
             ) from error
         for name, _, text in (line.partition(" ") for line in lines):
-            found[name] = " ".join(text.split())
-    if missing := [path.stem for path in paths if not found.get(path.stem)]:
+            texts[name] = " ".join(text.split())
+    if missing := [path.stem for path in paths if not texts.get(path.stem)]:
         raise UserError(
             f"{len(missing)} of {len(paths)} recordings of {folder} have no line in the .trans.txt of their chapter: "
             f"{', '.join(missing[:4])}; expected the archive unpacked as it is"
         )
-    return found
+    return texts
 
 
-def parts_of(given: argparse.Namespace) -> list[str]:
+def parts_of(options: argparse.Namespace) -> list[str]:
     """Those of the option --parts, or all; without transcripts no test is to be learned from."""
-    known = [part for split, parts in SPLITS.items() for part in parts if given.transcripts or split != "test"]
-    parts = given.parts.split(",") if given.parts else known
+    known = [part for split, parts in SPLITS.items() for part in parts if options.transcripts or split != "test"]
+    parts = options.parts.split(",") if options.parts else known
     if unknown := [part for part in parts if part not in known]:
         raise UserError(f"--parts has {', '.join(unknown)}; expected some of {', '.join(known)}")
     return parts
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    source, parts = unpacked(given.source, "LibriSpeech"), parts_of(given)
-    if given.parts and (missing := [part for part in parts if not (source / part).is_dir()]):
+def find(options: argparse.Namespace) -> DataSet:
+    source, parts = unpacked(options.source, "LibriSpeech"), parts_of(options)
+    if options.parts and (missing := [part for part in parts if not (source / part).is_dir()]):
         raise UserError(f"{source} lacks {', '.join(missing)}, which --parts names: --fetch gets them")
     passed_over = PassedOver()
     splits: dict[str, list[Recording]] = {}
@@ -116,11 +116,11 @@ def find(given: argparse.Namespace) -> DataSet:
                     + there(folder, "*/*/*.flac")
                 )
             mine = splits.setdefault(split, [])
-            if given.transcripts:
+            if options.transcripts:
                 said = read_transcripts(folder, paths)
                 mine.extend(spoken(path, said) for path in paths)
             else:
-                mine.extend(piece for path in paths for piece in pieces(path, given.seconds))
+                mine.extend(piece for path in paths for piece in pieces(path, options.seconds))
     if not splits:
         raise UserError(
             f"{source} has none of the folders {', '.join(parts)}; expected the folder LibriSpeech; "
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_argument(parser, "--seconds", number, MIN_SECONDS, MOST_SECONDS, default=10.0, metavar="SECONDS", help=seconds)
     add_argument(parser, "--parts", plain_text, metavar="PART,...", help=parts)
     parser.add_argument("--transcripts", action="store_true", help="whole recordings, label text: what is said in them")
-    return run_script(parser, find, arguments, lambda given: [ARCHIVES[part] for part in parts_of(given)])
+    return run_script(parser, find, arguments, lambda options: [ARCHIVES[part] for part in parts_of(options)])
 
 
 if __name__ == "__main__":

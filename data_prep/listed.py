@@ -51,33 +51,33 @@ def named(entry: Entry, label: str, names: Mapping[str, str]) -> Labels:
     return {**entry.labels, label: [names[mid] for mid in mids]} if mids else entry.labels
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    lists = {split: given.source / getattr(given, split) for split in SPLITS if getattr(given, split)}
+def find(options: argparse.Namespace) -> DataSet:
+    lists = {split: options.source / getattr(options, split) for split in SPLITS if getattr(options, split)}
     if not lists:
         raise UserError("no list is given; expected --train LIST, --validation LIST or --test LIST")
-    names = class_names(given.source / given.class_labels) if given.class_labels else None
-    columns = Columns(given.path_column, given.label_column, given.delimiter)
-    found: list[tuple[str, Entry]] = []
+    names = class_names(options.source / options.class_labels) if options.class_labels else None
+    columns = Columns(options.path_column, options.label_column, options.delimiter)
+    entries: list[tuple[str, Entry]] = []
     first: dict[Path, str] = {}  # recording -> where it is named
     for split, place in lists.items():
-        for entry in read_list(place, given.label_key, columns, given.separator):
+        for entry in read_list(place, options.label_key, columns, options.separator):
             if entry.path in first:
                 raise UserError(
                     f"{entry.where} has {entry.path}, as has {first[entry.path]}; expected each recording once in all "
                     "lists"
                 )
             first[entry.path] = entry.where
-            found.append((split, entry))
+            entries.append((split, entry))
     splits: dict[str, list[Recording]] = {split: [] for split in lists}
     # Keys are of what the paths differ in, so that lists of whole paths and of relative ones give the same.
-    root = os.path.commonpath([entry.path.parent for _, entry in found]) if found else ""
-    for split, entry in found:
+    root = os.path.commonpath([entry.path.parent for _, entry in entries]) if entries else ""
+    for split, entry in entries:
         key = safe_key(os.path.splitext(entry.path.relative_to(root))[0]).strip("-")
-        labels = entry.labels if names is None else named(entry, given.label_key, names)
+        labels = entry.labels if names is None else named(entry, options.label_key, names)
         splits[split].append(Recording(key, entry.path, labels))
-    check_present(splits, given.max_bad_fraction)
-    name = given.name or given.source.resolve().stem
-    label_lists = {given.label_key: tuple(names.values())} if names else None
+    check_present(splits, options.max_bad_fraction)
+    name = options.name or options.source.resolve().stem
+    label_lists = {options.label_key: tuple(names.values())} if names else None
     return DataSet(name, distinct_keys(splits), label_lists)
 
 

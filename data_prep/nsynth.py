@@ -39,8 +39,8 @@ class Note:
     pitch: Annotated[int, msgspec.Meta(ge=0, le=127)]
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    tables = {split: given.source / folder / TABLE for split, folder in FOLDERS.items()}
+def find(options: argparse.Namespace) -> DataSet:
+    tables = {split: options.source / folder / TABLE for split, folder in FOLDERS.items()}
     for table in tables.values():
         if not table.is_file():
             raise UserError(f"{table} is missing; expected the archives as they are unpacked; {instead(table)}")
@@ -61,13 +61,13 @@ def find(given: argparse.Namespace) -> DataSet:
             )
             for name, note in notes.items()
         ]
-    check_present(splits, given.max_bad_fraction)
+    check_present(splits, options.max_bad_fraction)
     return DataSet("nsynth", splits, {"family": FAMILIES, "pitch": [str(pitch) for pitch in sorted(pitches)]})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    return run_script(parser, find, arguments, lambda given: ARCHIVES)
+    return run_script(parser, find, arguments, lambda options: ARCHIVES)
 
 
 if __name__ == "__main__":

@@ -45,35 +45,35 @@ class Placed(NamedTuple):
 
 def whole_seconds(recordings: Sequence[Recording]) -> dict[Path, int]:
     """How many seconds each of them fills, at least one; less than half a millisecond is no further one."""
-    found = {}
+    lengths = {}
     with progress_bar(len(recordings), "recording", "lengths") as bar:
         for one in recordings:
             try:
                 duration = recording_seconds(one.path)
             except BadAudio as error:
                 raise UserError(f"{one.path} cannot be read ({error}): unpack the archive again") from error
-            found[one.path] = max(1, math.ceil(round(duration, 3)))
+            lengths[one.path] = max(1, math.ceil(round(duration, 3)))
             bar.update()
-    return found
+    return lengths
 
 
 def track(
-    recordings: Sequence[Recording], seconds: Mapping[Path, int], passes: int, given: argparse.Namespace
+    recordings: Sequence[Recording], seconds: Mapping[Path, int], passes: int, options: argparse.Namespace
 ) -> tuple[list[Placed | None], int]:
     """What is heard in each second, until every recording was so many times and the last soundscape is full; and how
     many soundscapes they are."""
-    found: list[Placed | None] = []
-    turn, count, whole = 0, 0, given.seconds * given.voices
-    while turn < passes or len(found) < count * whole:
-        for one in sorted(recordings, key=lambda one: drawn(given.seed, f"{turn}/{one.key}")):
-            chance = random.Random(f"{given.seed}/{turn}/{one.key}")
-            found += [None] * int(chance.random() * (given.gap + 1))
-            snr = given.snr[0] + chance.random() * (given.snr[1] - given.snr[0]) if given.snr else None
-            found += [Placed(one, len(found), snr)] * seconds[one.path]
+    places: list[Placed | None] = []
+    turn, count, whole = 0, 0, options.seconds * options.voices
+    while turn < passes or len(places) < count * whole:
+        for one in sorted(recordings, key=lambda one: drawn(options.seed, f"{turn}/{one.key}")):
+            chance = random.Random(f"{options.seed}/{turn}/{one.key}")
+            places += [None] * int(chance.random() * (options.gap + 1))
+            snr = options.snr[0] + chance.random() * (options.snr[1] - options.snr[0]) if options.snr else None
+            places += [Placed(one, len(places), snr)] * seconds[one.path]
         turn += 1
         if turn == passes:
-            count = math.ceil(len(found) / whole)
-    return found, count
+            count = math.ceil(len(places) / whole)
+    return places, count
 
 
 def soundscapes(
@@ -82,51 +82,55 @@ def soundscapes(
     seconds: Mapping[Path, int],
     folder: Path,
     passes: int,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
 ) -> Iterator[Recording]:
     """All of a fold."""
-    found, count = track(recordings, seconds, passes, given)
+    places, count = track(recordings, seconds, passes, options)
     for index in range(count):
         key = f"soundscape-{fold}-{index:04d}"
         events: list[Event] = []
         labels: dict[str, str | list[str]] = {"fold": fold}
-        for voice in range(given.voices):
-            begin = (index + voice * count) * given.seconds
-            scene = found[begin : begin + given.seconds]
+        for voice in range(options.voices):
+            begin = (index + voice * count) * options.seconds
+            scene = places[begin : begin + options.seconds]
             labels[scene_key(voice)] = [str(one.recording.labels["class"]) if one else BACKGROUND for one in scene]
-            for one, heard in itertools.groupby(range(given.seconds), key=scene.__getitem__):
+            for one, heard in itertools.groupby(range(options.seconds), key=scene.__getitem__):
                 if one:
                     onset, *rest = heard
                     start = begin + onset - one.onset
                     events.append(Event(one.recording.path, onset, 1 + len(rest), start, one.snr))
-        noise = int.from_bytes(drawn(given.seed, key)[:8]) if given.snr else None
-        yield Recording(key, folder, labels, mix=Mix(tuple(events), given.seconds, noise))
+        noise = int.from_bytes(drawn(options.seed, key)[:8]) if options.snr else None
+        yield Recording(key, folder, labels, mix=Mix(tuple(events), options.seconds, noise))
 
 
 def scene_key(voice: int) -> str:
     return f"scene-{voice + 1}" if voice else "scene"
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    if given.seconds > given.max_seconds:
-        raise UserError(f"--seconds is {given.seconds}; expected at most the --max-seconds, {given.max_seconds:g}")
-    if given.snr and given.snr[0] > given.snr[1]:
-        raise UserError(f"--snr is {given.snr[0]:g} {given.snr[1]:g}; expected two levels in dB, the lower one first")
-    if given.validation_fold == given.test_fold:
-        raise UserError(f"--validation-fold and --test-fold are both {given.test_fold}; expected two folds")
-    source = unpacked(given.source, "UrbanSound8K")
-    table = read_folds(source, _TABLE, ("slice_file_name", "classID", "class"), "audio/fold{fold}", given.test_fold)
+def find(options: argparse.Namespace) -> DataSet:
+    if options.seconds > options.max_seconds:
+        raise UserError(f"--seconds is {options.seconds}; expected at most the --max-seconds, {options.max_seconds:g}")
+    if options.snr and options.snr[0] > options.snr[1]:
+        raise UserError(
+            f"--snr is {options.snr[0]:g} {options.snr[1]:g}; expected two levels in dB, the lower one first"
+        )
+    if options.validation_fold == options.test_fold:
+        raise UserError(f"--validation-fold and --test-fold are both {options.test_fold}; expected two folds")
+    source = unpacked(options.source, "UrbanSound8K")
+    table = read_folds(source, _TABLE, ("slice_file_name", "classID", "class"), "audio/fold{fold}", options.test_fold)
     recordings = [one for split in table.splits.values() for one in split]
     seconds = whole_seconds(recordings)
     splits: dict[str, list[Recording]] = {"train": [], "validation": [], "test": []}
     for fold in FOLDS:
-        split = {given.validation_fold: "validation", given.test_fold: "test"}.get(fold, "train")
+        split = {options.validation_fold: "validation", options.test_fold: "test"}.get(fold, "train")
         mine = [one for one in recordings if one.labels["fold"] == fold]
         if mine:
-            passes = given.passes if split == "train" else 1
-            splits[split] += soundscapes(fold, mine, seconds, source / f"audio/fold{fold}", passes, given)
-    names = [*table.classes, BACKGROUND] if given.gap else table.classes
-    return DataSet("soundscapes", splits, {scene_key(voice): names for voice in range(given.voices)} | {"fold": FOLDS})
+            passes = options.passes if split == "train" else 1
+            splits[split] += soundscapes(fold, mine, seconds, source / f"audio/fold{fold}", passes, options)
+    names = [*table.classes, BACKGROUND] if options.gap else table.classes
+    return DataSet(
+        "soundscapes", splits, {scene_key(voice): names for voice in range(options.voices)} | {"fold": FOLDS}
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -109,12 +109,12 @@ def twelve_classes(source: Path, splits: dict[str, list[Recording]], seed: int) 
     if not noises:
         raise UserError(f"{source / NOISE} has no .wav of at least 10 s; expected the archive's noises for {SILENCE}")
 
-    def silence(split: str, number: int) -> Recording:
-        chance = random.Random(f"{seed}/{split}/{number}")
+    def silence(split: str, index: int) -> Recording:
+        chance = random.Random(f"{seed}/{split}/{index}")
         path, seconds = noises[int(chance.random() * len(noises))]
         low, high = (edge * seconds for edge in STRETCHES[split])
         start = math.floor(1000 * (low + chance.random() * (high - low - 1))) / 1000
-        return Recording(f"silence-{split}-{number:05d}", path, {"word": SILENCE}, start, round(start + 1, 3))
+        return Recording(f"silence-{split}-{index:05d}", path, {"word": SILENCE}, start, round(start + 1, 3))
 
     made: dict[str, list[Recording]] = {}
     for split, recordings in splits.items():
@@ -123,26 +123,26 @@ def twelve_classes(source: Path, splits: dict[str, list[Recording]], seed: int) 
         count = math.ceil(len(wanted) / ONE_IN)
         chosen = sorted(others, key=lambda one: drawn(seed, one.key))[:count]
         unknown = [Recording(one.key, one.path, {**one.labels, "word": UNKNOWN}) for one in chosen]
-        made[split] = wanted + unknown + [silence(split, number) for number in range(count)]
+        made[split] = wanted + unknown + [silence(split, index) for index in range(count)]
     return made
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    if not given.source.is_dir():
-        raise UserError(f"SOURCE is {given.source}; expected the folder of the unpacked archive")
-    words = WORDS[given.version]
-    source = unpacked(given.source, ARCHIVES[given.version].folder)
+def find(options: argparse.Namespace) -> DataSet:
+    if not options.source.is_dir():
+        raise UserError(f"SOURCE is {options.source}; expected the folder of the unpacked archive")
+    words = WORDS[options.version]
+    source = unpacked(options.source, ARCHIVES[options.version].folder)
     passed_over = PassedOver()
     splits = official_splits(source, words, passed_over)
-    if given.version == "v1":
-        splits, words = twelve_classes(source, splits, given.seed), (*COMMANDS, SILENCE, UNKNOWN)
-    return DataSet(f"speech-commands-{given.version}", splits, {"word": words}, passed_over)
+    if options.version == "v1":
+        splits, words = twelve_classes(source, splits, options.seed), (*COMMANDS, SILENCE, UNKNOWN)
+    return DataSet(f"speech-commands-{options.version}", splits, {"word": words}, passed_over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", required=True, choices=sorted(WORDS), help="of the data set")
-    return run_script(parser, find, arguments, lambda given: [ARCHIVES[given.version]])
+    return run_script(parser, find, arguments, lambda options: [ARCHIVES[options.version]])
 
 
 if __name__ == "__main__":

@@ -151,9 +151,9 @@ def utterances(rng: random.Random) -> Iterator[tuple[str, str, str]]:
         for word in WORDS:
             for take in range(TAKES):
                 yield f"words/{word}_{name}_{take}.wav", voice, word
-        for number in range(SENTENCES):
+        for index in range(SENTENCES):
             text = " ".join((rng.choice(_SUBJECTS), rng.choice(_VERBS), rng.choice(_OBJECTS)))
-            yield f"sentences/{name}_{number}.wav", voice, text
+            yield f"sentences/{name}_{index}.wav", voice, text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,12 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_argument(parser, "--seed", whole_number, *SEEDS, default=0, metavar="N", help=seed)
 
     def work() -> int:
-        given = parser.parse_args(arguments)
-        if os.path.lexists(given.out):
-            raise UserError(f"{given.out} exists; expected a new folder")
+        options = parser.parse_args(arguments)
+        if os.path.lexists(options.out):
+            raise UserError(f"{options.out} exists; expected a new folder")
         synthesizer = Synthesizer()
-        with whole_folder(given.out) as folder:
-            synthesize(folder, synthesizer, given.seed)
+        with whole_folder(options.out) as folder:
+            synthesize(folder, synthesizer, options.seed)
         return 0
 
     return run_program(work)

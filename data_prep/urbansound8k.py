@@ -24,17 +24,17 @@ ARCHIVE = Archive(
 )
 
 
-def find(given: argparse.Namespace) -> DataSet:
+def find(options: argparse.Namespace) -> DataSet:
     columns = ("slice_file_name", "classID", "class")
-    source = unpacked(given.source, ARCHIVE.folder)
-    folds = read_folds(source, "metadata/UrbanSound8K.csv", columns, "audio/fold{fold}", given.test_fold)
+    source = unpacked(options.source, ARCHIVE.folder)
+    folds = read_folds(source, "metadata/UrbanSound8K.csv", columns, "audio/fold{fold}", options.test_fold)
     return DataSet("urbansound8k", folds.splits, {"class": folds.classes, "fold": FOLDS})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--test-fold", choices=FOLDS, default="10", help="for the split test (default: %(default)s)")
-    return run_script(parser, find, arguments, lambda given: [ARCHIVE])
+    return run_script(parser, find, arguments, lambda options: [ARCHIVE])
 
 
 if __name__ == "__main__":

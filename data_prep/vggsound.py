@@ -16,10 +16,10 @@ from ssamba.data.prepare.sources import VideoClips, number, read_table, warn_mis
 from ssamba.errors import UserError
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    table = given.source / "vggsound.csv"
+def find(options: argparse.Namespace) -> DataSet:
+    table = options.source / "vggsound.csv"
     rows = list(read_table(table, ("video", "start", "label", "split"), header=False))
-    clips = VideoClips(given.source)
+    clips = VideoClips(options.source)
     splits: dict[str, list[Recording]] = {"train": [], "test": []}
     wanted = dict.fromkeys(splits, 0)
     for row in rows:
@@ -30,8 +30,8 @@ def find(given: argparse.Namespace) -> DataSet:
         start = number(row["start"], f"the start of {video} in {table}")
         if path := clips.find(video, start):
             splits[split].append(Recording(f"{video}_{int(start):06d}", path, {"label": row["label"]}))
-    for split, found in splits.items():
-        warn_missing(split, len(found), wanted[split], given.source, "---g-f_I2yQ_000001.wav")
+    for split, recordings in splits.items():
+        warn_missing(split, len(recordings), wanted[split], options.source, "---g-f_I2yQ_000001.wav")
     # All of the list's labels, so that their numbers do not depend on what could be downloaded.
     return DataSet("vggsound", splits, {"label": sorted({row["label"] for row in rows})})
 

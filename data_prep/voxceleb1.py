@@ -54,12 +54,12 @@ def other_ending(paths: Sequence[Path]) -> Path | None:
     return next((path for path in there if path.is_file()), None)
 
 
-def find(given: argparse.Namespace) -> DataSet:
-    folders = [given.source / name for name in FOLDERS if any((given.source / name).glob("id*/"))]
+def find(options: argparse.Namespace) -> DataSet:
+    folders = [options.source / name for name in FOLDERS if any((options.source / name).glob("id*/"))]
     if not folders:
         raise UserError(
-            f"{given.source} has no idXXXXX in {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked; "
-            + there(given.source, "id[0-9]*")
+            f"{options.source} has no idXXXXX in {', '.join(FOLDERS)}; expected VoxCeleb1 unpacked; "
+            + there(options.source, "id[0-9]*")
         )
 
     def recording(name: str) -> Recording:
@@ -68,16 +68,16 @@ def find(given: argparse.Namespace) -> DataSet:
         return Recording(key(name), path, {"speaker": name.partition("/")[0]})
 
     splits: dict[str, list[Recording]]
-    if given.trials:
-        trials = read_list(given.trials, ("0", "1"), 2)
+    if options.trials:
+        trials = read_list(options.trials, ("0", "1"), 2)
         splits = {"verification": [recording(name) for name in dict.fromkeys(n for line in trials for n in line[1:])]}
     else:
         splits = {split: [] for split in SPLITS.values()}
-        for kind, name in read_list(given.split_list or given.source / "iden_split.txt", tuple(SPLITS), 1):
+        for kind, name in read_list(options.split_list or options.source / "iden_split.txt", tuple(SPLITS), 1):
             splits[SPLITS[kind]].append(recording(name))
-    check_present(splits, given.max_bad_fraction)
-    if given.trials and not given.overwrite:
-        copy = trials_copy(given.out)
+    check_present(splits, options.max_bad_fraction)
+    if options.trials and not options.overwrite:
+        copy = trials_copy(options.out)
         if copy.exists() if isinstance(copy, Path) else bytes_of(copy) is not None:
             raise UserError(f"{copy} exists; --overwrite replaces it")
     return DataSet("voxceleb1", splits)
@@ -87,10 +87,10 @@ def trials_copy(out: Path | str) -> Path | str:
     return f"{out}-trials.txt" if isinstance(out, str) else out.with_name(f"{out.name}-trials.txt")
 
 
-def copy_trials(given: argparse.Namespace) -> None:
-    if given.trials:
-        trials = read_list(given.trials, ("0", "1"), 2)
-        text, copy = "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials), trials_copy(given.out)
+def copy_trials(options: argparse.Namespace) -> None:
+    if options.trials:
+        trials = read_list(options.trials, ("0", "1"), 2)
+        text, copy = "".join(f"{same} {key(a)} {key(b)}\n" for same, a, b in trials), trials_copy(options.out)
         write_text(copy, text) if isinstance(copy, Path) else put_bytes(text.encode(), copy)
 
 

@@ -33,6 +33,15 @@ from ssamba.files import made_folder, written_beside
 
 torch.set_num_threads(1)
 
+MEMORY = Path("/dev/shm")
+
+
+def pytest_configure() -> None:
+    """Many small files are made: in memory, where there is room for them, since on a disk they take minutes."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8e9:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
 RATE = 16000
 SOUNDS = ("falling", "high", "low", "rising")
 SPEAKERS = ("ada", "ben", "cyd")
