@@ -14,8 +14,10 @@ every seed the weights, the order, the masks and the labelled clips are others. 
 
 A row is compared with the first one of its patches, `joint-runs` or `joint-squares`, after as many minutes and after
 the most; these two have every number of --minutes, the others --budget. Beside them stand networks without pretraining
-and the best of the log-mel baselines. The pace of all rows is measured first, on a machine with nothing else to do, and
-is kept in OUT/paces.json. What is finished in OUT is not made again, so the work can be cut into several calls.
+and the best of the log-mel baselines. Rows with distillation learn from `TEACHER`: the minutes that it was trained in
+are not theirs, what it says in their steps is. The pace of all rows is measured before they begin, on a machine with
+nothing else to do, and is kept in OUT/paces.json. What is finished in OUT is not made again, so the work can be cut
+into several calls.
 Results: OUT/results.md, results.json, quality.png.
 """
 
@@ -51,6 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ["mask.kind=cluster", "mask.smallest=5", "mask.largest=5"]
 LATENT = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "objective.parts.latent=1"]
 FRAMES = ["model.fshape=96", "model.tshape=2"]
+DISTILLED = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "objective.parts.distillation=1"]
 VISIBLE = ["model.encode=visible", "mask.share=0.75"]
 SQUARES = ["model.fshape=16", "model.tshape=16", "mask.smallest=2", "mask.largest=3"]
 TWO_MASKS = ["mask.per_clip=2", "data.batch_size=16"]
@@ -68,6 +71,9 @@ ROWS: dict[str, list[str]] = {
     "joint-visible": [*FRAMES, *RUNS, *VISIBLE],
     "joint-visible-16-clips": [*FRAMES, *RUNS, *VISIBLE, "data.batch_size=16"],
     "latent-visible": [*FRAMES, *RUNS, *LATENT, *VISIBLE, *TWO_MASKS],
+    "distilled": [*FRAMES, *RUNS, *DISTILLED],
+    "distilled-visible": [*FRAMES, *RUNS, *VISIBLE, *DISTILLED, "data.batch_size=16"],
+    "joint-distilled": [*FRAMES, *RUNS, "objective.parts.distillation=1"],
     "joint-mixed": [*FRAMES, *RUNS, "objective.mix=0.5"],
     "ssast": [*FRAMES, *RUNS, "model.encoder=ssast", "optimizer.learning_rate=1e-3"],
     "aum": [*FRAMES, *RUNS, "model.encoder=aum"],
@@ -84,6 +90,7 @@ ROWS: dict[str, list[str]] = {
 }
 """Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction."""
 SCRATCH = {"scratch": FRAMES, "scratch-squares": SQUARES}
+TEACHER = ("joint-runs", 10.0)  # row and minutes of what the rows with distillation learn from, of the same seed
 BASELINE = "log-mel"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TRAINED = 2100  # recordings of takes 15 to 49
@@ -125,7 +132,14 @@ class Work(NamedTuple):
         """The row that this one is compared with."""
         return "joint-squares" if "model.tshape=16" in self.model else "joint-runs"
 
+    @property
+    def teacher(self) -> "Work | None":
+        """The run that this one learns from, which comes before it."""
+        distilled = "objective.parts.distillation=1" in (ROWS | SCRATCH)[self.row]
+        return Work(*TEACHER, self.seed, self.out) if distilled else None
+
     def pretraining(self, steps: int) -> PretrainRecipe:
+        taught = [f"objective.distillation.teacher={self.teacher.folder / 'pretrain'}"] if self.teacher else []
         recipe = load_recipe(
             ROOT / "recipes/pretrain/fsdd.yaml",
             [
@@ -137,6 +151,7 @@ class Work(NamedTuple):
                 f"trainer.validate_every_steps={steps}",
                 f"optimizer.warmup_steps={max(1, min(200, steps // 10))}",
                 *ROWS[self.row],
+                *taught,
             ],
         )
         assert isinstance(recipe, PretrainRecipe)
@@ -437,17 +452,22 @@ def main() -> None:
     plan = [(row, 0.0) for row in SCRATCH if Work(row, 0.0, 0, out).reference in references]
     for row in arguments.rows:
         plan += [(row, minutes) for minutes in (arguments.minutes if row in references else [arguments.budget])]
+    if any(Work(row, minutes, 0, out).teacher for row, minutes in plan):
+        plan = [*dict.fromkeys((plan[0], TEACHER, *plan[1:]))]
     works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
+    taught = [work for work in works if work.teacher]
+    alone = [work for work in works if not work.teacher]
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(arguments.jobs, context, _start) as pool,
         progress_bar(len(works), "run", "quality") as bar,
     ):
-        paces = measured_paces(out, works, pool)
-        steps = [round(60 * work.minutes / paces[work.row]) if work.minutes else 0 for work in works]
-        for told in pool.map(make, works, steps):
-            print_above(told, sys.stderr)
-            bar.update()
+        for part in (alone, taught):
+            paces = measured_paces(out, part, pool)
+            steps = [round(60 * work.minutes / paces[work.row]) if work.minutes else 0 for work in part]
+            for told in pool.map(make, part, steps):
+                print_above(told, sys.stderr)
+                bar.update()
     report(out, plan, arguments.seeds)
 
 

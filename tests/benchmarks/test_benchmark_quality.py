@@ -21,6 +21,8 @@ def test_every_row_is_a_recipe(benchmark: Script, tmp_path: Path) -> None:
         work = quality.Work(row, 1.0, 2, tmp_path)
         pretraining = work.pretraining(100)
         assert pretraining.seed == 2 and pretraining.trainer.max_steps == 100
+        teacher = str(tmp_path / "joint-runs-10-2" / "pretrain") if "distilled" in row else None
+        assert pretraining.objective.distillation.teacher == teacher
         for task in (*quality.SHARES, "speaker"):
             finetuning = work.finetuning(task)
             assert finetuning.model.pretrained == str(work.folder / "pretrain")
