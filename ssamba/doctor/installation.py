@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from ssamba.doctor.findings import LOCK, Finding, absent, ok, problem
 from ssamba.errors import UserError
 from ssamba.files import check_place
@@ -17,7 +19,7 @@ from ssamba.jobs import usable_cores
 from ssamba.parts import OWN, Kind, find, load_main, names, parts
 from ssamba.printable import masked
 
-_REQUIREMENT = re.compile(r"([\w.-]+).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?$")
+_EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
 _NO_EXTRAS = ("triton", "causal-conv1d")  # what comes with others' packages
 _DEVELOPERS = ("dev", "docs")  # extras of those who work on the package
 _PAIR = ("torch", "torchaudio")
@@ -32,13 +34,14 @@ def versions() -> Iterator[Finding]:
     yield ok("python", f"{platform.python_version()}, {platform.platform()}")
     yield ok("ssamba", metadata.version("ssamba"))
     extras: dict[str, str] = dict.fromkeys(_NO_EXTRAS, "")
-    for requirement in metadata.requires("ssamba") or ():
-        matched = _REQUIREMENT.match(requirement)
-        assert matched
-        name, extra = matched.groups()
-        if extra is not None:
-            if extra not in _DEVELOPERS:
-                extras.setdefault(name, extra)
+    for requirement in map(Requirement, metadata.requires("ssamba") or ()):
+        name, marker = requirement.name, requirement.marker
+        matched = _EXTRA.search(str(marker or ""))
+        if marker and not marker.evaluate({"extra": matched[1] if matched else ""}):
+            yield absent(name, "not for this Python or platform")
+        elif matched:
+            if matched[1] not in _DEVELOPERS:
+                extras.setdefault(name, matched[1])
         elif version := installed(name):
             yield ok(name, version)
         else:

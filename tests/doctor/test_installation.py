@@ -52,12 +52,14 @@ def pip_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 def test_versions_are_those_that_are_installed(
     pip_says: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    required = [*(metadata.requires("ssamba") or []), 'mkdocs-material>=9.8; extra == "docs"']
+    others = ['mkdocs-material>=9.8; extra == "docs"', 'old>=1; python_version < "3.8" and extra == "speech"']
+    required = [*(metadata.requires("ssamba") or []), *others]
     monkeypatch.setattr(metadata, "requires", lambda name: required)
     found = by_name(installation.versions())
     for name in ("torch", "torchaudio", "lightning", "webdataset", "numba", "numpy"):
         assert found[name] == Finding(name, "ok", metadata.version(name))
     assert {"wandb", "mamba-ssm", "triton", "s3fs", "gcsfs", "adlfs", "av"} <= set(found)
+    assert found["old"] == Finding("old", "absent", "not for this Python or platform")
     assert not {"pytest", "mkdocs-material"} & set(found)  # of those who work on the package
     assert not [one for one in found.values() if one.state == "problem"]
 
