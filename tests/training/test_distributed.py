@@ -44,12 +44,8 @@ end_rank(status)
 sys.exit(status)
 """
 SCRIPT = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\nimport shallow\n{COMMANDS}"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
 Runs = Callable[[str], Path]
-
-
-def torchrun(processes: int) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "--no-python", sys.executable]
 
 
 def launch(launcher: Sequence[str], folder: Path, commands: Sequence[Sequence[str]]) -> tuple[int, str]:
@@ -181,8 +177,7 @@ def half_way(run: Path, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def together(recipes: dict[str, Path], alone: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A name -> the run of several processes. All runs of as many processes are made by one launch: of two by
-    torchrun, of four as by Slurm."""
+    """A name -> the run of several processes. All runs of as many processes are made by one launch, as by Slurm."""
     folder = tmp_path_factory.mktemp("together")
     runs = {
         2: {
@@ -190,7 +185,6 @@ def together(recipes: dict[str, Path], alone: Runs, tmp_path_factory: pytest.Tem
             "pretrain fsdp": ["model.encoder=ssamba", "trainer.strategy=fsdp"],
             "visible ddp": ["model.encoder=ssast"],
             "visible fsdp": ["model.encoder=ssast", "trainer.strategy=fsdp"],
-            "finetune ddp": ["model.encoder=ssast"],
             # Goes on with what one process has begun.
             "finetune fsdp": ["model.encoder=ssast", "trainer.strategy=fsdp", "trainer.accumulate=2", "--resume=auto"],
         },
@@ -207,11 +201,7 @@ def together(recipes: dict[str, Path], alone: Runs, tmp_path_factory: pytest.Tem
                 words_for(recipes, name.split()[0], folder / name, f"trainer.devices={ranks}", *words)
                 for name, words in runs[ranks].items()
             ]
-            if ranks == 4:
-                slurm_tasks(ranks, folder, commands)
-            else:
-                status, said = launch(torchrun(ranks), folder, commands)
-                assert status == 0, said
+            slurm_tasks(ranks, folder / f"of {ranks}", commands)
             launched.add(ranks)
         return folder / name
 
@@ -237,7 +227,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*(f"{kind} {how}" for kind in ("pretrain", "visible", "finetune") for how in ("ddp", "fsdp")), "finetune 4"],
+    ["pretrain ddp", "pretrain fsdp", "visible ddp", "visible fsdp", "finetune fsdp", "finetune 4"],
 )
 def test_ranks_learn_what_one_process_learns(name: str, together: Runs, alone: Runs) -> None:
     assert_same(together(name), alone(name.split()[0]))
@@ -390,13 +380,20 @@ def test_the_rank_is_the_launchers() -> None:
 # Mistakes
 
 
-def test_a_mistake_is_said_once(recipes: dict[str, Path], alone: Runs, tmp_path: Path) -> None:
-    """Under torchrun, before the fit: a folder that exists."""
+def test_torchruns_ranks_learn_the_same_and_say_a_mistake_once(
+    recipes: dict[str, Path], alone: Runs, tmp_path: Path
+) -> None:
+    """A run, and then, before a fit, another one into a folder that exists."""
     run = alone("finetune")
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
-    status, said = launch(torchrun(2), tmp_path, [words_for(recipes, "finetune", run, "trainer.devices=2")])
-    assert status and said.count("ssamba: ") == 1 and f"ssamba: run folder {run} exists" in said
+    commands = [
+        words_for(recipes, "finetune", folder, "model.encoder=ssast", "trainer.devices=2")
+        for folder in (tmp_path / "run", run)
+    ]
+    status, said = launch([*TORCHRUN, sys.executable], tmp_path, commands)
+    assert status and said.count("ssamba: ") == 1 and f"ssamba: run folder {run} exists" in said, said
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+    assert_same(tmp_path / "run", run)
 
 
 def test_what_is_not_finite_stops_all_ranks_and_one_says_so(recipes: dict[str, Path], tmp_path: Path) -> None:
