@@ -47,15 +47,17 @@ SEEDS = 5
 SHAPES = {
     "96x2": (
         ["model.fshape=96", "model.tshape=2"],
-        ["mask.share=0.5", "mask.smallest=5", "mask.largest=5"],
+        ["mask.smallest=5", "mask.largest=5"],
         [],
     ),
     "16x16": (
         ["model.fshape=16", "model.tshape=16"],
-        ["mask.share=0.5", "mask.smallest=2", "mask.largest=3"],
+        ["mask.smallest=2", "mask.largest=3"],
         ["model.time_stride=8"],
     ),
 }
+# As SSAMBA and SSAST are trained: the encoder gets all patches, half of them hidden.
+WHOLE = ("model.encode=all", "mask.share=0.5", "data.batch_size=32")
 # Steps and learning rate of pretraining, for ten minutes of one core at most. SSAST first learns what the position
 # tells, and at SSAMBA's rate it stays at that for good.
 PRETRAINING = {
@@ -143,6 +145,7 @@ class Benchmark:
                     f"run_dir={self.out / f'{encoder}-{shape}'}",
                     f"data.train={self.shards / 'train'}",
                     f"model.encoder={encoder}",
+                    *WHOLE,
                     *patch,
                     *masks,
                     f"trainer.max_steps={PRETRAINING[encoder, shape][0]}",

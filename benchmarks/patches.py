@@ -84,7 +84,7 @@ class Work(NamedTuple):
     def pretraining(self, steps: int, *changes: str) -> PretrainRecipe:
         masks, _ = SHAPES[self.row.removesuffix(TIME)]
         length = [f"trainer.max_steps={steps}", f"optimizer.warmup_steps={max(1, min(200, steps // 10))}"]
-        recipe = self.recipe("pretrain/fsdd.yaml", "pretrain", *masks, *length, *changes)
+        recipe = self.recipe("pretrain/fsdd.yaml", "pretrain", *fsdd.WHOLE, *masks, *length, *changes)
         assert isinstance(recipe, PretrainRecipe)
         return recipe
 

@@ -12,12 +12,12 @@ every seed the weights, the order, the masks and the labelled clips are others. 
     frozen     the same by a linear classifier on the features as they are, of the best layer: with 5 and 1 % of the
                labels, each the mean of ten drawings; with all of them; of the speaker of whom nothing is labelled
 
-A row is compared with the first one of its patches, `joint-runs` or `joint-squares`, after as many minutes and after
-the most; these two have every number of --minutes, the others --budget. Beside them stand networks without pretraining
-and the best of the log-mel baselines. Rows with distillation learn from `TEACHER`: the minutes that it was trained in
-are not theirs, what it says in their steps is. The pace of all rows is measured before they begin, on a machine with
-nothing else to do, and is kept in OUT/paces.json. What is finished in OUT is not made again, so the work can be cut
-into several calls.
+The recipe of today is `joint-visible-16-clips`; before it was `joint-runs`, and with 16x16 patches `joint-squares`. A
+row is compared with that of its patches, after as many minutes and after the most; these two have every number of
+--minutes, the others --budget. Beside them stand networks without pretraining and the best of the log-mel baselines.
+Rows with distillation learn from `TEACHER`: the minutes that it was trained in are not theirs, what it says in their
+steps is. The pace of all rows is measured before they begin, on a machine with nothing else to do, and is kept in
+OUT/paces.json. What is finished in OUT is not made again, so the work can be cut into several calls.
 Results: OUT/results.md, results.json, quality.png.
 """
 
@@ -88,7 +88,7 @@ ROWS: dict[str, list[str]] = {
     "latent-squares": [*SQUARES, *LATENT, *TWO_MASKS],
     "joint-latent-squares": [*SQUARES, "objective.parts.latent=1", *TWO_MASKS],
 }
-"""Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction."""
+"""Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction, with `fsdd.WHOLE`."""
 SCRATCH = {"scratch": FRAMES, "scratch-squares": SQUARES}
 TEACHER = ("joint-runs", 10.0)  # row and minutes of what the rows with distillation learn from, of the same seed
 BASELINE = "log-mel"
@@ -150,6 +150,7 @@ class Work(NamedTuple):
                 "trainer.accelerator=cpu",
                 f"trainer.validate_every_steps={steps}",
                 f"optimizer.warmup_steps={max(1, min(200, steps // 10))}",
+                *fsdd.WHOLE,
                 *ROWS[self.row],
                 *taught,
             ],

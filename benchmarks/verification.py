@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fsdd
 from ssamba.evaluation.report import score_text
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json, write_text
@@ -69,6 +70,8 @@ def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
         "pretrain",
         str(recipes / "pretrain/fsdd.yaml"),
         f"run_dir={pretrained}",
+        *fsdd.WHOLE,
+        "trainer.max_steps=2500",
         source,
         "--resume",
         "auto",
