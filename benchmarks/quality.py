@@ -443,7 +443,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 3.0, 10.0], help="of the rows compared with")
-    parser.add_argument("--budget", type=float, default=3.0, metavar="MINUTES", help="of the other rows (default: 3)")
+    parser.add_argument(
+        "--budget", nargs="+", type=float, default=[3.0], metavar="MINUTES", help="of the other rows (default: 3)"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="at a time, one thread each (default: 2)")
     arguments = parser.parse_args()
@@ -452,7 +454,7 @@ def main() -> None:
     references = {Work(row, 0.0, 0, out).reference for row in arguments.rows}
     plan = [(row, 0.0) for row in SCRATCH if Work(row, 0.0, 0, out).reference in references]
     for row in arguments.rows:
-        plan += [(row, minutes) for minutes in (arguments.minutes if row in references else [arguments.budget])]
+        plan += [(row, minutes) for minutes in (arguments.minutes if row in references else arguments.budget)]
     if any(Work(row, minutes, 0, out).teacher for row, minutes in plan):
         plan = [*dict.fromkeys((plan[0], TEACHER, *plan[1:]))]
     works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
