@@ -47,7 +47,9 @@ def test_a_row_is_pretrained_scored_and_told(
     fsdd.Benchmark(out, 1, ()).prepare(recordings)
     for name, value in (("STEPS", 1), ("SPEAKERS", ("george", "jackson")), ("SHARES", {"5 %": 0.5, "1 %": 0.25})):
         monkeypatch.setattr(quality, name, value)
-    monkeypatch.setattr(quality, "DRAWS", 2)
+    frozen = ("frozen 5 %", "frozen speaker")
+    for name, value in (("DRAWS", 2), ("FROZEN", frozen), ("TASKS", (*quality.TUNED, *frozen))):
+        monkeypatch.setattr(quality, name, value)
     plan = [("scratch", 0.0), ("joint-runs", 1.0), ("joint-runs", 2.0)]
     works = [quality.Work(row, minutes, 0, out) for row, minutes in plan]
     told = [quality.make(work, int(2 * work.minutes)) for work in works]
@@ -61,8 +63,8 @@ def test_a_row_is_pretrained_scored_and_told(
     for row, work in zip(results["rows"], works, strict=True):
         for task, (accuracy, low, high) in row["scores"].items():
             folder = work.folder / quality.named(task)
-            draws = [folder / str(draw) for draw in range(2)] if task in ("frozen 5 %", "frozen 1 %") else [folder]
-            draws = [folder / "0"] if task in ("frozen all", "frozen speaker") else draws
+            draws = [folder / str(draw) for draw in range(2)] if task == "frozen 5 %" else [folder]
+            draws = [folder / "0"] if task == "frozen speaker" else draws
             predictions = [read_scores(draw / "test")[0] for draw in draws]
             hits = [(one.logits.argmax(1) == one.labels).float().mean().item() for one in predictions]
             assert accuracy == pytest.approx(sum(hits) / len(hits))

@@ -112,7 +112,7 @@ def test_a_program_of_an_imported_model_pools_padding() -> None:
         torch.testing.assert_close(found, model.network.head(tokens.mean(1)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
 def test_a_run_becomes_a_program_that_describes_itself(
     encoder: str, finetuned: Callable[[str], Path], tmp_path: Path
 ) -> None:
