@@ -51,9 +51,10 @@ from ssamba.training.runs import command_record
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ["mask.kind=cluster", "mask.smallest=5", "mask.largest=5"]
-LATENT = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "objective.parts.latent=1"]
+NO_JOINT = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0"]
+LATENT = [*NO_JOINT, "objective.parts.latent=1"]
 FRAMES = ["model.fshape=96", "model.tshape=2"]
-DISTILLED = ["objective.parts.contrastive=0", "objective.parts.reconstruction=0", "objective.parts.distillation=1"]
+DISTILLED = "objective.parts.distillation=1"
 VISIBLE = ["model.encode=visible", "mask.share=0.75"]
 SQUARES = ["model.fshape=16", "model.tshape=16", "mask.smallest=2", "mask.largest=3"]
 TWO_MASKS = ["mask.per_clip=2", "data.batch_size=16"]
@@ -71,9 +72,9 @@ ROWS: dict[str, list[str]] = {
     "joint-visible": [*FRAMES, *RUNS, *VISIBLE],
     "joint-visible-16-clips": [*FRAMES, *RUNS, *VISIBLE, "data.batch_size=16"],
     "latent-visible": [*FRAMES, *RUNS, *LATENT, *VISIBLE, *TWO_MASKS],
-    "distilled": [*FRAMES, *RUNS, *DISTILLED],
-    "distilled-visible": [*FRAMES, *RUNS, *VISIBLE, *DISTILLED, "data.batch_size=16"],
-    "joint-distilled": [*FRAMES, *RUNS, "objective.parts.distillation=1"],
+    "distilled": [*FRAMES, *RUNS, *NO_JOINT, DISTILLED],
+    "distilled-visible": [*FRAMES, *RUNS, *VISIBLE, *NO_JOINT, DISTILLED, "data.batch_size=16"],
+    "joint-distilled": [*FRAMES, *RUNS, DISTILLED],
     "joint-mixed": [*FRAMES, *RUNS, "objective.mix=0.5"],
     "ssast": [*FRAMES, *RUNS, "model.encoder=ssast", "optimizer.learning_rate=1e-3"],
     "aum": [*FRAMES, *RUNS, "model.encoder=aum"],
@@ -117,9 +118,13 @@ class Work(NamedTuple):
         return self.out / f"{self.row}-{self.minutes:g}-{self.seed}"
 
     @property
+    def words(self) -> list[str]:
+        return (ROWS | SCRATCH)[self.row]
+
+    @property
     def model(self) -> list[str]:
         """What a fine-tuning recipe has of the row's model section."""
-        words = [word for word in (ROWS | SCRATCH)[self.row] if word.startswith("model.")]
+        words = [word for word in self.words if word.startswith("model.")]
         return [word for word in words if not word.startswith("model.encode=")]
 
     @property
@@ -135,8 +140,7 @@ class Work(NamedTuple):
     @property
     def teacher(self) -> "Work | None":
         """The run that this one learns from, which comes before it."""
-        distilled = "objective.parts.distillation=1" in (ROWS | SCRATCH)[self.row]
-        return Work(*TEACHER, self.seed, self.out) if distilled else None
+        return Work(*TEACHER, self.seed, self.out) if DISTILLED in self.words else None
 
     def pretraining(self, steps: int) -> PretrainRecipe:
         taught = [f"objective.distillation.teacher={self.teacher.folder / 'pretrain'}"] if self.teacher else []
@@ -151,7 +155,7 @@ class Work(NamedTuple):
                 f"trainer.validate_every_steps={steps}",
                 f"optimizer.warmup_steps={max(1, min(200, steps // 10))}",
                 *fsdd.WHOLE,
-                *ROWS[self.row],
+                *self.words,
                 *taught,
             ],
         )
@@ -456,7 +460,7 @@ def main() -> None:
     for row in arguments.rows:
         plan += [(row, minutes) for minutes in (arguments.minutes if row in references else arguments.budget)]
     if any(Work(row, minutes, 0, out).teacher for row, minutes in plan):
-        plan = [*dict.fromkeys((plan[0], TEACHER, *plan[1:]))]
+        plan = [*dict.fromkeys((*plan, TEACHER))]
     works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
     taught = [work for work in works if work.teacher]
     alone = [work for work in works if not work.teacher]

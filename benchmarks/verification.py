@@ -71,7 +71,7 @@ def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
         str(recipes / "pretrain/fsdd.yaml"),
         f"run_dir={pretrained}",
         *fsdd.WHOLE,
-        "trainer.max_steps=2500",
+        f"trainer.max_steps={fsdd.PRETRAINING['ssamba', '96x2'][0]}",
         source,
         "--resume",
         "auto",

@@ -112,7 +112,7 @@ def test_a_program_of_an_imported_model_pools_padding() -> None:
         torch.testing.assert_close(found, model.network.head(tokens.mean(1)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast", "aum"])
 def test_a_run_becomes_a_program_that_describes_itself(
     encoder: str, finetuned: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -246,7 +246,7 @@ def test_torch_alone_runs_a_program_without_a_scan(
 def test_programs_run_without_what_trains_and_builds_models(
     programs: Callable[[str], tuple[SsambaModel, Path]], batch_file: Path
 ) -> None:
-    made = [programs(encoder) for encoder in ("ssamba", "ssast", "aum")]
+    made = [programs(encoder) for encoder in SIZES]
     code = (
         "import json, sys\n"
         "from ssamba.export.program import load_program\n"

@@ -44,7 +44,7 @@ end_rank(status)
 sys.exit(status)
 """
 SCRIPT = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\nimport shallow\n{COMMANDS}"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 Runs = Callable[[str], Path]
 
 
@@ -83,7 +83,6 @@ def slurm_tasks(tasks: int, folder: Path, commands: Sequence[Sequence[str]]) -> 
         "SLURM_NODEID": "0",
         "SLURM_NODELIST": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
     }
     with contextlib.ExitStack() as stack:
         ranks = [
@@ -390,7 +389,7 @@ def test_torchruns_ranks_learn_the_same_and_say_a_mistake_once(
         words_for(recipes, "finetune", folder, "model.encoder=ssast", "trainer.devices=2")
         for folder in (tmp_path / "run", run)
     ]
-    status, said = launch([*TORCHRUN, sys.executable], tmp_path, commands)
+    status, said = launch(TORCHRUN, tmp_path, commands)
     assert status and said.count("ssamba: ") == 1 and f"ssamba: run folder {run} exists" in said, said
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
     assert_same(tmp_path / "run", run)
