@@ -8,13 +8,15 @@ judged. Each row of `ROWS` is pretrained by one thread for so many minutes of it
 every seed the weights, the order, the masks and the labelled clips are others. Then:
 
     5 %, 1 %   digits by fine-tuning with as many labels as 5 % and 1 % of the official training part are, 135 and 27
-    speaker    digits of a speaker of whom nothing is labelled, a different one for each seed, all labels of the others
+    speaker    digits of a speaker of whom nothing is labelled, all labels of the others: two a seed, so that three
+               seeds have all six
     frozen     the same by a linear classifier on the features as they are, of the best layer: with 5 and 1 % of the
-               labels, each the mean of ten drawings; with all of them; of the speaker of whom nothing is labelled
+               labels, each the mean of ten drawings; with all of them; of the speakers of whom nothing is labelled
 
-The recipe of today is `joint-visible-16-clips`; before it was `joint-runs`, and with 16x16 patches `joint-squares`. A
-row is compared with that of its patches, after as many minutes and after the most; these two have every number of
---minutes, the others --budget. Beside them stand networks without pretraining and the best of the log-mel baselines.
+The recipe of today is `joint-visible-16-clips`, the one before it `joint-runs`; with 16x16 patches they are
+`joint-squares-visible-16-clips` and `joint-squares`. A row is compared with both of its patches, after as many minutes
+and after the most; these four have every number of --minutes, the others --budget. Beside them stand networks without
+pretraining and the best of the log-mel baselines.
 Rows with distillation learn from `TEACHER`: the minutes that it was trained in are not theirs, what it says in their
 steps is. The pace of all rows is measured before they begin, on a machine with nothing else to do, and is kept in
 OUT/paces.json. What is finished in OUT is not made again, so the work can be cut into several calls.
@@ -29,7 +31,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +93,11 @@ ROWS: dict[str, list[str]] = {
 }
 """Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction, with `fsdd.WHOLE`."""
 SCRATCH = {"scratch": FRAMES, "scratch-squares": SQUARES}
-TEACHER = ("joint-runs", 10.0)  # row and minutes of what the rows with distillation learn from, of the same seed
+REFERENCES = {
+    "frames": ("joint-visible-16-clips", "joint-runs"),
+    "squares": ("joint-squares-visible-16-clips", "joint-squares"),
+}
+TEACHER = ("joint-visible-16-clips", 10.0)  # row and minutes of what rows with distillation learn from, of their seed
 BASELINE = "log-mel"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TRAINED = 2100  # recordings of takes 15 to 49
@@ -128,14 +134,22 @@ class Work(NamedTuple):
         return [word for word in words if not word.startswith("model.encode=")]
 
     @property
-    def speaker(self) -> str:
-        """Of whom nothing is labelled."""
-        return SPEAKERS[self.seed % len(SPEAKERS)]
+    def speakers(self) -> tuple[str, str]:
+        """Of whom nothing is labelled, one at a time."""
+        half = len(SPEAKERS) // 2
+        return SPEAKERS[self.seed % half], SPEAKERS[self.seed % half + half]
+
+    def tunings(self) -> Iterator[tuple[str, str, Path]]:
+        """Each fine-tuning: its task, the speaker of whom nothing is labelled or "", and its run folder."""
+        for task in TUNED:
+            for speaker in self.speakers if task == "speaker" else ("",):
+                yield task, speaker, self.folder / named(task) / speaker
 
     @property
-    def reference(self) -> str:
-        """The row that this one is compared with."""
-        return "joint-squares" if "model.tshape=16" in self.model else "joint-runs"
+    def references(self) -> tuple[str, str]:
+        """The rows that this one is compared with: today's recipe and the one before it."""
+        patches = "squares" if "model.tshape=16" in self.model else "frames"
+        return REFERENCES[patches]
 
     @property
     def teacher(self) -> "Work | None":
@@ -162,17 +176,17 @@ class Work(NamedTuple):
         assert isinstance(recipe, PretrainRecipe)
         return recipe
 
-    def finetuning(self, task: str) -> FinetuneRecipe:
+    def finetuning(self, task: str, speaker: str, folder: Path) -> FinetuneRecipe:
         shards = self.out / "tuning-shards"
         words = [f"data.test={shards / 'test'}", f"data.label_fraction={SHARES.get(task, 1)}"]
-        if task == "speaker":
-            words = ["data.test=[]", "data.fold_by=speaker", f"data.fold={self.speaker}"]
+        if speaker:
+            words = ["data.test=[]", "data.fold_by=speaker", f"data.fold={speaker}"]
         weights = "null" if self.row in SCRATCH else self.folder / "pretrain"
         strides = ["model.time_stride=8"] if "model.tshape=16" in self.model else []
         recipe = load_recipe(
             ROOT / "recipes/finetune/fsdd_digits.yaml",
             [
-                f"run_dir={self.folder / named(task)}",
+                f"run_dir={folder}",
                 f"data.train={shards / 'train'}",
                 f"model.pretrained={weights}",
                 f"seed={self.seed}",
@@ -230,9 +244,9 @@ def make(work: Work, steps: int) -> str:
             pretrain(work.pretraining(steps), overwrite=True)
             write_json(folder / "pretrain.json", {"steps": steps, "cpu_seconds": round(time.process_time() - began)})
             told.append(f"{steps} steps")
-        for task in TUNED:
-            if not (folder / named(task) / "run.json").is_file():
-                finetune(work.finetuning(task), overwrite=True)
+        for task, speaker, run in work.tunings():
+            if not (run / "run.json").is_file():
+                finetune(work.finetuning(task, speaker, run), overwrite=True)
         for task in FROZEN if steps else ():
             _probe(work, task)
     return f"{work.row}, {work.minutes:g} min, seed {work.seed}: {', '.join(told) or 'was there'}"
@@ -254,7 +268,7 @@ def _probe(work: Work, task: str) -> None:
         fraction=share,
         seeds=DRAWS if share < 1 else 1,
         fold_by="speaker" if others else None,
-        folds=(work.speaker,),
+        folds=work.speakers,
         layer=None,
         device="cpu",
     )
@@ -262,7 +276,7 @@ def _probe(work: Work, task: str) -> None:
     with whole_folder(folder) as made:
         for outcome in result.outcomes:
             assert outcome.baseline_predictions is not None
-            draw = made / str(outcome.part.seed)
+            draw = made / (outcome.part.fold or str(outcome.part.seed))
             for place, predictions in (("test", outcome.predictions), ("test/baseline", outcome.baseline_predictions)):
                 (draw / place).mkdir(parents=True)
                 fill_scores(draw / place, predictions, result.names, task)
@@ -282,13 +296,12 @@ def scored(out: Path, row: str, minutes: float, seeds: int, task: str, part: str
     missing."""
     scores = []
     for work in (Work(row, minutes, seed, out) for seed in range(seeds)):
-        # Speakers differ from seed to seed: each is a fold, whose clips are others.
-        fold = work.speaker if task.endswith("speaker") else ""
-        folder = work.folder / named(task)
-        folders = [draw / part for draw in sorted(folder.glob("*"))] if task in FROZEN else [folder / part]
-        if not folders or not all(path.is_dir() for path in folders):
+        folder, by_speaker = work.folder / named(task), task.endswith("speaker")
+        runs = sorted(folder.glob("*")) if task in FROZEN or by_speaker else [folder]
+        if not runs or not all((run / part).is_dir() for run in runs):
             return None
-        scores += [Scored(read_scores(path)[0], fold) for path in folders]
+        # Each speaker is a fold, whose clips are others.
+        scores += [Scored(read_scores(run / part)[0], run.name if by_speaker else "") for run in runs]
     return scores
 
 
@@ -328,13 +341,13 @@ def lines(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> list[Line
         if row not in SCRATCH:
             folders = [Work(row, minutes, seed, out).folder for seed in range(seeds)]
             records = [json.loads((folder / "pretrain.json").read_text()) for folder in folders]
-        reference = Work(row, minutes, 0, out).reference
-        most = max((m for name, m in plan if name == reference), default=0.0)
+        compared = []
+        for reference in Work(row, minutes, 0, out).references:
+            most = max((m for name, m in plan if name == reference), default=0.0)
+            compared += [(reference, minutes), (reference, most)]
         differences = {}
-        for theirs in dict.fromkeys(((reference, minutes), (reference, most))):
-            if theirs == (row, minutes):
-                continue
-            pairs = all_scored(out, *theirs, seeds, tasks)
+        for theirs in dict.fromkeys(compared):
+            pairs = all_scored(out, *theirs, seeds, tasks) if theirs != (row, minutes) and theirs in plan else None
             if pairs is not None:
                 differences[f"{theirs[0]}, {theirs[1]:g} min"] = {
                     task: difference(ours[task], pairs[task]) for task in tasks
@@ -455,8 +468,8 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     fsdd.Benchmark(out, arguments.jobs, ()).prepare(arguments.recordings)
-    references = {Work(row, 0.0, 0, out).reference for row in arguments.rows}
-    plan = [(row, 0.0) for row in SCRATCH if Work(row, 0.0, 0, out).reference in references]
+    references = {reference for row in arguments.rows for reference in Work(row, 0.0, 0, out).references}
+    plan = [(row, 0.0) for row in SCRATCH if references.issuperset(Work(row, 0.0, 0, out).references)]
     for row in arguments.rows:
         plan += [(row, minutes) for minutes in (arguments.minutes if row in references else arguments.budget)]
     if any(Work(row, minutes, 0, out).teacher for row, minutes in plan):

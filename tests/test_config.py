@@ -168,7 +168,7 @@ def test_a_misspelt_key_is_told_with_what_it_may_mean(tmp_path: Path, override: 
         ("task.pooling=max", "'max'; expected one of mean, class, rows, statistics, segments, attentive"),
         ("task.segments=0", "task.segments is 0; expected at least 1 and at most 1000"),
         ("task.freeze_encoder=maybe", "task.freeze_encoder (command line) is 'maybe'; expected true or false"),
-        ("task.head_norm=maybe", "task.head_norm (command line) is 'maybe'; expected true or false"),
+        ("task.head_norm=maybe", "task.head_norm is 'maybe'; expected one of layer, batch, none"),
         ("augmentation.time_shift=-2", "augmentation.time_shift is -2; expected at least 0"),
         ("wandb.mode=maybe", "'maybe'; expected one of off, online, offline"),
         ("seed=-1", "seed is -1; expected at least 0"),

@@ -26,8 +26,9 @@ class TaskConfig:
     another package."""
     segments: int = 4
     """Stretches of time, of pooling=segments."""
-    head_norm: bool = True
-    """A LayerNorm before the head's linear layer, as in SSAST; AuM has none."""
+    head_norm: str = "layer"
+    """Before the head's linear layer: layer (a LayerNorm, as in SSAST and SSAMBA) | batch (each feature less its mean
+    and over its deviation in the clips of a step; of whole clips) | none (as in AuM)."""
     freeze_encoder: bool = False
     """Train the head alone."""
     freeze_steps: int = 0
@@ -58,6 +59,9 @@ class TaskConfig:
             yield from within(f"task.{name}", getattr(self, name), 0, MANY)
             if self.freeze_encoder and getattr(self, name):
                 yield f"task.{name} is {getattr(self, name)}, but task.freeze_encoder=true never trains the encoder"
+        yield from one_of("task.head_norm", self.head_norm, ("layer", "batch", "none"))
+        if self.head_norm == "batch" and self.is_sequence:
+            yield "task.head_norm is batch, which is of whole clips; task.hop_ms and task.loss=ctc need layer or none"
         yield from one_of("task.class_weights", self.class_weights, ("none", "balanced"))
         yield from below_one("task.label_smoothing", self.label_smoothing)
         if self.label_smoothing and self.loss in ("bce", "ctc"):

@@ -109,6 +109,12 @@ class FinetuneRecipe:
             yield "model.encode is visible, which is for pretraining; fine-tuning hides nothing: expected all"
         if self.data.short == "pack":
             yield "data.short is pack, which joins recordings of different labels; fine-tuning takes pad or repeat"
+        clips = self.data.batch_size // self.trainer.accumulate
+        if self.task.head_norm == "batch" and clips < 2:
+            yield (
+                f"task.head_norm is batch, of the clips that all devices see at once, and data.batch_size / "
+                f"trainer.accumulate is {clips}; expected at least 2"
+            )
         if self.task.is_sequence:
             yield from self._sequence_problems()
 

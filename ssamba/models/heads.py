@@ -4,13 +4,14 @@ Shapes: B batch, T frames, M mel bins, F and P grid sizes in frequency and time,
 patches or hops of a clip, K pixels of a patch, D width, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssamba.models.batch_norm import BatchNorm
 from ssamba.models.decoder import PatchDecoder
 from ssamba.models.encoder import AudioEncoder, Encoded
 from ssamba.models.patches import gather_patches, masked_places, visible_places
@@ -111,14 +112,25 @@ def _in_order(patches: int, *parts: tuple[Tensor, Tensor]) -> Tensor:
     return whole
 
 
+HEAD_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "batch": BatchNorm,
+    "none": lambda size: nn.Identity(),
+}
+"""What stands between a pool and the linear layer."""
+
+
 class AudioClassifier(nn.Module):
-    """An encoder, a pool, LayerNorm and a linear layer (SSAST section 2.4).
+    """An encoder, a pool, a norm and a linear layer (SSAST section 2.4).
 
     Args:
         encoder: what the pool reads.
         num_labels: C.
         pooling, segments, pool_padding: name, segments and padding of `build_pool`.
-        head_norm: whether there is a LayerNorm; without it the linear layer stands alone, as in AuM (arXiv 2406.03344).
+        head_norm: of `HEAD_NORMS`: SSAST's and SSAMBA's is layer, AuM (arXiv 2406.03344) has none.
+
+    Raises:
+        ValueError: a pool or a norm that there is not, or no segment.
     """
 
     def __init__(
@@ -126,18 +138,20 @@ class AudioClassifier(nn.Module):
         encoder: AudioEncoder,
         num_labels: int,
         pooling: str,
-        head_norm: bool = True,
+        head_norm: str = "layer",
         segments: int = 4,
         pool_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.num_labels = encoder, num_labels
+        if head_norm not in HEAD_NORMS:
+            raise ValueError(f"head_norm is {head_norm!r}; expected one of {', '.join(HEAD_NORMS)}")
+        self.encoder, self.num_labels, self.head_norm = encoder, num_labels, head_norm
         self.pool = build_pool(pooling, encoder.grid[0], encoder.hidden_size, segments, pool_padding)
         linear = nn.Linear(self.pool.size, num_labels)
         nn.init.zeros_(linear.bias)
         nn.init.trunc_normal_(linear.weight, std=0.02)
         # The linear layer is head.1 either way.
-        self.head = nn.Sequential(nn.LayerNorm(self.pool.size) if head_norm else nn.Identity(), linear)
+        self.head = nn.Sequential(HEAD_NORMS[head_norm](self.pool.size), linear)
 
     def classify(self, encoded: Encoded, frames: Tensor | None = None) -> Tensor:
         """What an encoder of this one's grid gives -> logits (B, C); `frames` as of `forward`."""
@@ -165,15 +179,16 @@ class TokenClassifier(AudioClassifier):
     """An answer for each hop of a clip, of any length: labels of stretches of time, or the characters that are said.
 
     A hop is so many columns of patches, whose tokens a pool makes one vector of, as `AudioClassifier` does of a whole
-    clip; LayerNorm and linear layer are shared by all hops. The encoder sees the clip, so a hop is told by what comes
+    clip; norm and linear layer are shared by all hops. The encoder sees the clip, so a hop is told by what comes
     before and after it, too.
 
     Args:
-        encoder, num_labels, pooling, head_norm, segments: as of `AudioClassifier`; a pool that is `in_time`.
+        encoder, num_labels, pooling, head_norm, segments: as of `AudioClassifier`; a pool that is `in_time`, and a norm
+            that knows of one hop alone, which batch does not.
         hop_columns: columns of patches of a hop.
 
     Raises:
-        ValueError: a pool that has no place in time, as that of class tokens, or no column.
+        ValueError: a pool that has no place in time, as that of class tokens, the norm batch, or no column.
     """
 
     def __init__(
@@ -182,11 +197,13 @@ class TokenClassifier(AudioClassifier):
         num_labels: int,
         pooling: str,
         hop_columns: int,
-        head_norm: bool = True,
+        head_norm: str = "layer",
         segments: int = 4,
     ) -> None:
         if hop_columns < 1:
             raise ValueError(f"hop_columns is {hop_columns}; expected at least 1")
+        if head_norm == "batch":
+            raise ValueError("head_norm is batch, which is of whole clips; expected layer or none")
         super().__init__(encoder, num_labels, pooling, head_norm, segments)
         if not self.pool.in_time:
             raise ValueError(f"pooling is {pooling!r}, which has no place in time; expected another pool")

@@ -50,7 +50,7 @@ class ClassifierSettings:
     label: str
     loss: str
     pooling: str
-    head_norm: bool = True
+    head_norm: str = "layer"
     segments: int = 4
     pool_padding: bool = False
     hop_columns: int | None = None
@@ -98,7 +98,7 @@ class _Config:
     label: str | None = None
     problem_type: Problem | None = None
     pooling: str | None = None
-    head_norm: bool | None = None
+    head_norm: Literal["layer", "batch", "none"] | bool | None = None  # earlier versions knew a LayerNorm or none
     segments: Annotated[int, Meta(ge=1, le=MOST_SEGMENTS)] | None = None
     pool_padding: bool | None = None
     hop_columns: Frames | None = None
@@ -141,7 +141,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if family.pooling is not None:
         check_package("pool", family.pooling, family.packages.get("pool"), place)
     config = parse_json(content, _config_type(family.model_type), place, expected)
-    return {name: value for name, value in asdict(config).items() if value is not None}
+    fields = {name: value for name, value in asdict(config).items() if value is not None}
+    if isinstance(norm := fields.get("head_norm"), bool):
+        fields["head_norm"] = "layer" if norm else "none"
+    return fields
 
 
 def read_audio_settings(path: str | Path) -> AudioSettings:

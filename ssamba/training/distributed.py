@@ -37,7 +37,7 @@ def make_strategy(name: str, ranks: int) -> Strategy | str:
     if name == "fsdp":
         return ShardedStrategy(ranks)
     if name == "ddp" or ranks > 1:
-        # No buffer of ours changes, so none is sent round; gradients stay in the buckets that are.
+        # Buffers of ours are the same on all ranks, so none is sent round; gradients stay in the buckets that are.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     return "auto"
 

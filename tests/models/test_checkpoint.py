@@ -116,9 +116,11 @@ def test_weights_that_are_not_of_the_decoder_that_is_told(decoder: Any, said: st
 
 @each_encoder
 @pytest.mark.parametrize("padding", [False, True])
-@pytest.mark.parametrize(("pooling", "head_norm"), [*((name, True) for name in POOLINGS), ("class", False)])
+@pytest.mark.parametrize(
+    ("pooling", "head_norm"), [*((name, "layer") for name in POOLINGS), ("class", "none"), ("statistics", "batch")]
+)
 def test_a_classifier_comes_back_bitwise(
-    encoder: str, pooling: str, head_norm: bool, padding: bool, tmp_path: Path
+    encoder: str, pooling: str, head_norm: str, padding: bool, tmp_path: Path
 ) -> None:
     settings = ClassifierSettings(("no", "yes", "später"), "word", "bce", pooling, head_norm, 3, padding)
     model = AudioClassifier(make(encoder), 3, pooling, head_norm, 3, padding)
@@ -190,7 +192,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
             "label": "word",
             "problem_type": "single_label_classification",
             "pooling": "mean",
-            "head_norm": True,
+            "head_norm": "layer",
             "segments": 4,
             "pool_padding": False,
             "id2label": {"0": "no", "1": "yes"},

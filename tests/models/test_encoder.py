@@ -520,7 +520,7 @@ def test_logits_are_a_layer_norm_and_a_linear_layer_on_the_pooled_tokens(encoder
 
 @each_encoder
 def test_without_the_heads_norm_logits_are_a_linear_layer_on_the_pooled_tokens(encoder: str) -> None:
-    model, log_mel = move(AudioClassifier(make_encoder(encoder), 5, "class", head_norm=False)), spectrogram(2, 48, 32)
+    model, log_mel = move(AudioClassifier(make_encoder(encoder), 5, "class", head_norm="none")), spectrogram(2, 48, 32)
     assert {name for name, _ in model.head.named_parameters()} == {"1.weight", "1.bias"}
     with torch.no_grad():
         pooled = model.encoder(log_mel).class_tokens.mean(1)

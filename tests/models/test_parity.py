@@ -231,7 +231,7 @@ def test_aums_sizes_and_layout_are_read_off_its_tensors(layout: str) -> None:
             "rms_norm_eps": 1e-5,
         },
     }
-    assert sorted(source.heads) == ["head.1.bias", "head.1.weight"] and not source.head_norm
+    assert sorted(source.heads) == ["head.1.bias", "head.1.weight"] and source.head_norm == "none"
     assert torch.equal(source.encoder["mask_token"], torch.zeros(32))
 
 

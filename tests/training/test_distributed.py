@@ -309,7 +309,7 @@ def test_every_trained_parameter_gets_a_gradient(encoder: str, recipes: dict[str
         module = _built(recipes, "pretrain", f"model.encoder={encoder}", *parts)
         values = module.objectives(log_mel, module.draw_mask("train", [0, 1]))
         assert not _without_gradient(module, values["loss"])
-    for words in (["task.pooling=mean"], ["task.pooling=class", "task.head_norm=false"], ["task.freeze_encoder=true"]):
+    for words in (["task.pooling=mean"], ["task.pooling=class", "task.head_norm=none"], ["task.freeze_encoder=true"]):
         module = _built(recipes, "finetune", f"model.encoder={encoder}", *words)
         loss = module.loss(module.model(log_mel), module.targets(torch.tensor([0, 1])))
         assert not _without_gradient(module, loss)

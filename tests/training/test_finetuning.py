@@ -247,13 +247,13 @@ def test_attention_is_trained_saved_and_used(
 def test_aum_is_trained_from_scratch_with_a_head_of_one_linear_layer(
     layout: str, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
-    words = ["model.encoder=aum", f"model.scan_layout={layout}", "task.pooling=class", "task.head_norm=false"]
+    words = ["model.encoder=aum", f"model.scan_layout={layout}", "task.pooling=class", "task.head_norm=none"]
     logged = finetune(recipes, tmp_path / "run", *words)
     assert [row["gradient_norm"] > 0 for row in logged if "gradient_norm" in row] == [True] * 4
     assert {name for name in weights(tmp_path / "run") if name.startswith("head.")} == {"head.1.weight", "head.1.bias"}
     saved = load_model(tmp_path / "run")
     assert saved.model.encoder.arguments["options"]["scan_layout"] == layout
-    assert saved.classifier is not None and (saved.classifier.pooling, saved.classifier.head_norm) == ("class", False)
+    assert saved.classifier is not None and (saved.classifier.pooling, saved.classifier.head_norm) == ("class", "none")
     scores = json.loads((tmp_path / "run" / "run.json").read_text())["test"]
     assert main(["evaluate", str(tmp_path / "run"), f"run_dir={tmp_path / 'run'}"]) == 0
     assert json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text()) == scores

@@ -23,7 +23,7 @@ class Family(NamedTuple):
     tokens: tuple[str, ...]
     positions: str
     heads: Mapping[str, str]
-    head_norm: bool
+    head_norm: str
     image_classifiers: tuple[str, ...]
     renames: tuple[tuple[str, str], ...]
 
@@ -45,7 +45,7 @@ FAMILIES = {
         ("v.cls_token",),
         "v.pos_embed",
         _HEADS,
-        True,
+        "layer",
         ("v.head",),
         _MIXER,
     ),
@@ -57,7 +57,7 @@ FAMILIES = {
         ("v.cls_token", "v.dist_token"),
         "v.pos_embed",
         _HEADS,
-        True,
+        "layer",
         ("v.head", "v.head_dist"),
         (
             (r"^layers\.", "blocks."),
@@ -74,7 +74,7 @@ FAMILIES = {
         ("cls_token",),
         "pos_embed.pos_embed",
         {"head.1": "head"},
-        False,
+        "none",
         (),
         _MIXER,
     ),

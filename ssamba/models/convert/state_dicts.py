@@ -35,7 +35,7 @@ class FromAuthors(NamedTuple):
     arguments: dict[str, Any]
     encoder: dict[str, Tensor]
     heads: dict[str, Tensor]
-    head_norm: bool
+    head_norm: str
     assumed: tuple[str, ...]
 
 
@@ -209,8 +209,8 @@ def to_authors(model: MaskedPatchModel | AudioClassifier) -> dict[str, Tensor]:
             "its heads read a decoder, model.encode=visible (theirs read the encoder: export a classifier that was "
             "fine-tuned from it, or pretrain with model.encode=all)"
         )
-    if not pretraining and ("head.0.weight" in state) != names.head_norm:
-        problems.append(f"its head has {'no' if names.head_norm else 'a'} LayerNorm")
+    if isinstance(model, AudioClassifier) and model.head_norm != names.head_norm:
+        problems.append(f"its head_norm is {model.head_norm} (theirs is always {names.head_norm})")
     # Where there is one row of patches, its mean is that of all.
     pools = ("mean", "class", "rows") if model.encoder.grid[0] == 1 else ("mean", "class")
     if isinstance(model, AudioClassifier) and model.pool.name not in pools:
@@ -281,7 +281,7 @@ def _size(state: dict[str, Tensor], name: str) -> int:
     return int(size)
 
 
-def _shapes(arguments: Mapping[str, Any], classes: int | None, head_norm: bool) -> dict[str, torch.Size]:
+def _shapes(arguments: Mapping[str, Any], classes: int | None, head_norm: str) -> dict[str, torch.Size]:
     """Of all tensors of a model: of a classifier, or with `classes` None of a pretraining model."""
     try:
         with torch.device("meta"):

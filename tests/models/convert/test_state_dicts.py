@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.models.convert.families import UNUSED
@@ -131,9 +131,12 @@ def test_their_heads_read_no_decoder() -> None:
 def test_a_classifier_may_have_any_patch_but_needs_its_norm() -> None:
     model = AudioClassifier(make(patch=(8, 8), stride=(8, 4)), 3, "mean")
     assert to_authors(model)["module.v.patch_embed.proj.weight"].shape == (24, 1, 8, 8)
-    model.head = nn.Linear(24, 3)
-    with pytest.raises(UserError, match="its head has no LayerNorm"):
-        to_authors(model)
+    for norm in ("batch", "none"):
+        with pytest.raises(UserError, match=f"its head_norm is {norm} \\(theirs is always layer\\)"):
+            to_authors(AudioClassifier(make(), 3, "mean", norm))
+    for norm in ("batch", "layer"):
+        with pytest.raises(UserError, match=f"its head_norm is {norm} \\(theirs is always none\\)"):
+            to_authors(AudioClassifier(make("aum"), 3, "class", norm))
 
 
 def test_a_classifier_needs_one_of_their_pools() -> None:
@@ -228,7 +231,7 @@ def test_a_published_grid_is_read_as_it_is_or_the_readings_are_told(
     family: str, patch: tuple[int, int], strides: tuple[int, int], frames: int
 ) -> None:
     encoder = make(family, bins=128, frames=frames, patch=patch, stride=strides)
-    theirs = to_authors(AudioClassifier(encoder, 2, "mean", family != "aum"))
+    theirs = to_authors(AudioClassifier(encoder, 2, "mean", "none" if family == "aum" else "layer"))
     heads = encoder.arguments["options"].get("num_attention_heads")
     # With the strides of the recipe everything else follows, the length of its clips as well.
     found = from_authors(theirs, heads, frequency_stride=strides[0], time_stride=strides[1])

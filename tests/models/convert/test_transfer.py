@@ -246,7 +246,7 @@ def test_aum_comes_back_bit_for_bit_and_gives_the_originals_outputs(
 
 def test_a_classifier_of_aum_made_here_comes_back(tmp_path: Path, capsys: Capture) -> None:
     encoder = AudioEncoder("aum", SIZES["aum"]["nano"], 128, 96, 16, 16, 16, 16)
-    model = AudioClassifier(encoder, 3, "class", head_norm=False).eval()
+    model = AudioClassifier(encoder, 3, "class", head_norm="none").eval()
     settings = ClassifierSettings(("0", "1", "2"), "label", "cross_entropy", "class", False)
     save_model(tmp_path / "ours", model, AUDIOSET_LIBRISPEECH, settings)
     call("export", tmp_path / "ours", tmp_path / "theirs.pth", "--format", "aum")
@@ -275,9 +275,11 @@ def test_what_aums_authors_cannot_load(tmp_path: Path, refused: Refused) -> None
     save_model(tmp_path / "pretrained", MaskedPatchModel(encoder), AUDIOSET_LIBRISPEECH)
     said = refused("export", tmp_path / "pretrained", tmp_path / "out.pth", "--format", "aum")
     assert "it is a pretraining model (theirs are all classifiers)" in said
-    settings = ClassifierSettings(("0", "1", "2"), "label", "bce", "class", True)
+    settings = ClassifierSettings(("0", "1", "2"), "label", "bce", "class", "layer")
     save_model(tmp_path / "normed", AudioClassifier(encoder, 3, "class"), AUDIOSET_LIBRISPEECH, settings)
-    assert "its head has a LayerNorm" in refused("export", tmp_path / "normed", tmp_path / "out.pth", "--format", "aum")
+    assert "its head_norm is layer (theirs is always none)" in refused(
+        "export", tmp_path / "normed", tmp_path / "out.pth", "--format", "aum"
+    )
 
 
 @pytest.mark.parametrize("path", FURTHER, ids=lambda path: f"{path.parent.name}-{path.stem}")
