@@ -202,6 +202,12 @@ def test_statistics_must_be_positive(tmp_path: Path) -> None:
         (PRETRAIN, ["data.train=[]"], "data.train is empty"),
         (FINETUNE, ["data.short=pack"], "data.short is pack, which joins recordings of different labels"),
         (FINETUNE, ["model.encode=visible"], "model.encode is visible, which is for pretraining"),
+        (
+            FINETUNE,
+            ["task.head_norm=batch", "data.batch_size=4", "trainer.accumulate=4"],
+            "accumulate is 1; expected at",
+        ),
+        (FINETUNE, ["task.head_norm=batch", "task.loss=ctc"], "task.head_norm is batch, which is of whole clips; task"),
         (FINETUNE, ["audio.max_length=15"], "audio.max_length is 15; a clip must be at least one patch, 16"),
         (FINETUNE, ["audio.num_mel_bins=8"], "audio.num_mel_bins is 8; a clip must be at least one patch, 16"),
     ],

@@ -152,6 +152,14 @@ def test_a_folder_of_an_earlier_version_pools_padding_as_it_did(tmp_path: Path) 
         assert torch.equal(saved.model(spectrogram(), torch.tensor([20, 9])), model.head(tokens.mean(1)))
 
 
+@pytest.mark.parametrize(("earlier", "norm"), [(True, "layer"), (False, "none")])
+def test_a_folder_of_an_earlier_version_has_its_norm_or_none(earlier: bool, norm: str, tmp_path: Path) -> None:
+    settings = ClassifierSettings(("no", "yes"), "word", "bce", "mean", norm)
+    save_model(tmp_path, build_classifier(make("ssast"), settings), AUDIO, settings)
+    damaged(tmp_path, "config.json", "head_norm", earlier)
+    assert load_model(tmp_path).classifier == settings
+
+
 def test_segments_are_those_of_the_weights(tmp_path: Path) -> None:
     settings = ClassifierSettings(("no", "yes"), "word", "bce", "segments", segments=3)
     save_model(tmp_path, build_classifier(make("ssast"), settings), AUDIO, settings)
