@@ -419,11 +419,14 @@ def report(out: Path, plan: Sequence[tuple[str, float]], seeds: int) -> None:
 
 
 def draw(path: Path, rows: Sequence[Line], simple: dict[str, Interval]) -> None:
-    """A panel a task: accuracy against minutes of CPU, a mark a row, the baseline a line."""
-    figure = Figure(figsize=(4.2 * len(TASKS), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(TASKS))
+    """A panel a task, frozen features below: accuracy against minutes of CPU, a mark a row, the baseline a line."""
+    figure = Figure(figsize=(4.2 * len(FROZEN), 8.4), layout="constrained")
+    panels = figure.subplots(2, len(FROZEN))
+    placed = dict(zip(TUNED, panels[0], strict=False)) | dict(zip(FROZEN, panels[1], strict=True))
+    for empty in panels[0, len(TUNED) :]:
+        empty.set_axis_off()
     names = list(dict.fromkeys(line.row for line in rows))
-    for panel, task in zip(panels, TASKS, strict=True):
+    for task, panel in placed.items():
         for index, name in enumerate(names):
             points = sorted(
                 (line.cpu_seconds / 60, *line.scores[task]) for line in rows if line.row == name and task in line.scores
@@ -449,8 +452,8 @@ def draw(path: Path, rows: Sequence[Line], simple: dict[str, Interval]) -> None:
         panel.set_title(f"digits, {task}")
         panel.set_xlabel("pretraining, minutes of one CPU core")
         panel.set_ylabel("accuracy")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", bbox_to_anchor=(1, 0.97))
     figure.savefig(path, dpi=110)
 
 

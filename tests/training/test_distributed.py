@@ -221,7 +221,7 @@ UNSEEN = {
     # It shifts all clips alike, which a mean over them takes away, and that mean is then another.
     "batch": {"encoder.stack.norm.bias", "head.0.mean"},
 }
-"""Of each kind of run, tensors whose gradient is rounding errors alone: Adam's steps are as long for them as for any."""
+"""Of each kind of run, tensors whose gradients are rounding errors: Adam's steps are as long for them as for any."""
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
