@@ -93,7 +93,9 @@ class Work(NamedTuple):
         test = f"data.test={self.out / 'tuning-shards' / 'test'}"
         words = [test, f"model.pretrained={self.folder / 'pretrain'}", f"data.label_fraction={SHARE}"]
         length = f"trainer.max_steps={STEPS}"
-        recipe = self.recipe("finetune/fsdd_digits.yaml", "tuned", *strides, *words, length, "evaluation.baseline=none")
+        recipe = self.recipe(
+            "finetune/fsdd_digits.yaml", "tuned", *strides, *words, length, fsdd.LAYER_NORM, "evaluation.baseline=none"
+        )
         assert isinstance(recipe, FinetuneRecipe)
         return recipe
 
