@@ -27,12 +27,11 @@ import argparse
 import contextlib
 import json
 import logging
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +45,7 @@ from ssamba.evaluation.intervals import Interval, Scored, mean_intervals, paired
 from ssamba.evaluation.scores import fill_scores, read_scores
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import whole_folder, write_json, write_text
+from ssamba.jobs import processes, run_jobs
 from ssamba.progress import print_above, progress_bar
 from ssamba.protocols.probe import ProbeSettings, run_probe
 from ssamba.train import finetune, pretrain
@@ -208,6 +208,7 @@ def named(task: str) -> str:
 
 def pace(work: Work) -> float:
     """Seconds of one thread's CPU that a step of a row takes, its clips read and all."""
+    torch.set_num_threads(1)
     built = build_pretrainer(work.pretraining(10))
     module, batches = built.module, iter(built.data.train_dataloader())
     optimizer = torch.optim.AdamW(module.model.parameters(), fused=True)
@@ -223,19 +224,28 @@ def pace(work: Work) -> float:
     return statistics.mean(seconds[TIMED // 4 :])
 
 
-def measured_paces(out: Path, works: Sequence[Work], pool: Executor) -> dict[str, float]:
+def measured_paces(out: Path, works: Sequence[Work], pool: Executor | None) -> dict[str, float]:
     """`pace` of each row, the least of some rounds; what was measured before is kept."""
     path = out / "paces.json"
     paces = json.loads(path.read_text()) if path.is_file() else {}
     new = {work.row: work for work in works if work.row not in SCRATCH and work.row not in paces}
-    rounds = [list(pool.map(pace, new.values())) for _ in range(ROUNDS)]
-    paces |= {row: min(seconds) for row, seconds in zip(new, zip(*rounds, strict=True), strict=True)}
+    for _ in range(ROUNDS):
+        for work, seconds in run_jobs(pace, new.values(), pool):
+            paces[work.row] = min(seconds, paces.get(work.row, seconds))
     write_json(path, paces)
     return paces
 
 
-def make(work: Work, steps: int) -> str:
+class Job(NamedTuple):
+    work: Work
+    steps: int
+
+
+def make(job: Job) -> str:
     """Pretrain a row for so many steps and score it; what is finished is left as it is."""
+    torch.set_num_threads(1)
+    logging.getLogger("ssamba").setLevel(logging.WARNING)
+    work, steps = job
     folder, told = work.folder, []
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
@@ -280,12 +290,6 @@ def _probe(work: Work, task: str) -> None:
             for place, predictions in (("test", outcome.predictions), ("test/baseline", outcome.baseline_predictions)):
                 (draw / place).mkdir(parents=True)
                 fill_scores(draw / place, predictions, result.names, task)
-
-
-def _start() -> None:
-    """Of each process."""
-    torch.set_num_threads(1)
-    logging.getLogger("ssamba").setLevel(logging.WARNING)
 
 
 # Results
@@ -480,15 +484,11 @@ def main() -> None:
     works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
     taught = [work for work in works if work.teacher]
     alone = [work for work in works if not work.teacher]
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(arguments.jobs, context, _start) as pool,
-        progress_bar(len(works), "run", "quality") as bar,
-    ):
+    with processes(arguments.jobs) as pool, progress_bar(len(works), "run", "quality") as bar:
         for part in (alone, taught):
             paces = measured_paces(out, part, pool)
-            steps = [round(60 * work.minutes / paces[work.row]) if work.minutes else 0 for work in part]
-            for told in pool.map(make, part, steps):
+            jobs = [Job(work, round(60 * work.minutes / paces[work.row]) if work.minutes else 0) for work in part]
+            for _, told in run_jobs(make, jobs, pool):
                 print_above(told, sys.stderr)
                 bar.update()
     report(out, plan, arguments.seeds)

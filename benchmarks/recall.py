@@ -23,8 +23,6 @@ import functools
 import itertools
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +36,7 @@ from ssamba.evaluation.classification import Predictions
 from ssamba.evaluation.intervals import Interval, Scored, mean_intervals
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import read_json, write_json, write_text, written_beside
-from ssamba.jobs import run_jobs
+from ssamba.jobs import processes, run_jobs
 from ssamba.masking import clip_generator
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import TokenClassifier, parameter_count
@@ -301,7 +299,7 @@ def main() -> None:
         done = [Run(*(run[name] for name in Run._fields)) for run in runs]
         missing = [run for run in wanted if run not in done]
         with (
-            ProcessPoolExecutor(given.jobs, get_context("spawn")) as executor,
+            processes(given.jobs) as executor,
             progress_bar(len(wanted), "run", desc, initial=len(wanted) - len(missing)) as bar,
         ):
             for _, made in run_jobs(functools.partial(train, task=task), missing, executor):
