@@ -14,7 +14,7 @@ every seed the weights, the order, the masks and the labelled clips are others. 
                labels, each the mean of ten drawings; with all of them; of the speakers of whom nothing is labelled
 
 The recipe of today is `joint-visible-16-clips`, the one before it `joint-runs`; with 16x16 patches they are
-`joint-squares-visible-16-clips` and `joint-squares`. A row is compared with both of its patches, after as many minutes
+`joint-squares-time-16-clips` and `joint-squares`. A row is compared with both of its patches, after as many minutes
 and after the most; these four have every number of --minutes, the others --budget. Beside them stand networks without
 pretraining and the best of the log-mel baselines.
 Rows with distillation learn from `TEACHER`: the minutes that it was trained in are not theirs, what it says in their
@@ -88,6 +88,7 @@ ROWS: dict[str, list[str]] = {
     "joint-squares-scattered": [*SQUARES, "mask.kind=random"],
     "joint-squares-visible": [*SQUARES, *VISIBLE],
     "joint-squares-visible-16-clips": [*SQUARES, *VISIBLE, "data.batch_size=16"],
+    "joint-squares-time-16-clips": [*SQUARES, *VISIBLE, "data.batch_size=16", "model.patch_order=time"],
     "latent-squares": [*SQUARES, *LATENT, *TWO_MASKS],
     "joint-latent-squares": [*SQUARES, "objective.parts.latent=1", *TWO_MASKS],
 }
@@ -95,7 +96,7 @@ ROWS: dict[str, list[str]] = {
 SCRATCH = {"scratch": FRAMES, "scratch-squares": SQUARES}
 REFERENCES = {
     "frames": ("joint-visible-16-clips", "joint-runs"),
-    "squares": ("joint-squares-visible-16-clips", "joint-squares"),
+    "squares": ("joint-squares-time-16-clips", "joint-squares"),
 }
 TEACHER = ("joint-visible-16-clips", 10.0)  # row and minutes of what rows with distillation learn from, of their seed
 BASELINE = "log-mel"
