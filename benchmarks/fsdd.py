@@ -58,7 +58,7 @@ SHAPES = {
 }
 # As SSAMBA and SSAST are trained: the encoder gets all patches, half of them hidden.
 WHOLE = ("model.encode=all", "mask.share=0.5", "data.batch_size=32")
-LAYER_NORM = "task.head_norm=layer"  # as their classifiers have
+TUNED_WHOLE = ("task.head_norm=layer", "task.freeze_steps=0")  # as their classifiers are
 # Steps and learning rate of pretraining, for ten minutes of one core at most. SSAST first learns what the position
 # tells, and at SSAMBA's rate it stays at that for good.
 PRETRAINING = {
@@ -171,7 +171,7 @@ class Benchmark:
             *patch,
             *more,
             f"model.pretrained={weights}",
-            LAYER_NORM,
+            *TUNED_WHOLE,
             *changes,
             "--resume",
             "auto",

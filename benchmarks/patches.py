@@ -94,7 +94,13 @@ class Work(NamedTuple):
         words = [test, f"model.pretrained={self.folder / 'pretrain'}", f"data.label_fraction={SHARE}"]
         length = f"trainer.max_steps={STEPS}"
         recipe = self.recipe(
-            "finetune/fsdd_digits.yaml", "tuned", *strides, *words, length, fsdd.LAYER_NORM, "evaluation.baseline=none"
+            "finetune/fsdd_digits.yaml",
+            "tuned",
+            *strides,
+            *words,
+            length,
+            *fsdd.TUNED_WHOLE,
+            "evaluation.baseline=none",
         )
         assert isinstance(recipe, FinetuneRecipe)
         return recipe

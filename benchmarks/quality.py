@@ -104,6 +104,7 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TRAINED = 2100  # recordings of takes 15 to 49
 SHARES = {"5 %": 135 / TRAINED, "1 %": 27 / TRAINED}
 STEPS, CLIPS = 250, 16  # of fine-tuning, and of each of its batches
+HEAD_STEPS = STEPS // 3  # in which pretrained weights stay as they are
 TIMED = 32  # steps by which a pace is measured, but for the first ones,
 ROUNDS = 2  # so often, all rows in turn
 TUNED = (*SHARES, "speaker")
@@ -192,6 +193,7 @@ class Work(NamedTuple):
                 f"model.pretrained={weights}",
                 f"seed={self.seed}",
                 f"trainer.max_steps={STEPS}",
+                f"task.freeze_steps={HEAD_STEPS}",
                 f"data.batch_size={CLIPS}",
                 "trainer.accelerator=cpu",
                 *self.model,

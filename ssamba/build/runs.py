@@ -176,8 +176,8 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
         class_weights=weights,
         augmentation=Augmentation(**augmentation),
         freeze_encoder=task.freeze_encoder,
-        freeze_steps=task.freeze_steps,
-        unfreeze_every=task.unfreeze_every,
+        freeze_steps=task.freeze_steps if recipe.model.pretrained else 0,
+        unfreeze_every=task.unfreeze_every if recipe.model.pretrained else 0,
         drop_path=recipe.model.drop_path,
         seed=recipe.seed,
     )
