@@ -117,6 +117,7 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
         common += ["task.head_norm=batch"]
     elif kind == "finetune":  # the encoder is still frozen half way
         common += ["optimizer.layer_decay=0.7", "data.balance=true", f"task.freeze_steps={STEPS // 2 + 1}"]
+        common += [f"model.pretrained={teacher_beside(recipes['finetune'])}"]
     else:
         common += [f"evaluation.probe={test[0]}", "evaluation.label=sound", "mask.per_clip=2"]
         common += [f"objective.parts.{part}=1" for part in ("contrastive", "reconstruction", "latent", "clip")]
@@ -128,7 +129,7 @@ def words_for(recipes: dict[str, Path], kind: str, run: Path, *words: str) -> li
 
 
 def teacher_beside(recipe: Path) -> Path:
-    """The folder of a model that others learn from, with weights at random."""
+    """The folder of a model that others learn from or begin with, with weights at random."""
     folder = recipe.with_name("teacher")
     if not folder.exists():
         with torch.random.fork_rng():

@@ -11,6 +11,10 @@ from torch import Tensor
 from ssamba.build.runs import build_finetuner
 from ssamba.cli import main
 from ssamba.config import FinetuneRecipe, load_recipe
+from ssamba.models.checkpoint import save_model
+from ssamba.models.encoder import SIZES, AudioEncoder
+from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.settings import AudioSettings
 from ssamba.training.callbacks import Throughput
 from ssamba.training.common import TrainingModule
 from ssamba.training.saved import read_checkpoint
@@ -33,6 +37,21 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     monkeypatch.setattr(Throughput, "on_train_start", compare)
     monkeypatch.setattr(Throughput, "on_train_batch_end", compare)
     return found
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Encoder -> the word for weights of one of two layers, with options."""
+
+    def word(encoder: str, **options: Any) -> str:
+        folder = tmp_path_factory.mktemp("weights")
+        torch.manual_seed(0)
+        sizes = {**SIZES[encoder]["nano"], **options}
+        model = MaskedPatchModel(AudioEncoder(encoder, sizes, 128, 64, 16, 16, 16, 16))
+        save_model(folder, model, AudioSettings(16000, -4.0, 4.0, "pad"))
+        return f"model.pretrained={folder}"
+
+    return word
 
 
 def words_for(recipes: Recipes, run: Path, *words: str) -> list[str]:
@@ -60,44 +79,56 @@ def parts(names: set[str]) -> set[str]:
 ALL = {"head", "0", "1", "norm", "tokens"}
 
 
-def test_the_encoder_is_trained_after_so_many_steps(recipes: Recipes, moved: list[set[str]], tmp_path: Path) -> None:
-    words = ["model.encoder=ssast", "task.freeze_steps=2", "optimizer.weight_decay=0.1"]
+def test_the_encoder_is_trained_after_so_many_steps(
+    recipes: Recipes, weights: Callable[..., str], moved: list[set[str]], tmp_path: Path
+) -> None:
+    words = ["model.encoder=ssast", weights("ssast"), "task.freeze_steps=2", "optimizer.weight_decay=0.1"]
     assert main(words_for(recipes, tmp_path / "run", *words)) == 0
     assert [parts(names) for names in moved] == [{"head"}] * 2 + [ALL] * 3
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-0000005.ckpt")["optimizer_states"][0]["state"]
     assert {float(held["step"]) for held in state.values()} == {3, 5}  # of the encoder's weights, and of the head's
 
 
-def test_layers_are_trained_from_the_last_one_down(recipes: Recipes, moved: list[set[str]], tmp_path: Path) -> None:
-    words = ["model.encoder=aum", "task.freeze_steps=1", "task.unfreeze_every=1"]
+def test_from_scratch_all_is_trained_at_once(recipes: Recipes, moved: list[set[str]], tmp_path: Path) -> None:
+    words = ["model.encoder=ssast", "task.freeze_steps=2", "task.unfreeze_every=2"]
+    assert main(words_for(recipes, tmp_path / "run", *words)) == 0
+    assert [parts(names) for names in moved] == [ALL] * 5
+
+
+def test_layers_are_trained_from_the_last_one_down(
+    recipes: Recipes, weights: Callable[..., str], moved: list[set[str]], tmp_path: Path
+) -> None:
+    words = ["model.encoder=aum", weights("aum"), "task.freeze_steps=1", "task.unfreeze_every=1"]
     assert main(words_for(recipes, tmp_path / "run", *words)) == 0
     assert [parts(names) for names in moved] == [{"head"}, {"head", "norm", "1"}, ALL - {"tokens"}, ALL, ALL]
 
 
 def test_pairs_of_the_doubling_residual_are_trained_together(
-    recipes: Recipes, moved: list[set[str]], tmp_path: Path
+    recipes: Recipes, weights: Callable[..., str], moved: list[set[str]], tmp_path: Path
 ) -> None:
-    words = ["model.encoder=ssamba", "model.residual=doubling", "task.unfreeze_every=2"]
+    words = ["model.encoder=ssamba", weights("ssamba", residual="doubling"), "task.unfreeze_every=2"]
     assert main(words_for(recipes, tmp_path / "run", *words)) == 0
     assert [parts(names) for names in moved] == [ALL - {"tokens"}] * 2 + [ALL] * 3
 
 
-def test_frozen_steps_are_those_of_a_head_alone(recipes: Recipes, tmp_path: Path) -> None:
+def test_frozen_steps_are_those_of_a_head_alone(recipes: Recipes, weights: Callable[..., str], tmp_path: Path) -> None:
     """While the encoder is frozen, its gradients are in no norm, and the head learns as if there were none."""
     runs = {}
+    common = ["model.encoder=ssast", weights("ssast")]
     for name in ("task.freeze_steps=5", "task.freeze_encoder=true"):
-        words = ["model.encoder=ssast", "optimizer.gradient_clip=0.01", name]
+        words = [*common, "optimizer.gradient_clip=0.01", name]
         assert main(words_for(recipes, tmp_path / name, *words)) == 0
         runs[name] = read_checkpoint(tmp_path / name / "checkpoints" / "step-0000005.ckpt")["state_dict"]
     one, other = runs.values()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_run_goes_on_where_it_froze(recipes: Recipes, tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_froze(recipes: Recipes, weights: Callable[..., str], tmp_path: Path) -> None:
     words = words_for(
         recipes,
         tmp_path / "run",
         "model.encoder=ssast",
+        weights("ssast"),
         "task.freeze_steps=3",
         "task.unfreeze_every=1",
         "augmentation.mixup=0.5",
