@@ -93,7 +93,11 @@ ROWS: dict[str, list[str]] = {
     "joint-latent-squares": [*SQUARES, "objective.parts.latent=1", *TWO_MASKS],
 }
 """Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction, with `fsdd.WHOLE`."""
-SCRATCH = {"scratch": FRAMES, "scratch-squares": SQUARES}
+SCRATCH = {
+    "scratch": FRAMES,
+    "scratch-squares": SQUARES,
+    "scratch-squares-time": [*SQUARES, "model.patch_order=time"],
+}
 REFERENCES = {
     "frames": ("joint-visible-16-clips", "joint-runs"),
     "squares": ("joint-squares-time-16-clips", "joint-squares"),
