@@ -44,10 +44,12 @@ class BatchNorm(nn.Module):
 
     @torch.no_grad()
     def _take_in(self, mean: Tensor, variance: Tensor) -> None:
-        self.batches += 1
-        share = self.batches.reciprocal().clamp(min=_SHARE)
-        self.mean.lerp_(mean, share)
-        self.variance.lerp_(variance, share)
+        # A step that is skipped because it is not finite must leave no trace, and is not waited for.
+        finite = (mean + variance).isfinite().all()
+        self.batches += finite
+        share = self.batches.reciprocal().clamp(min=_SHARE, max=1)
+        self.mean.lerp_(torch.where(finite, mean, self.mean), share)
+        self.variance.lerp_(torch.where(finite, variance, self.variance), share)
 
 
 def _over_ranks(value: Tensor) -> Tensor:

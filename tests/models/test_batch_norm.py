@@ -45,6 +45,19 @@ def test_afterwards_it_is_the_mean_of_the_batches_then_a_moving_one(count: int) 
     torch.testing.assert_close(norm(x)[:2], norm(x[:2]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_batch_that_is_not_finite_leaves_no_trace(at: int) -> None:
+    norms = BatchNorm(5), BatchNorm(5)
+    for index, x in enumerate(batches(6)):
+        if index == at:
+            norms[0](x.clone().index_fill_(0, torch.tensor([1]), torch.inf))
+        else:
+            for norm in norms:
+                norm(x)
+    for one, other in zip(norms[0].buffers(), norms[1].buffers(), strict=True):
+        assert torch.equal(one, other) and one.isfinite().all()
+
+
 def test_it_counts_in_float32_under_autocast() -> None:
     norm, (x,) = BatchNorm(5), batches(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
