@@ -21,10 +21,11 @@ def test_every_row_is_a_recipe(benchmark: Script, tmp_path: Path) -> None:
         work = quality.Work(row, 1.0, 2, tmp_path)
         pretraining = work.pretraining(100)
         assert pretraining.seed == 2 and pretraining.trainer.max_steps == 100
-        teacher = str(tmp_path / "joint-runs-10-2" / "pretrain") if "distilled" in row else None
+        teacher = str(tmp_path / "joint-visible-16-clips-10-2" / "pretrain") if "distilled" in row else None
         assert pretraining.objective.distillation.teacher == teacher
-        for task in (*quality.SHARES, "speaker"):
-            finetuning = work.finetuning(task)
+        assert {speaker for _, speaker, _ in work.tunings()} == {"", "lucas", "yweweler"}
+        for tuning in work.tunings():
+            finetuning = work.finetuning(*tuning)
             assert finetuning.model.pretrained == str(work.folder / "pretrain")
             for name in ("encoder", "size", "fshape", "tshape", "patch_order"):
                 assert getattr(finetuning.model, name) == getattr(pretraining.model, name)
@@ -52,9 +53,9 @@ def test_a_row_is_pretrained_scored_and_told(
         monkeypatch.setattr(quality, name, value)
     plan = [("scratch", 0.0), ("joint-runs", 1.0), ("joint-runs", 2.0)]
     works = [quality.Work(row, minutes, 0, out) for row, minutes in plan]
-    told = [quality.make(work, int(2 * work.minutes)) for work in works]
+    told = [quality.make(quality.Job(work, int(2 * work.minutes))) for work in works]
     assert told[1] == "joint-runs, 1 min, seed 0: 2 steps"
-    assert quality.make(works[1], 2) == "joint-runs, 1 min, seed 0: was there"
+    assert quality.make(quality.Job(works[1], 2)) == "joint-runs, 1 min, seed 0: was there"
 
     quality.report(out, plan, 1)
     results = json.loads((out / "results.json").read_text())
@@ -64,7 +65,7 @@ def test_a_row_is_pretrained_scored_and_told(
         for task, (accuracy, low, high) in row["scores"].items():
             folder = work.folder / quality.named(task)
             draws = [folder / str(draw) for draw in range(2)] if task == "frozen 5 %" else [folder]
-            draws = [folder / "0"] if task == "frozen speaker" else draws
+            draws = [folder / speaker for speaker in ("george", "jackson")] if task.endswith("speaker") else draws
             predictions = [read_scores(draw / "test")[0] for draw in draws]
             hits = [(one.logits.argmax(1) == one.labels).float().mean().item() for one in predictions]
             assert accuracy == pytest.approx(sum(hits) / len(hits))

@@ -21,7 +21,7 @@ Capture = pytest.CaptureFixture[str]
 def recall(benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, whose runs are made by this process."""
     script = benchmark("recall")
-    monkeypatch.setattr(script, "ProcessPoolExecutor", lambda *_: nullcontext(None))
+    monkeypatch.setattr(script, "processes", lambda *_: nullcontext(None))
     monkeypatch.setattr(script, "TEST_CLIPS", 30)
     monkeypatch.setattr(script, "VALIDATION_CLIPS", 20)
     return script

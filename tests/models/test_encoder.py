@@ -315,7 +315,7 @@ def test_aums_classifiers_have_the_millions_that_its_authors_publish(
 ) -> None:
     with torch.device("meta"):
         options = {**SIZES["aum"][size], "scan_layout": layout}
-        model = AudioClassifier(AudioEncoder("aum", options, 128, frames, 16, 16, 16, 16), classes, "class", False)
+        model = AudioClassifier(AudioEncoder("aum", options, 128, frames, 16, 16, 16, 16), classes, "class", "none")
     assert parameter_count(model.encoder) == counted("aum", options, patches=frames // 2, pixels=256)
     # Theirs have no mask token.
     assert round((parameter_count(model) - model.encoder.hidden_size) / 1e6, 1) == published

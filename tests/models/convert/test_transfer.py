@@ -247,7 +247,7 @@ def test_aum_comes_back_bit_for_bit_and_gives_the_originals_outputs(
 def test_a_classifier_of_aum_made_here_comes_back(tmp_path: Path, capsys: Capture) -> None:
     encoder = AudioEncoder("aum", SIZES["aum"]["nano"], 128, 96, 16, 16, 16, 16)
     model = AudioClassifier(encoder, 3, "class", head_norm="none").eval()
-    settings = ClassifierSettings(("0", "1", "2"), "label", "cross_entropy", "class", False)
+    settings = ClassifierSettings(("0", "1", "2"), "label", "cross_entropy", "class", "none")
     save_model(tmp_path / "ours", model, AUDIOSET_LIBRISPEECH, settings)
     call("export", tmp_path / "ours", tmp_path / "theirs.pth", "--format", "aum")
     assert "padding" not in capsys.readouterr().out  # a class token pools none
