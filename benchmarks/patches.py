@@ -99,7 +99,8 @@ class Work(NamedTuple):
             *strides,
             *words,
             length,
-            *fsdd.TUNED_WHOLE,
+            "task.head_norm=layer",
+            "task.freeze_steps=0",
             "evaluation.baseline=none",
         )
         assert isinstance(recipe, FinetuneRecipe)
