@@ -18,6 +18,7 @@ commands in OUT/results.json. --earlier takes rows of encoders that are not in O
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -65,8 +66,10 @@ PRETRAINING = {"ssamba": 3e-3, "ssast": 1e-3, "aum": 3e-3}
 STEPS = 400  # of fine-tuning
 RATES = (1e-3, 2e-3)  # of fine-tuning, among which `tuning` chooses
 TUNED_TAKES = range(5, 15)
-TUNING_TITLE = "Learning rates of fine-tuning, digits with 5 % of the labels, takes that are held out of training"
+OFFICIAL, TUNED_ON = 2700, 2100  # recordings of the official training part, and of it without those takes
+TUNING_TITLE = "Learning rates of fine-tuning, digits with as many labels, takes that are held out of training"
 SPEAKER_SHAPES = ("96x2",)
+SPEAKERS_AS = "5 %"  # the labels whose learning rates they have
 REPORT = "report.html"  # what folds and seeds are finished with
 CPU_NAME = "cpu_seconds.json"  # beside it, of the command that finished it
 
@@ -168,21 +171,18 @@ class Benchmark:
         ]
         return Step(name, words, mark)
 
-    def tuned(self) -> dict[tuple[str, str, str], dict[float, float]]:
-        """(encoder, shape, start) -> what each learning rate was worth on the takes that are held out."""
-        found: dict[tuple[str, str, str], dict[float, float]] = {}
-        for encoder in ENCODERS:
-            for shape in SHAPES:
-                for start in STARTS:
-                    for rate in RATES:
-                        path = self.out / _tuning(encoder, shape, start, rate) / "run.json"
-                        if path.is_file():
-                            score = json.loads(path.read_text())["test"]["accuracy"]
-                            found.setdefault((encoder, shape, start), {})[rate] = score
+    def tuned(self) -> dict[tuple[str, str, str, str], dict[float, float]]:
+        """(labels, encoder, shape, start) -> what each learning rate was worth on the takes that are held out."""
+        found: dict[tuple[str, str, str, str], dict[float, float]] = {}
+        for row in itertools.product(FRACTIONS, ENCODERS, SHAPES, STARTS):
+            for rate in RATES:
+                path = self.out / _tuning(*row, rate) / "run.json"
+                if path.is_file():
+                    found.setdefault(row, {})[rate] = json.loads(path.read_text())["test"]["accuracy"]
         return found
 
-    def rate(self, encoder: str, shape: str, start: str) -> list[str]:
-        scores = self.tuned().get((encoder, shape, start))
+    def rate(self, labels: str, encoder: str, shape: str, start: str) -> list[str]:
+        scores = self.tuned().get((labels, encoder, shape, start))
         if not scores or len(scores) < len(RATES):
             raise SystemExit("the learning rates are not chosen yet: give --parts tuning first")
         best = max(scores, key=lambda rate: scores[rate])
@@ -193,8 +193,8 @@ def _rate(rate: float) -> list[str]:
     return [f"optimizer.learning_rate={rate:g}", f"optimizer.head_learning_rate={rate:g}"]
 
 
-def _tuning(encoder: str, shape: str, start: str, rate: float) -> str:
-    return f"tuning/{encoder}-{shape}-{start}-{rate:g}"
+def _tuning(labels: str, encoder: str, shape: str, start: str, rate: float) -> str:
+    return f"tuning/{encoder}-{shape}-{start}-{labels.replace(' %', '')}-{rate:g}"
 
 
 def frozen_steps(benchmark: Benchmark) -> list[Step]:
@@ -256,7 +256,7 @@ def label_steps(benchmark: Benchmark) -> list[Step]:
             shape,
             start,
             *test,
-            *benchmark.rate(encoder, shape, start),
+            *benchmark.rate(labels, encoder, shape, start),
             f"data.label_fraction={fraction}",
             f"trainer.max_steps={STEPS}",
             "--seeds",
@@ -281,7 +281,7 @@ def speaker_steps(benchmark: Benchmark) -> list[Step]:
             f"data.train={benchmark.shards / 'train'}",
             "data.test=[]",
             "data.fold_by=speaker",
-            *benchmark.rate(encoder, shape, start),
+            *benchmark.rate(SPEAKERS_AS, encoder, shape, start),
             f"trainer.max_steps={STEPS}",
             "--folds",
             "all",
@@ -294,22 +294,22 @@ def speaker_steps(benchmark: Benchmark) -> list[Step]:
 
 
 def tuning_steps(benchmark: Benchmark) -> list[Step]:
-    """Learning rates, on the takes that are held out: as `label_steps` with as many labels as 5 % of the training
-    recordings are, one seed."""
+    """Learning rates, on the takes that are held out: as `label_steps` with as many labels, one seed."""
     shards = [f"data.train={benchmark.tuning / 'train'}", f"data.test={benchmark.tuning / 'test'}"]
     return [
         benchmark.finetuning(
-            _tuning(encoder, shape, start, rate),
+            _tuning(labels, encoder, shape, start, rate),
             encoder,
             shape,
             start,
             *shards,
             *_rate(rate),
-            "data.label_fraction=0.0643",
+            f"data.label_fraction={fraction * OFFICIAL / TUNED_ON}",
             f"trainer.max_steps={STEPS}",
             "evaluation.baseline=none",
             mark="run.json",
         )
+        for labels, fraction in FRACTIONS.items()
         for shape in SHAPES
         for encoder in benchmark.encoders
         for start in STARTS
@@ -390,9 +390,9 @@ def frozen_rows(out: Path) -> Rows:
 
 
 def tuning_rows(benchmark: Benchmark) -> Rows:
-    rows: Rows = [("encoder", "patch", "start", *(f"{rate:g}" for rate in RATES))]
-    for (encoder, shape, start), scores in benchmark.tuned().items():
-        rows.append((encoder, shape, start, *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in RATES)))
+    rows: Rows = [("labels", "encoder", "patch", "start", *(f"{rate:g}" for rate in RATES))]
+    for row, scores in benchmark.tuned().items():
+        rows.append((*row, *(f"{scores[rate]:.3f}" if rate in scores else "" for rate in RATES)))
     return rows
 
 
@@ -467,7 +467,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", metavar="RECORDINGS", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
     parser.add_argument("--earlier", type=Path, metavar="RESULTS.json", help="of other encoders")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
