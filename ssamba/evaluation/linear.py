@@ -3,11 +3,12 @@
 Multinomial logistic regression for one label a clip, one-vs-rest for several, with an L2 penalty; fitted in float64, so
 that the result is a function of the features and labels alone.
 
-Shapes: N clips, D features, C classes, R principal axes, H layers.
+Shapes: N clips, D features, C classes, R principal axes, H layers, K parts of the clips.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,10 @@ _LEAST_DEVIATION = 1e-6  # of a feature, relative to the largest: below it the f
 _TOLERANCE = 1e-6  # as `CHOOSING`, of the classifier itself
 _MOST_STEPS = 2000
 _HISTORY = 20
+_MOST_NEWTON_STEPS, _MOST_PRODUCTS = 100, 500
+_LEAST_GAIN = 1e-4  # of a Newton step: the share of what its slope promises, below which the step is halved
+_EXACT = 0.05  # of a Newton step: the share of the squared gradient that is left, at most
+_ROUNDING = 1e-14  # of a loss: what a step may seem to make worse
 
 
 class Scaling(NamedTuple):
@@ -46,14 +51,14 @@ class Scaling(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """weight: float64 (D, C); bias: float64 (C,)."""
+    """weight: float64 (..., D, C); bias: float64 (..., C)."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (N, D) -> logits, float64 (N, C)."""
-        return x.double() @ self.weight + self.bias
+        """x (N, D) -> logits, float64 (..., N, C)."""
+        return x.double() @ self.weight + self.bias.unsqueeze(-2)
 
 
 def classifier_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -85,37 +90,143 @@ class Axes:
         labels: Tensor,
         classes: int,
         strength: float,
-        rows: Tensor | None = None,
         start: Linear | None = None,
         tolerance: float = _TOLERANCE,
     ) -> Linear:
         """Minimise `classifier_loss` + strength / 2 * the sum of the squared weights (not of the biases).
 
         Args:
-            labels: of the clips that are fitted, int64 (n,) or float32 (n, C).
-            rows: those clips among the N; None: all.
+            labels: of the clips, int64 (N,) or float32 (N, C).
             start: in the coordinates of the axes, as what is returned.
         """
-        x = self.places if rows is None else self.places[rows]
-        shares = F.one_hot(labels, classes).double().mean(0) if labels.ndim == 1 else labels.double().mean(0)
+        begun = None if start is None else Linear(*(one.unsqueeze(0) for one in start))
+        everything = torch.ones(1, len(labels), dtype=torch.bool)
+        fitted = self.fit_parts(everything, labels, classes, strength, begun, tolerance)
+        return Linear(fitted.weight[0], fitted.bias[0])
+
+    def fit_parts(
+        self,
+        parts: Tensor,
+        labels: Tensor,
+        classes: int,
+        strength: float,
+        start: Linear | None = None,
+        tolerance: float = _TOLERANCE,
+    ) -> Linear:
+        """As `fit`, of K parts of the clips, all at once: weight (K, R, C), bias (K, C).
+
+        Args:
+            parts: bool (K, N): which clips each is fitted on.
+        """
+        hot = (F.one_hot(labels, classes) if labels.ndim == 1 else labels).double()
+        shares = hot.mean(0)
         # A Newton step of the penalised problem at equal shares has this scale along each axis.
         bend = (shares * (1 - shares)).mean().clamp(min=1e-3)
-        scale = (bend * self.curvature + strength).rsqrt().unsqueeze(1)
-        weight = x.new_zeros(x.shape[1], classes) if start is None else start.weight / scale
-        bias = x.new_zeros(classes) if start is None else start.bias
-        weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        scaled = x * scale.T
-
-        def loss() -> Tensor:
-            penalty = (scale * weight).square().sum()
-            return classifier_loss(scaled @ weight + bias, labels) + strength / 2 * penalty
-
-        minimise(loss, [weight, bias], tolerance)
-        return Linear(scale * weight.detach(), bias.detach())
+        scale = (bend * torch.cat([self.curvature, self.curvature.new_ones(1)]) + strength).rsqrt()
+        x = F.pad(self.places, (0, 1), value=1.0) * scale  # the last column is the bias's
+        penalty = strength * scale.square()
+        penalty[-1] = 0.0
+        weight = x.new_zeros(x.shape[1], len(parts), classes)
+        if start is not None:
+            weight = torch.cat([start.weight, start.bias.unsqueeze(1)], 1).transpose(0, 1) / scale.view(-1, 1, 1)
+        problem = _Problem(x, hot, parts.double() / parts.sum(1, keepdim=True), penalty, labels.ndim == 1)
+        weight = problem.minimum(weight, tolerance) * scale.view(-1, 1, 1)
+        return Linear(weight[:-1].transpose(0, 1), weight[-1])
 
     def unrotated(self, linear: Linear) -> Linear:
         """A classifier of the axes -> the same of the features."""
         return Linear(self.axes @ linear.weight, linear.bias)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """K penalised classifiers of the same features, minimised together, as every product is of one matrix of features.
+
+    Newton's method, its steps by conjugate gradients: x is scaled so that the Hessian is near a multiple of 1, which
+    takes few of them.
+
+    Attributes:
+        x: (N, R).
+        targets: (N, C).
+        shares: (K, N), of each clip in the mean.
+        penalty: (R,).
+        one_label: whether classes exclude one another.
+    """
+
+    x: Tensor
+    targets: Tensor
+    shares: Tensor
+    penalty: Tensor
+    one_label: bool
+
+    def minimum(self, weight: Tensor, tolerance: float) -> Tensor:
+        """From weight (R, K, C) on, until no gradient is above `tolerance`."""
+        logits = self._logits(weight)
+        value = self._value(logits, weight)
+        for _ in range(_MOST_NEWTON_STEPS):
+            likely = logits.softmax(2) if self.one_label else logits.sigmoid()
+            gradient = self._products(likely - self.targets.unsqueeze(1)) + self._penalised(weight)
+            open_ = gradient.abs().amax((0, 2)) > tolerance
+            if not open_.any():
+                return weight
+            step = self._step(gradient * open_.view(1, -1, 1), likely)
+            slope, moved, size = (gradient * step).sum((0, 2)), self._logits(step), open_.double()
+            while True:
+                there, then = weight + size.view(1, -1, 1) * step, logits + size.view(1, -1, 1) * moved
+                reached = self._value(then, there)
+                worse = reached > value + _LEAST_GAIN * size * slope + _ROUNDING * (1 + value.abs())
+                if not worse.any():
+                    break
+                size = torch.where(worse, size / 2, size)
+            weight, logits, value = there, then, reached
+        log.warning("a linear classifier has not come to its minimum in %d steps", _MOST_NEWTON_STEPS)
+        return weight
+
+    def _logits(self, weight: Tensor) -> Tensor:
+        """(R, K, C) -> (N, K, C)."""
+        return (self.x @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+
+    def _products(self, errors: Tensor) -> Tensor:
+        """Of the clips' shares in (N, K, C) with the features: (R, K, C)."""
+        return (self.x.T @ (errors * self.shares.T.unsqueeze(2)).flatten(1)).unflatten(1, errors.shape[1:])
+
+    def _penalised(self, weight: Tensor) -> Tensor:
+        return self.penalty.view(-1, 1, 1) * weight
+
+    def _value(self, logits: Tensor, weight: Tensor) -> Tensor:
+        """The K losses."""
+        known = (logits * self.targets.unsqueeze(1)).sum(2)
+        total = logits.logsumexp(2) if self.one_label else F.softplus(logits).sum(2)
+        losses = ((total - known) * self.shares.T).sum(0)
+        return losses + (self._penalised(weight) * weight).sum((0, 2)) / 2
+
+    def _step(self, gradient: Tensor, likely: Tensor) -> Tensor:
+        """Of Newton's method, so exactly that it converges faster than linearly. (R, K, C)."""
+        spread = likely * (1 - likely)
+        # The Hessian's diagonal: what is sure already bends the loss no more.
+        bend = (self.x.square().T @ (spread * self.shares.T.unsqueeze(2)).flatten(1)).view_as(gradient)
+        bend = (bend + self.penalty.view(-1, 1, 1)).clamp(min=1e-12)
+        step, left = torch.zeros_like(gradient), -gradient
+        ahead = left / bend
+        size = (left * ahead).sum((0, 2))
+        enough = size * size.sqrt().clamp(max=_EXACT)
+        for _ in range(_MOST_PRODUCTS):
+            going = size > enough
+            if not going.any():
+                break
+            change = self._logits(ahead)
+            if self.one_label:
+                bent = likely * change
+                bent = bent - likely * bent.sum(2, keepdim=True)
+            else:
+                bent = spread * change
+            image = self._products(bent) + self._penalised(ahead)
+            length = torch.where(going, size / (ahead * image).sum((0, 2)), 0.0).view(1, -1, 1)
+            step, left = step + length * ahead, left - length * image
+            turned = left / bend
+            before, size = size, (left * turned).sum((0, 2))
+            ahead = turned + torch.where(going, size / before, 0.0).view(1, -1, 1) * ahead
+        return step
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Sequence[Tensor], tolerance: float) -> None:

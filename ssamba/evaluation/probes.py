@@ -5,7 +5,7 @@ Shapes: N training clips, B clips, D features, C classes, H layers.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ from ssamba.evaluation.linear import (
     STRENGTHS,
     Axes,
     LayerMix,
-    Linear,
     Scaling,
     classifier_loss,
     fit_layer_mix,
@@ -109,20 +108,17 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
 def linear_probe(x: Tensor, part: TrainingPart) -> Probe:
     """Logistic regression on standardised features x (N, D), the strength of its L2 penalty chosen."""
     scaling = Scaling.of(x)
-    axes = Axes(scaling(x))
+    axes, splits = Axes(scaling(x)), part.held_back()
+    learned = torch.stack([torch.zeros(len(x), dtype=torch.bool).index_fill(0, rows, True) for rows, _ in splits])
 
-    def path(rows: Tensor | None, labels: Tensor, strengths: Sequence[float]) -> Iterable[Linear]:
+    def held_back() -> Iterator[list[Tensor]]:
         fitted = None
-        for strength in strengths:
-            fitted = axes.fit(labels, part.classes, strength, rows, fitted, CHOOSING)
-            yield fitted
+        for strength in STRENGTHS:
+            fitted = axes.fit_parts(learned, part.labels, part.classes, strength, fitted, CHOOSING)
+            yield [logits[out] for logits, (_, out) in zip(fitted(axes.places), splits, strict=True)]
 
-    def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
-        yield from (fitted(axes.places[out]) for fitted in path(rows, part.labels[rows], STRENGTHS))
-
-    strength, score = choose_setting(part, STRENGTHS, held_back, _PATIENCE)
-    begun = list(path(None, part.labels, STRENGTHS[: STRENGTHS.index(strength) + 1]))[-1]
-    fitted = axes.unrotated(axes.fit(part.labels, part.classes, strength, start=begun))
+    strength, score = choose_setting(part, STRENGTHS, held_back(), _PATIENCE)
+    fitted = axes.unrotated(axes.fit(part.labels, part.classes, strength))
     return Probe(strength, score, lambda clips: fitted(scaling(clips)))
 
 
@@ -140,7 +136,7 @@ def weighted_probe(x: Tensor, part: TrainingPart) -> Probe:
     def held_back(rows: Tensor, out: Tensor) -> Iterable[Tensor]:
         yield from (fitted(scaled[out]) for fitted in path(rows, STRENGTHS))
 
-    strength, score = choose_setting(part, STRENGTHS, held_back, _PATIENCE)
+    strength, score = choose_setting(part, STRENGTHS, each_fold(part, held_back), _PATIENCE)
     rows = torch.arange(len(x))
     begun = list(path(rows, STRENGTHS[: STRENGTHS.index(strength) + 1]))[-1]
     fitted = fit_layer_mix(scaled, part.labels, part.classes, strength, begun)
@@ -158,7 +154,7 @@ def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, tempera
         near = find_neighbours(scaled[rows], scaled[out], max(counts))
         yield from (vote(near, part.labels[rows], part.classes, count, temperature) for count in counts)
 
-    chosen, score = choose_setting(part, counts, held_back)
+    chosen, score = choose_setting(part, counts, each_fold(part, held_back))
 
     def logits(clips: Tensor) -> Tensor:
         near = find_neighbours(scaled, scaling(clips), int(chosen))
@@ -167,26 +163,33 @@ def neighbour_probe(x: Tensor, part: TrainingPart, k: int | None = None, tempera
     return Probe(chosen, score, logits)
 
 
+def each_fold(
+    part: TrainingPart, held_back: Callable[[Tensor, Tensor], Iterable[Tensor]]
+) -> Iterator[Sequence[Tensor]]:
+    """For each setting what the folds say of it, each by itself: held_back has rows that are fitted and rows that are
+    not, and gives for each setting the logits of the latter, when asked."""
+    yield from zip(*(held_back(rows, out) for rows, out in part.held_back()), strict=True)
+
+
 def choose_setting(
     part: TrainingPart,
     settings: Sequence[float],
-    held_back: Callable[[Tensor, Tensor], Iterable[Tensor]],
+    held_back: Iterable[Sequence[Tensor]],
     patience: int | None = None,
 ) -> tuple[float, float]:
     """The setting with the best score of the clips that are held back (of equal ones that with the lowest loss), and
     that score.
 
     Args:
-        held_back: rows that are fitted and rows that are not -> for each setting the logits of the latter, when asked.
+        held_back: for each setting the logits of each fold's clips, when asked.
         patience: how many settings after the best one are tried; None: all.
     """
-    splits = part.held_back()
-    labels = torch.cat([part.labels[out] for _, out in splits])
+    labels = torch.cat([part.labels[out] for _, out in part.held_back()])
     name = main_metric(labels)
     best = (-1.0, 0.0)
     chosen = 0
-    for index, fold_logits in enumerate(zip(*(held_back(rows, out) for rows, out in splits), strict=True)):
-        logits = torch.cat(fold_logits)
+    for index, fold_logits in enumerate(held_back):
+        logits = torch.cat(list(fold_logits))
         judged = (clip_metrics(logits, labels)[name], -float(classifier_loss(logits, labels)))
         if judged > best:
             best, chosen = judged, index

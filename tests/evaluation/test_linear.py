@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssamba.errors import UserError
 from ssamba.evaluation import probes
-from ssamba.evaluation.linear import Axes, Scaling, classifier_loss, fit_layer_mix
+from ssamba.evaluation.linear import Axes, Linear, Scaling, classifier_loss, fit_layer_mix
 from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.neighbours import find_neighbours, vote
 from ssamba.evaluation.probes import (
@@ -83,14 +83,26 @@ def test_a_fit_that_begins_elsewhere_ends_at_the_same_place() -> None:
     first = axes.fit(labels, 3, 1e-2)
     again = axes.fit(labels, 3, 1e-2, start=axes.fit(labels, 3, 10.0))
     torch.testing.assert_close(again.weight, first.weight, atol=1e-4, rtol=1e-3)
-    # Of some rows alone.
-    rows = torch.arange(0, 60, 2)
-    part = Axes(Scaling.of(x)(x)[rows])
-    ours, theirs = (
-        axes.unrotated(axes.fit(labels[rows], 3, 1e-2, rows)),
-        part.unrotated(part.fit(labels[rows], 3, 1e-2)),
-    )
-    torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_parts_that_are_fitted_at_once_are_those_of_each_alone(several: bool) -> None:
+    """Also of unequal size, and with few clips, whose classes a weak penalty tells apart for sure."""
+    x, labels = blobs(60, 8, 3, 2.0)
+    y = hot(labels, 3) if several else labels
+    scaled = Scaling.of(x)(x)
+    axes = Axes(scaled)
+    parts = torch.stack([torch.arange(60) % 2 == 0, torch.arange(60) < 9, torch.arange(60) >= 0])
+    for strength in (10.0, 1e-2, 1e-4):
+        together = axes.fit_parts(parts, y, 3, strength, tolerance=1e-10)
+        logits = together(axes.places)
+        assert logits.shape == (3, 60, 3)
+        for number, part in enumerate(parts):
+            alone = Axes(scaled[part])
+            ours = axes.unrotated(Linear(together.weight[number], together.bias[number]))
+            theirs = alone.unrotated(alone.fit(y[part], 3, strength, tolerance=1e-10))
+            torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(logits[number], ours(scaled))
 
 
 def test_folds_are_even_and_stratified_and_of_the_seed() -> None:
@@ -161,16 +173,16 @@ def test_no_weaker_penalty_is_tried_behind_the_best() -> None:
     right = torch.nn.functional.one_hot(part.labels[:2], 2).double()
     asked: list[int] = []
 
-    def held_back(rows: Tensor, out: Tensor) -> Iterator[Tensor]:
+    def held_back() -> Iterator[list[Tensor]]:
         # At the second one the surest; the fourth and the fifth are no better, and the sixth would be.
         for number, sure in enumerate((1.0, 3.0, 2.0, 1.0, 0.5, 9.0)):
             asked.append(number)
-            yield sure * right
+            yield [sure * right] * 2
 
     settings = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
-    assert choose_setting(part, settings, held_back, 2) == (1.0, 1.0)
+    assert choose_setting(part, settings, held_back(), 2) == (1.0, 1.0)
     assert max(asked) == 3
-    assert choose_setting(part, settings, held_back) == (1e-4, 1.0)
+    assert choose_setting(part, settings, held_back()) == (1e-4, 1.0)
 
 
 def test_labels_of_chance_are_not_predicted() -> None:
