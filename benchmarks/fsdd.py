@@ -367,6 +367,19 @@ def label_rows(out: Path) -> Rows:
     return rows
 
 
+def encoder_rows(out: Path) -> Rows:
+    """SSAMBA less each other encoder, paired by recording and by seed, which have the same labels."""
+    ours, others = ENCODERS[0], ENCODERS[1:]
+    rows: Rows = [("labels", "encoder", "patch", *STARTS)]
+    for labels, shape, other in itertools.product(FRACTIONS, SHAPES, others):
+        folders = {(name, start): out / _low(name, shape, start, labels) for name in (ours, other) for start in STARTS}
+        if all((folder / REPORT).is_file() for folder in folders.values()):
+            runs = {key: _scored(folder) for key, folder in folders.items()}
+            against = (paired_differences(runs[ours, start], runs[other, start])["accuracy"] for start in STARTS)
+            rows.append((labels, other, shape, *map(_signed, against)))
+    return rows
+
+
 def speaker_rows(out: Path) -> Rows:
     head = ("speakers", "encoder", "patch", *STARTS, "log-mel", "pretrained - scratch", "pretrained - log-mel")
     return [head, *_compared(out, "another", _speakers)]
@@ -434,6 +447,7 @@ def report(benchmark: Benchmark, earlier: Path | None) -> None:
         "Pretraining": pretraining_rows(out),
         TUNING_TITLE: tuning_rows(benchmark),
         "Digits with few labels, official test, mean of five seeds": label_rows(out),
+        f"{ENCODERS[0]} less another encoder, digits with few labels, official test": encoder_rows(out),
         "Digits by frozen features, official test": frozen_rows(out),
         "Digits of a speaker without labels, mean of six": speaker_rows(out),
     }
