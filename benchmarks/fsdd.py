@@ -13,8 +13,9 @@ steps of recipes/pretrain/fsdd.yaml. Then:
     speakers  digits of a speaker who is in no labelled recording, each of the six in turn, all labels of the others
 
 Every step is a command of the package, printed before it runs, with one thread; --jobs of them run at a time. One that
-is finished in OUT is not made again, so the work can be cut into several calls. Results: OUT/results.md, with the
-commands in OUT/results.json. --earlier takes rows of encoders that are not in OUT from such a results.json.
+is finished in OUT is not made again, so the work can be cut into several calls; --parts with none is pretraining and
+the tables alone. Results: OUT/results.md, with the commands in OUT/results.json. --earlier takes rows of encoders that
+are not in OUT from such a results.json.
 """
 
 import argparse

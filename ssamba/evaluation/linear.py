@@ -85,23 +85,14 @@ class Axes:
         self.places = left[:, spans] * lengths[spans]  # (N, R)
         self.curvature = lengths[spans].square() / len(x)
 
-    def fit(
-        self,
-        labels: Tensor,
-        classes: int,
-        strength: float,
-        start: Linear | None = None,
-        tolerance: float = _TOLERANCE,
-    ) -> Linear:
+    def fit(self, labels: Tensor, classes: int, strength: float) -> Linear:
         """Minimise `classifier_loss` + strength / 2 * the sum of the squared weights (not of the biases).
 
         Args:
             labels: of the clips, int64 (N,) or float32 (N, C).
-            start: in the coordinates of the axes, as what is returned.
         """
-        begun = None if start is None else Linear(*(one.unsqueeze(0) for one in start))
         everything = torch.ones(1, len(labels), dtype=torch.bool)
-        fitted = self.fit_parts(everything, labels, classes, strength, begun, tolerance)
+        fitted = self.fit_parts(everything, labels, classes, strength)
         return Linear(fitted.weight[0], fitted.bias[0])
 
     def fit_parts(
@@ -117,6 +108,7 @@ class Axes:
 
         Args:
             parts: bool (K, N): which clips each is fitted on.
+            start: in the coordinates of the axes, as what is returned.
         """
         hot = (F.one_hot(labels, classes) if labels.ndim == 1 else labels).double()
         shares = hot.mean(0)
@@ -142,8 +134,7 @@ class Axes:
 class _Problem:
     """K penalised classifiers of the same features, minimised together, as every product is of one matrix of features.
 
-    Newton's method, its steps by conjugate gradients: x is scaled so that the Hessian is near a multiple of 1, which
-    takes few of them.
+    Newton's method, its steps by conjugate gradients.
 
     Attributes:
         x: (N, R).
