@@ -650,6 +650,13 @@ def test_evaluating_a_pretrained_model(
     assert "exists; --overwrite replaces the scores in it" in refused("evaluate", run, f"run_dir={run}")
     assert main(["evaluate", str(run), f"run_dir={run}", "--overwrite"]) == 0
     assert written() == before
+    # Of the heads that the recipe trains.
+    words = ["evaluate", str(run), f"run_dir={run}", "--overwrite", "objective.parts.reconstruction=0"]
+    assert main(words) == 0
+    told = json.loads((run / "evaluation" / "scores.json").read_text())
+    assert told == {name: score for name, score in scores.items() if "mse" not in name}
+    latent = ["objective.parts.contrastive=0", "objective.parts.latent=1"]
+    assert "objective.parts has latent alone, and evaluate scores contrastive" in refused(*words, *latent)
 
 
 def test_evaluating_what_cannot_be(

@@ -23,7 +23,7 @@ from ssamba.data.datamodule import ClipDataModule, TrainingShards
 from ssamba.data.shards.finding import find_shards
 from ssamba.data.stream import ClipStream
 from ssamba.errors import UserError
-from ssamba.evaluation.masked import MaskedEvaluation
+from ssamba.evaluation.masked import SCORED_PARTS, MaskedEvaluation
 from ssamba.evaluation.scores import scoring_device
 from ssamba.models.checkpoint import load_model
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
@@ -92,6 +92,12 @@ def build_baseline_streams(built: Finetuner) -> tuple[ClipStream, ClipStream]:
 
 def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
     """The pretrained model in run_dir, its training clips for the baseline and its validation clips to be scored."""
+    parts = recipe.objective.parts.weights
+    if not set(SCORED_PARTS) & set(parts):
+        raise UserError(
+            f"objective.parts has {', '.join(parts)} alone, and evaluate scores contrastive and reconstruction, whose "
+            "heads have learned nothing; what the features are worth is told by `ssamba probe`"
+        )
     saved = load_model(recipe.run_dir, backend_here(recipe, torch.device("cpu")))
     if not isinstance(saved.model, MaskedPatchModel):
         raise UserError(f"{recipe.run_dir} holds a classifier; expected a pretrained model for a pretrain recipe")
@@ -109,4 +115,5 @@ def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
         data.validation_stream(),
         build_masking(recipe),
         recipe.seed,
+        [name for name in SCORED_PARTS if name in parts],
     )

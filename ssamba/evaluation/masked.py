@@ -3,6 +3,7 @@
 Shapes: B batch, L patches, N masked patches of a clip, K pixels of a patch.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -16,25 +17,31 @@ from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.patches import gather_patches, masked_places
 from ssamba.progress import progress_bar
 
+SCORED_PARTS = ("contrastive", "reconstruction")
+"""The parts of an objective whose heads can be scored."""
+
 
 class MaskedScores(NamedTuple):
-    """Of held-out clips. accuracy: masked patches matched to their own prediction; chance: 1 / N; row_chance: the mean
-    accuracy of one who knows each patch's mel row and guesses within it; mse: of the reconstruction; mean_patch_mse: of
-    the training clips' mean patch at each position, instead; mse_ratio: one over the other."""
+    """Of held-out clips; those of a head that is not scored are None.
 
-    accuracy: float
-    chance: float
-    row_chance: float
-    contrastive: float
-    mse: float
-    mean_patch_mse: float
-    mse_ratio: float
+    Of the contrastive head, accuracy: masked patches matched to their own prediction; chance: 1 / N; row_chance: the
+    mean accuracy of one who knows each patch's mel row and guesses within it; contrastive: its loss. Of the
+    reconstruction, mse; mean_patch_mse: of the training clips' mean patch at each position, instead; mse_ratio: one
+    over the other."""
+
+    accuracy: float | None
+    chance: float | None
+    row_chance: float | None
+    contrastive: float | None
+    mse: float | None
+    mean_patch_mse: float | None
+    mse_ratio: float | None
     clips: int
 
 
 class MaskedEvaluation(NamedTuple):
-    """A model, the first `train_clips` clips of a training stream, a stream to be scored (it ends), and its masks, each
-    clip's by `seed` and its place."""
+    """A model, the first `train_clips` clips of a training stream, a stream to be scored (it ends), its masks, each
+    clip's by `seed` and its place, and which of `SCORED_PARTS` the model has learned."""
 
     model: MaskedPatchModel
     log_mel: LogMel
@@ -43,6 +50,7 @@ class MaskedEvaluation(NamedTuple):
     validation: ClipStream
     masking: Masking
     seed: int
+    parts: Collection[str] = SCORED_PARTS
 
 
 def mean_patches(model: MaskedPatchModel, log_mel: LogMel, stream: BatchStream, total: int) -> Tensor:
@@ -94,4 +102,9 @@ def score_masked(evaluation: MaskedEvaluation) -> MaskedScores:
         )
         clips += size
     accuracy, contrastive, mse, mean_mse, row_chance, chance = (added / clips).tolist()
-    return MaskedScores(accuracy, chance, row_chance, contrastive, mse, mean_mse, mse / mean_mse, clips)
+    scores = MaskedScores(accuracy, chance, row_chance, contrastive, mse, mean_mse, mse / mean_mse, clips)
+    if "contrastive" not in evaluation.parts:
+        scores = scores._replace(accuracy=None, chance=None, row_chance=None, contrastive=None)
+    if "reconstruction" not in evaluation.parts:
+        scores = scores._replace(mse=None, mean_patch_mse=None, mse_ratio=None)
+    return scores

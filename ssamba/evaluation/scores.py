@@ -219,7 +219,7 @@ def write_text_scores(
 
 def write_masked_scores(folder: Path, evaluation: MaskedEvaluation) -> dict[str, Any]:
     """Score a pretrained model on masked clips: scores.json. Replaces the folder."""
-    scores = score_masked(evaluation)._asdict()
+    scores = {name: score for name, score in score_masked(evaluation)._asdict().items() if score is not None}
     with whole_folder(folder) as beside:
         write_json(beside / "scores.json", scores)
     return scores

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssamba.audio import LogMel, samples_for
 from ssamba.data.batches import Batch
-from ssamba.evaluation.masked import MaskedEvaluation, MaskedScores, mean_patches, score_masked
+from ssamba.evaluation.masked import SCORED_PARTS, MaskedEvaluation, MaskedScores, mean_patches, score_masked
 from ssamba.masking import Masking, clip_generator
 from ssamba.models.decoder import decoder_of
 from ssamba.models.encoder import AudioEncoder
@@ -132,6 +132,15 @@ def by_hand(e: MaskedEvaluation) -> MaskedScores:
 
 def test_scores_by_brute_force(evaluation: MaskedEvaluation) -> None:
     assert score_masked(evaluation)._asdict() == pytest.approx(by_hand(evaluation)._asdict(), rel=1e-5)
+
+
+@pytest.mark.parametrize("part", SCORED_PARTS)
+def test_a_head_that_learned_nothing_has_no_scores(evaluation: MaskedEvaluation, part: str) -> None:
+    whole, found = score_masked(evaluation)._asdict(), score_masked(evaluation._replace(parts=[part]))._asdict()
+    told = {"contrastive": {"accuracy", "chance", "row_chance", "contrastive"}}
+    told["reconstruction"] = {"mse", "mean_patch_mse", "mse_ratio"}
+    assert {name for name, score in found.items() if score is not None} == told[part] | {"clips"}
+    assert all(found[name] == whole[name] for name in told[part])
 
 
 def test_the_same_masks_every_time(evaluation: MaskedEvaluation) -> None:
