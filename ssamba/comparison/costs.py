@@ -5,7 +5,7 @@ network without its spectrogram: products of matrices, attention, convolutions, 
 compute: the selective scan 4 for each of directions x tokens x inner width x states (step * A, drive * B, decay * h +
 ..., C * h), its exponential not among them, Mamba-2's recurrence the last 3 of these, and the convolution before it its
 taps for each of directions x tokens x inner width. Sums, norms and activations are not counted. A training step counts
-as three forward passes, or as one where the encoder is frozen; so does one of pretraining, whose heads are not counted.
+as three forward passes, or as one while the encoder is frozen; one of pretraining as three, its heads not counted.
 """
 
 import statistics
@@ -115,8 +115,10 @@ def run_costs(run: Run, known: dict[str, int]) -> Costs:
     macs = training = before = None
     if config is not None:
         macs = _counted(config, None, known)
-        passes = 1 if recipe["task.freeze_encoder"] else _TRAINING
-        training = float(passes * macs * record["steps"] * recipe["data.batch_size"])
+        steps = record["steps"]
+        frozen = min(steps, recipe["task.freeze_steps"]) if recipe["model.pretrained"] else 0
+        passes = steps if recipe["task.freeze_encoder"] else frozen + _TRAINING * (steps - frozen)
+        training = float(passes * macs * recipe["data.batch_size"])
     if recipe["model.pretrained"] is None:
         before = 0.0
     elif origin is None:

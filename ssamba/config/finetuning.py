@@ -32,8 +32,8 @@ class TaskConfig:
     freeze_encoder: bool = False
     """Train the head alone."""
     freeze_steps: int = 0
-    """Train the head alone for so many steps, then all; of pretrained weights, from scratch all is trained at once. The
-    encoder's gradients are made all the same, and not used."""
+    """Train the head alone for so many steps, then all; of pretrained weights, from scratch all is trained at once. By
+    several processes the encoder's gradients are made all the same, and not used."""
     unfreeze_every: int = 0
     """After freeze_steps the encoder's last layer is trained, and one more after each so many steps, down to patches
     and positions; 0, and from scratch: all at once."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 import torchaudio
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from ssamba.audio import LogMel
@@ -124,8 +125,7 @@ class FineTuning(TrainingModule):
         self.freeze_steps, self.unfreeze_every = freeze_steps, unfreeze_every
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
-        model.encoder.requires_grad_(not freeze_encoder)
-        model.encoder.mask_token.requires_grad_(False)  # no patch is hidden
+        self._make_gradients(of_encoder=not freeze_encoder)
         self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def trained_parts(self) -> list[tuple[nn.Module, float]]:
@@ -143,6 +143,15 @@ class FineTuning(TrainingModule):
         for name, parameter in self.model.encoder.named_parameters():
             if self.model.encoder.layers_above(name) > trained:
                 yield parameter
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # While the head alone is trained, the encoder's gradients are not made. DDP and FSDP wait for all of them.
+        if self.freeze_steps and isinstance(self.trainer.strategy, SingleDeviceStrategy):
+            self._make_gradients(self.trainer.global_step >= self.freeze_steps)
+
+    def _make_gradients(self, of_encoder: bool) -> None:
+        self.model.encoder.requires_grad_(of_encoder)
+        self.model.encoder.mask_token.requires_grad_(False)  # no patch is hidden
 
     def targets(self, labels: Tensor) -> Tensor:
         """Class numbers (B,), or several or mixed labels (B, C) -> probabilities, float32 (B, C); labels of hops and

@@ -139,6 +139,11 @@ def test_what_a_run_cost(make_run: Callable[..., Path], finetuned: Callable[[str
     assert scratch.macs == macs and scratch.training_macs == 3 * macs * 10 * 8 and scratch.pretraining_hours == 0
     frozen = costs(None, {"model.pretrained": None, "task.freeze_encoder": True, "data.batch_size": 8}, steps=10)
     assert frozen.training_macs == macs * 10 * 8
+    whole, head_first = (
+        costs(plain.record["origin"], {"task.freeze_steps": first, "data.batch_size": 8}, steps=10).training_macs
+        for first in (0, 4)
+    )
+    assert whole is not None and head_first == whole - 2 * macs * 4 * 8
     unknown = costs(None, {"model.pretrained": "somewhere"})
     assert unknown.training_macs is None and unknown.pretraining_hours is None and unknown.macs == macs
     origin = {**plain.record["origin"], "training_seconds": 7200.0}

@@ -17,6 +17,7 @@ from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.settings import AudioSettings
 from ssamba.training.callbacks import Throughput
 from ssamba.training.common import TrainingModule
+from ssamba.training.finetuning import FineTuning
 from ssamba.training.saved import read_checkpoint
 
 Recipes = dict[str, Path]
@@ -87,6 +88,24 @@ def test_the_encoder_is_trained_after_so_many_steps(
     assert [parts(names) for names in moved] == [{"head"}] * 2 + [ALL] * 3
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-0000005.ckpt")["optimizer_states"][0]["state"]
     assert {float(held["step"]) for held in state.values()} == {3, 5}  # of the encoder's weights, and of the head's
+
+
+def test_no_gradients_are_made_while_the_encoder_is_frozen(
+    recipes: Recipes, weights: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[bool] = []
+    step = FineTuning.on_before_optimizer_step
+
+    def look(self: FineTuning, optimizer: Any) -> None:
+        with_gradients = {one.grad is not None for one in self.model.encoder.stack.parameters()}
+        assert len(with_gradients) == 1
+        made.extend(with_gradients)
+        step(self, optimizer)
+
+    monkeypatch.setattr(FineTuning, "on_before_optimizer_step", look)
+    words = ["model.encoder=ssamba", weights("ssamba"), "task.freeze_steps=2"]
+    assert main(words_for(recipes, tmp_path / "run", *words)) == 0
+    assert made == [False] * 2 + [True] * 3
 
 
 def test_from_scratch_all_is_trained_at_once(recipes: Recipes, moved: list[set[str]], tmp_path: Path) -> None:
