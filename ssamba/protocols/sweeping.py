@@ -118,6 +118,12 @@ def compare_sweep(sweep: Sweep, failed: Sequence[Point]) -> Comparison | None:
     """
     root = Path(sweep.run_dir)
     points = [point for point in sweep.points if point.stage == "finetune"]
+    if not points:
+        log.warning(
+            "there is no comparison: pretraining has no scores of examples; with a section finetune, a sweep compares "
+            "what its runs are worth"
+        )
+        return None
     passed_over = [f"{point.name}, which failed" for point in points if point in failed]
     try:
         runs, passed = find_runs([root / point.name for point in points if point not in failed])

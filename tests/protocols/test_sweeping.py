@@ -81,6 +81,17 @@ def test_every_point_is_a_run_and_finished_ones_stay(
     assert [(root / name / "run.json").read_bytes() for name in names] == before
 
 
+def test_pretraining_alone_is_not_compared(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sweeping, "make_run", lambda work: 0)
+    content = yaml.safe_load((path := write()).read_text())
+    path.write_text(yaml.safe_dump({name: part for name, part in content.items() if name != "finetune"}))
+    assert main(["sweep", str(path)]) == 0
+    assert "with a section finetune, a sweep compares what its runs are worth" in caplog.text
+    assert not (tmp_path / "sweep" / "comparison").exists()
+
+
 def test_what_fails_is_told_at_the_end(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
