@@ -61,6 +61,8 @@ SHAPES = {
 }
 # As SSAMBA and SSAST are trained, for benchmarks that say so: the encoder gets all patches, half of them hidden.
 WHOLE = ("model.encode=all", "mask.share=0.5", "data.batch_size=32")
+# The pool of these figures and of the other benchmarks by recipes/finetune/fsdd_digits.yaml, whose own is of later.
+POOL = "task.pooling=statistics"
 # Learning rates of pretraining. SSAST first learns what the position tells, and at SSAMBA's rate it stays at that for
 # good.
 PRETRAINING = {"ssamba": 3e-3, "ssast": 1e-3, "aum": 3e-3}
@@ -165,6 +167,7 @@ class Benchmark:
             f"model.encoder={encoder}",
             *patch,
             *more,
+            POOL,
             f"model.pretrained={weights}",
             *changes,
             "--resume",

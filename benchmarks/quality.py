@@ -211,6 +211,7 @@ class Work(NamedTuple):
                 f"task.freeze_steps={HEAD_STEPS}",
                 f"data.batch_size={CLIPS}",
                 "trainer.accelerator=cpu",
+                fsdd.POOL,
                 *self.model,
                 *strides,
                 *words,
@@ -500,6 +501,7 @@ def main() -> None:
     if any(Work(row, minutes, 0, out).teacher for row, minutes in plan):
         plan = [*dict.fromkeys((*plan, TEACHER))]
     works = [Work(row, minutes, seed, out) for seed in range(arguments.seeds) for row, minutes in plan]
+    works.sort(key=lambda work: -work.minutes)  # the longest first, so that none is left alone at the end
     taught = [work for work in works if work.teacher]
     alone = [work for work in works if not work.teacher]
     with processes(arguments.jobs) as pool, progress_bar(len(works), "run", "quality") as bar:
