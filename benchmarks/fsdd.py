@@ -61,7 +61,7 @@ SHAPES = {
 }
 # As SSAMBA and SSAST are trained, for benchmarks that say so: the encoder gets all patches, half of them hidden.
 WHOLE = ("model.encode=all", "mask.share=0.5", "data.batch_size=32")
-# The pool of these figures and of the other benchmarks by recipes/finetune/fsdd_digits.yaml, whose own is of later.
+# The pool by which this and other benchmarks have measured; recipes/finetune/fsdd_digits.yaml has another since then.
 POOL = "task.pooling=statistics"
 # Learning rates of pretraining. SSAST first learns what the position tells, and at SSAMBA's rate it stays at that for
 # good.

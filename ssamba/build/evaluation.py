@@ -93,7 +93,8 @@ def build_baseline_streams(built: Finetuner) -> tuple[ClipStream, ClipStream]:
 def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
     """The pretrained model in run_dir, its training clips for the baseline and its validation clips to be scored."""
     parts = recipe.objective.parts.weights
-    if not set(SCORED_PARTS) & set(parts):
+    scored = [name for name in SCORED_PARTS if name in parts]
+    if not scored:
         raise UserError(
             f"objective.parts has {', '.join(parts)} alone, and evaluate scores contrastive and reconstruction, whose "
             "heads have learned nothing; what the features are worth is told by `ssamba probe`"
@@ -115,5 +116,5 @@ def build_masked_evaluation(recipe: PretrainRecipe) -> MaskedEvaluation:
         data.validation_stream(),
         build_masking(recipe),
         recipe.seed,
-        [name for name in SCORED_PARTS if name in parts],
+        scored,
     )
