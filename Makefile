@@ -18,6 +18,7 @@ test: $(STAMP)
 
 types:
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks  # apart: data_prep has files of the same names
 
 units:
 	$(BIN)/pytest -q -n auto --dist worksteal

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scan import RESULTS, loop_scan
@@ -47,7 +47,7 @@ from ssamba.losses import info_nce, reconstruction_mse
 from ssamba.masking import cluster_mask
 from ssamba.models.encoder import SIZES, AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.models.mixer import BidirectionalMixer
+from ssamba.models.mixer import BidirectionalMixer, Direction
 from ssamba.models.ssamba import SsambaLayer, SsambaStack
 from ssamba.progress import progress_bar
 from ssamba.training.runs import hardware
@@ -87,6 +87,7 @@ class OriginalStack(SsambaStack):
         assert hidden_states is None and kept is None
         hidden, residual = x, torch.zeros_like(x)
         for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
+            assert isinstance(first, SsambaLayer) and isinstance(second, SsambaLayer)
             ahead, residual_ahead = original_layer(first, hidden, residual)
             back, residual_back = original_layer(second, hidden.flip(1), residual.flip(1))
             hidden, residual = ahead + back.flip(1), residual_ahead + residual_back.flip(1)
@@ -107,7 +108,7 @@ def original_mixer(mixer: BidirectionalMixer, x: Tensor) -> Tensor:
     return F.linear((ahead + back).transpose(1, 2) / 2, mixer.out_proj.weight)
 
 
-def original_direction(own: nn.Module, xz: Tensor, split: tuple[int, ...]) -> Tensor:
+def original_direction(own: Direction, xz: Tensor, split: tuple[int, ...]) -> Tensor:
     """(B, 2 E, L) -> (B, E, L), the gate applied."""
     x, z = xz.chunk(2, dim=1)
     batch, inner, length = x.shape

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import yaml
+import yaml  # type: ignore[import-untyped]  # omegaconf's own reader
 from safetensors.torch import load_file
 
 from mutated_inputs import try_inputs
@@ -452,7 +452,7 @@ def read_through(folder: Path) -> str:
 def handle(folder: Path, answers: Any) -> None:
     """In a process of its own: verify a shard, read it by the index it had, index it anew, read it by that."""
     verified, message = command("shards", "verify", folder)
-    outcome = {"verify": "found" if verified == 2 else "passed", "read": read_through(folder)}
+    outcome: dict[str, str | bool] = {"verify": "found" if verified == 2 else "passed", "read": read_through(folder)}
     indexed, other = command("shards", "index", folder, "--overwrite", "--max-bad-fraction", "1")
     outcome |= {"index": "refused" if indexed else "made", "read_anew": read_through(folder) if not indexed else "-"}
     outcome["traceback"] = "Traceback" in message + other
@@ -522,6 +522,7 @@ def main() -> int:
             counts.append((f"runs: {name}", len(mine), sum(trial["lost"] for trial in mine)))
     if "ranks" in given.parts:
         result["ranks"] = try_ranks()
+        rows: list[tuple[str, ...]]
         rows = [("processes, up to step", "largest difference of a weight", "of the contrastive head's biases")]
         for trial in result["ranks"]:
             plan = ", ".join(f"{ranks} to {step}" for ranks, step in trial["plan"])

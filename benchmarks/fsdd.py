@@ -19,6 +19,7 @@ are not in OUT from such a results.json.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -367,7 +368,7 @@ def _compared(out: Path, label: str, named: Callable[[str, str, str], str]) -> R
 def label_rows(out: Path) -> Rows:
     rows: Rows = [("labels", "encoder", "patch", *STARTS, "log-mel", "pretrained - scratch", "pretrained - log-mel")]
     for labels in FRACTIONS:
-        rows += _compared(out, labels, lambda encoder, shape, start, of=labels: _low(encoder, shape, start, of))
+        rows += _compared(out, labels, functools.partial(_low, labels=labels))
     return rows
 
 

@@ -188,6 +188,7 @@ def report(out: Path) -> None:
         words = record["command"]
         records[name]["command"] = [word.replace(str(out), "OUT").replace(f"{ROOT}/", "") for word in words]
         records[name]["cpu_seconds"] = json.loads((out / f"{name}-run" / "cpu_seconds.json").read_text())
+    rows: list[tuple[str, ...]]
     if speech := records.get("speech"):
         rows = [("decoding", "WER", "CER")]
         for kind, prefix in (("the likeliest of each hop", ""), ("beam search", "beam_")):

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import yaml
+import yaml  # type: ignore[import-untyped]  # omegaconf's own reader
 
 from ssamba.data.prepare.recordings import Recording
 from ssamba.data.prepare.writer import write_shards
@@ -151,7 +151,7 @@ def main() -> int:
         if start(sweep, folders["undisturbed"]):
             raise SystemExit((folders["undisturbed"] / "said.txt").read_text())
         seconds = time.perf_counter() - began
-        starts = []
+        starts: list[dict[str, Any]] = []
         while len(starts) < given.kills:
             # A start takes some seconds before anything is trained; each comes a little further than the one before.
             after, whole_group = rng.uniform(0.25, 0.6) * seconds, rng.random() < 0.5

@@ -35,7 +35,7 @@ import av
 import numpy as np
 import soundfile
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]  # omegaconf's own reader
 
 from ssamba.cli import main as ssamba
 from ssamba.progress import progress_bar
@@ -631,7 +631,7 @@ def inputs(checkpoint: Path) -> Iterator[Input]:
         folder, file = f"audio/{name}", f"audio/{name}/x.{name}"
         hear = ("predict", "model", file, "--format", "jsonl")
         make = ("folder.py", folder, "out", "--unlabelled", *write)
-        sounds = {"holds": seconds_told, "untold": UNTOLD if how in LOSSLESS else UNTOLD_OF_COMPRESSED}
+        sounds: dict[str, Any] = {"holds": seconds_told, "untold": UNTOLD if how in LOSSLESS else UNTOLD_OF_COMPRESSED}
         yield Input("recordings to predict", f"{name} to predict", file, BYTES, hear, 2, seconds_heard, **sounds)
         yield Input("recordings to write", f"{name} to write", file, BYTES, make, 2, seconds_written, **sounds)
 

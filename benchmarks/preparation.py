@@ -10,6 +10,7 @@ one of 9 kHz, which should go, both beside the tone; for each FLAC level the byt
 """
 
 import argparse
+import functools
 import io
 import logging
 import shutil
@@ -117,15 +118,15 @@ def measure(paths: Sequence[Path], rounds: int, folder: Path) -> dict[str, Any]:
 
     steps: dict[str, Callable[[], object]] = {
         "whole": lambda: whole(found),
-        **{f"whole, {form}": lambda recordings=recordings: whole(recordings) for form, recordings in others.items()},
+        **{f"whole, {form}": functools.partial(whole, recordings) for form, recordings in others.items()},
         "decode": lambda: [soundfile.read(path, dtype="float32", always_2d=True) for path in paths],
         "decode, mix, resample": lambda: [read_audio(path, TO, 1e9) for path in paths],
         "tar": lambda: tar(folder, packed),
     }
     for name, resampler in RESAMPLERS.items():
-        steps[name] = lambda resampler=resampler: [resampler(samples, rate) for samples, rate in mono]
+        steps[name] = functools.partial(lambda own: [own(samples, rate) for samples, rate in mono], resampler)
     for name, level in LEVELS.items():
-        steps[name] = lambda level=level: [flac(samples, level) for samples in ready]
+        steps[name] = functools.partial(lambda own: [flac(samples, own) for samples in ready], level)
     times = interleaved_times(steps, rounds)
     return {
         "audio_seconds": audio,

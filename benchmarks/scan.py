@@ -16,7 +16,7 @@ import functools
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ def main() -> None:
     memory = {name: one.backward_memory() for name, one in each.items()}
 
     size_of_u = 4 * given.batch * given.tokens * given.width
-    details = {}
+    details: dict[str, dict[str, Any]] = {}
     for name in each:
         took = slow[name] if name == "loop" else step[name]
         taken = memory[name]

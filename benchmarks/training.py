@@ -10,6 +10,7 @@ early and one with outliers of 10,000.
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def make_module(frames: int, steps: int) -> Pretraining:
     )
 
 
-def finite(tensors: list[Tensor]) -> bool:
+def finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.isfinite(x).all()) for x in tensors)
 
 
@@ -78,7 +79,7 @@ def train(precision: torch.dtype, device: str, steps: int, batch: int, frames: i
     optimizer = torch.optim.AdamW(module.parameter_groups(), betas=(s.beta1, s.beta2))
     factor = warmup_then_cosine(s.warmup_steps, s.max_steps, s.final_fraction)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
+    scaler = torch.amp.grad_scaler.GradScaler(device, enabled=precision == torch.float16)
     generator = torch.Generator().manual_seed(0)
     bad = {"losses": 0, "gradients": 0, "parameters": 0}
     losses = []

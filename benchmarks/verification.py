@@ -47,11 +47,13 @@ def ssamba(mark: Path, *words: str) -> None:
 
 def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
     """Everything of one half: `held` are its speakers."""
-    named = [(path.absolute(), *match.groups()) for path in paths if (match := NAME.fullmatch(path.stem))]
+    named = [
+        (path.absolute(), match[1], match[2], int(match[3])) for path in paths if (match := NAME.fullmatch(path.stem))
+    ]
     out.mkdir(parents=True, exist_ok=True)
     lines = ["path,speaker", *(f"{path},{speaker}" for path, _, speaker, _ in named if speaker not in held)]
     write_text(out / "train.csv", "\n".join(lines) + "\n")
-    tested = [one for one in named if one[2] in held and int(one[3]) < 5]
+    tested = [one for one in named if one[2] in held and one[3] < 5]
     trials = [
         f"{int(one[2] == other[2])} {one[0].name} {other[0].name}"
         for one, other in itertools.combinations(tested, 2)
@@ -71,7 +73,6 @@ def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
         str(recipes / "pretrain/fsdd.yaml"),
         f"run_dir={pretrained}",
         *fsdd.WHOLE,
-        f"trainer.max_steps={fsdd.PRETRAINING['ssamba', '96x2'][0]}",
         source,
         "--resume",
         "auto",

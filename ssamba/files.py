@@ -232,7 +232,7 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Mapping[str, Any], durable: bool = False) -> None:
+def write_json(path: Path, content: object, durable: bool = False) -> None:
     """`content` as indented JSON, by `write_text`; null for a number that is not finite, for which JSON has no word."""
     write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", durable)
 
