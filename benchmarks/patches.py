@@ -99,7 +99,7 @@ class Work(NamedTuple):
             *strides,
             *words,
             length,
-            fsdd.POOL,
+            "task.pooling=statistics",
             "task.head_norm=layer",
             "task.freeze_steps=0",
             "evaluation.baseline=none",

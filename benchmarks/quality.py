@@ -14,10 +14,10 @@ Then:
     frozen     the same by a linear classifier on the features as they are, of the best layer: with 5 and 1 % of the
                labels, each the mean of ten drawings; with all of them; of the speakers of whom nothing is labelled
 
-The recipe of today is `joint-visible-16-clips`, the one before it `joint-runs`; with 16x16 patches they are
-`joint-squares-time-16-clips` and `joint-squares`. A row is compared with both of its patches, after as many minutes
-and after the most; these four have every number of --minutes, the others --budget. Beside them stand networks without
-pretraining and the best of the log-mel baselines.
+The recipe of today is `latent-visible`, those before it `joint-visible-16-clips` and `joint-runs`; with 16x16 patches
+they are `joint-squares-time-16-clips` and `joint-squares`. A row is compared with all of its patches, after as many
+minutes and after the most; these five have every number of --minutes, the others --budget. Beside them stand networks
+without pretraining and the best of the log-mel baselines.
 Rows with distillation learn from `TEACHER`: the minutes that it was trained in are not theirs, what it says in their
 steps is. The pace of all rows is measured before they begin, on a machine with nothing else to do, and is kept in
 OUT/paces.json. What is finished in OUT is not made again, so the work can be cut into several calls.
@@ -91,26 +91,27 @@ ROWS: dict[str, list[str]] = {
     "joint-squares-visible-16-clips": [*SQUARES, *VISIBLE, "data.batch_size=16"],
     "joint-squares-time-16-clips": [*SQUARES, *VISIBLE, "data.batch_size=16", "model.patch_order=time"],
     "latent-squares": [*SQUARES, *LATENT, *TWO_MASKS],
+    "latent-squares-visible": [*SQUARES, *LATENT, *VISIBLE, *TWO_MASKS, "model.patch_order=time"],
     "joint-latent-squares": [*SQUARES, "objective.parts.latent=1", *TWO_MASKS],
 }
-"""Changes to recipes/pretrain/fsdd.yaml, whose loss is contrastive + 10 * reconstruction, with `fsdd.WHOLE`."""
+"""Changes to recipes/pretrain/fsdd.yaml with `fsdd.WHOLE`, whose loss is contrastive + 10 * reconstruction."""
 SCRATCH = {
     "scratch": FRAMES,
     "scratch-squares": SQUARES,
     "scratch-squares-time": [*SQUARES, "model.patch_order=time"],
 }
 TABLE = (
+    "latent-visible",
     "joint-visible-16-clips",
     "joint-runs",
-    "latent-visible",
     "latent-clip",
     "joint-mixed",
     "distilled-visible",
     "ssd",
 )
-"""An objective each, today's recipe and the one before it, and the second state space encoder."""
+"""An objective each, today's recipe and those before it, and the second state space encoder."""
 REFERENCES = {
-    "frames": ("joint-visible-16-clips", "joint-runs"),
+    "frames": ("latent-visible", "joint-visible-16-clips", "joint-runs"),
     "squares": ("joint-squares-time-16-clips", "joint-squares"),
 }
 TEACHER = ("joint-visible-16-clips", 10.0)  # row and minutes of what rows with distillation learn from, of their seed
@@ -119,6 +120,7 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TRAINED = 2100  # recordings of takes 15 to 49
 SHARES = {"5 %": 135 / TRAINED, "1 %": 27 / TRAINED}
 STEPS, CLIPS = 250, 16  # of fine-tuning, and of each of its batches
+POOL = "task.pooling=statistics"  # by which all of its results were made
 HEAD_STEPS = STEPS // 3  # in which pretrained weights stay as they are
 TIMED = 32  # steps by which a pace is measured, but for the first ones,
 ROUNDS = 2  # so often, all rows in turn
@@ -163,8 +165,8 @@ class Work(NamedTuple):
                 yield task, speaker, self.folder / named(task) / speaker
 
     @property
-    def references(self) -> tuple[str, str]:
-        """The rows that this one is compared with: today's recipe and the one before it."""
+    def references(self) -> tuple[str, ...]:
+        """The rows that this one is compared with: today's recipe and those before it."""
         patches = "squares" if "model.tshape=16" in self.model else "frames"
         return REFERENCES[patches]
 
@@ -211,7 +213,7 @@ class Work(NamedTuple):
                 f"task.freeze_steps={HEAD_STEPS}",
                 f"data.batch_size={CLIPS}",
                 "trainer.accelerator=cpu",
-                fsdd.POOL,
+                POOL,
                 *self.model,
                 *strides,
                 *words,

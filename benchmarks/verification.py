@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsdd
 from ssamba.evaluation.report import score_text
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json, write_text
@@ -72,7 +71,6 @@ def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
         "pretrain",
         str(recipes / "pretrain/fsdd.yaml"),
         f"run_dir={pretrained}",
-        *fsdd.WHOLE,
         source,
         "--resume",
         "auto",
