@@ -71,9 +71,9 @@ SHAPES = {
         ["model.time_stride=8"],
     ),
 }
-# The learning rate of pretraining that is not the recipe's: by SSAMBA's own objective SSAST first learns what the position
-# tells, and at that rate it stays at it for good.
-RATES_OF_PRETRAINING = {("ssast", "16x16"): 1e-3}
+# Of an encoder alone: by SSAMBA's own objective SSAST first learns what the position tells, and at the recipe's rate it
+# stays at that for good.
+OWN = {("ssast", "16x16"): ["optimizer.learning_rate=1e-3"]}
 STEPS = 400  # of fine-tuning
 RATES = (1e-3, 2e-3)  # of fine-tuning, among which `tuning` chooses,
 HEAD_STEPS = (0, 130)  # and in so many of its steps pretrained weights stay as they are
@@ -158,10 +158,6 @@ class Benchmark:
                 pass
 
     def pretraining(self) -> list[Step]:
-        def rate(encoder: str, shape: str) -> list[str]:
-            other = RATES_OF_PRETRAINING.get((encoder, shape))
-            return [f"optimizer.learning_rate={other:g}"] if other else []
-
         return [
             Step(
                 f"{encoder}-{shape}",
@@ -173,7 +169,7 @@ class Benchmark:
                     f"model.encoder={encoder}",
                     *patch,
                     *masks,
-                    *rate(encoder, shape),
+                    *OWN.get((encoder, shape), []),
                     "--resume",
                     "auto",
                 ],
