@@ -22,7 +22,7 @@ from ssamba.comparison.tables import pair_rows, score_rows
 from ssamba.errors import UserError
 from ssamba.evaluation.pages import Block, Picture, Section, Table, Text, write_report
 from ssamba.evaluation.pictures import draw_bars
-from ssamba.evaluation.report import baseline_text
+from ssamba.evaluation.report import baseline_text, last_predictions
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_text
 from ssamba.packaged import packaged
@@ -185,9 +185,10 @@ def draw_accuracies(path: Path, comparisons: dict[str, Comparison]) -> None:
 def pictures(runs: Sequence[Run]) -> Iterator[Picture]:
     for run in runs:
         assert run.folder is not None
-        name, drawn = run.folder.name, sorted((run.folder / "pictures").glob("reconstruction-*.png"))
+        name, drawn = run.folder.name, last_predictions(run.folder / "pictures")
         if drawn:
-            yield Picture(drawn[-1], f"{name}: a held-out clip, what the encoder saw of it, and what it made of that")
+            for path in drawn:
+                yield Picture(path, f"{name}: a held-out clip, and what the encoder made of its hidden patches")
             yield Picture(run.folder / "pictures" / "curves.png", f"{name}: curves")
         elif name.endswith("pretrained"):
             yield Picture(run.folder / "test" / "confusion.png", f"{name}: confusion matrix")

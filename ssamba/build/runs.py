@@ -32,7 +32,7 @@ from ssamba.models.settings import LOSSES, AudioSettings, ClassifierSettings
 from ssamba.objectives import HEADS, TAUGHT, Teacher
 from ssamba.training.callbacks import (
     OnlineProbe,
-    ReconstructionPictures,
+    PredictionPictures,
     SkippedSamples,
     StepProgress,
     Throughput,
@@ -236,8 +236,8 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
         skipped,
         Interruptions(checkpoints, command),
     ]
-    if isinstance(recipe, PretrainRecipe) and recipe.objective.parts.reconstruction:
-        callbacks.append(ReconstructionPictures(folder / "pictures"))
+    if isinstance(recipe, PretrainRecipe):
+        callbacks.append(PredictionPictures(folder / "pictures"))
     if probe is not None:
         callbacks.append(probe)
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]

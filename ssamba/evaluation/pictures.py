@@ -1,6 +1,6 @@
 """Pictures of runs, scores and spectrograms.
 
-Shapes: T frames, M mel bins, L patches, N masked patches, K pixels of a patch, C classes.
+Shapes: T frames, M mel bins, L patches, N masked patches, K pixels of a patch, C classes, D width of a target.
 """
 
 import csv
@@ -78,6 +78,43 @@ def draw_reconstruction(
         axis.set(title=name, ylabel="mel bin")
     axes[-1].set_xlabel("frame (10 ms)")
     figure.colorbar(drawn, ax=axes, label="normalised log-mel")
+    figure.suptitle(_shown(title, 80))
+    save_figure(figure, path)
+
+
+def draw_latent(
+    path: Path, log_mel: Tensor, mask: Tensor, targets: Tensor, predicted: Tensor, shape: PatchShape, title: str
+) -> None:
+    """Spectrogram (T, M), below it what a teacher says of its patches, `targets` (L, D), and what is `predicted` (N, D)
+    of those of `mask` (L,); others are white. Colours are the targets' first three principal components, red, green
+    and blue, so that patches of one colour are alike to the teacher."""
+    targets, predicted, mask = targets.float().cpu(), predicted.float().cpu(), mask.cpu()
+    mean = targets.mean(0)
+    axes_of_colour = torch.linalg.svd(targets - mean, full_matrices=False).Vh[:3]
+    told = (targets - mean) @ axes_of_colour.T
+    low, high = told.quantile(0.02, 0), told.quantile(0.98, 0)
+    pixels = shape.fshape * shape.tshape
+
+    def coloured(vectors: Tensor) -> Tensor:
+        """(L, D) -> (M, T, 3)."""
+        colours = (((vectors - mean) @ axes_of_colour.T - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        colours[vectors.isnan().any(1)] = 1.0
+        flat = colours.T.unsqueeze(2).expand(-1, -1, pixels)
+        return shape.join(flat, log_mel.shape[1], log_mel.shape[0]).permute(2, 1, 0)
+
+    student = torch.full_like(targets, float("nan"))
+    student[mask] = predicted
+    patches = shape.cut(log_mel.float().cpu().unsqueeze(0))
+    columns = shape.grid(log_mel.shape[1], log_mel.shape[0])[1]
+    figure = Figure(figsize=(max(6.0, columns / 8), 7.5), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    spectrogram = shape.join(patches, log_mel.shape[1], log_mel.shape[0])[0].T
+    axes[0].imshow(spectrogram.numpy(), origin="lower", aspect="auto", cmap="magma")
+    for axis, vectors in zip(axes[1:], (targets, student), strict=True):
+        axis.imshow(coloured(vectors).numpy(), origin="lower", aspect="auto")
+    for axis, name in zip(axes, ("spectrogram", "told by the teacher", "predicted where it is hidden"), strict=True):
+        axis.set(title=name, ylabel="mel bin")
+    axes[-1].set_xlabel("frame (10 ms)")
     figure.suptitle(_shown(title, 80))
     save_figure(figure, path)
 

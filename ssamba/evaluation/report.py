@@ -43,11 +43,19 @@ def write_run_report(folder: Path, record: Mapping[str, Any]) -> None:
     curves = folder / "pictures" / "curves.png"
     if curves.is_file():
         sections.append(Section("Curves", [Picture(curves, "every metric of metrics.csv over the steps")]))
-    if pictures := sorted((folder / "pictures").glob("reconstruction-*.png"))[-1:]:
-        sections.append(Section("Reconstruction", [Picture(pictures[0], "a held-out clip at the last validation")]))
+    if pictures := last_predictions(folder / "pictures"):
+        caption = "a held-out clip at the last validation"
+        sections.append(Section("Hidden patches", [Picture(path, caption) for path in pictures]))
     sections.append(Section("How it was made", [Table(fact_rows(record))]))
     sections += recipe_section(folder / "recipe.yaml")
     write_report(folder, f"Run {folder.resolve().name}", sections)
+
+
+def last_predictions(folder: Path) -> list[Path]:
+    """Of a pretraining run's folder of pictures the newest reconstruction and latent picture, which are named by their
+    steps."""
+    found = (sorted(folder.glob(f"{kind}-*.png"))[-1:] for kind in ("reconstruction", "latent"))
+    return [path for last in found for path in last]
 
 
 def write_evaluation_report(

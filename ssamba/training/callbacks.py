@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from ssamba.data.batches import Batch
 from ssamba.data.datamodule import ClipDataModule
-from ssamba.evaluation.pictures import draw_reconstruction
+from ssamba.evaluation.pictures import draw_latent, draw_reconstruction
 from ssamba.evaluation.ridge import ridge_score
 from ssamba.models.pools import DEFAULT_POOLING, build_pool
 from ssamba.progress import progress_bar, spoken
@@ -175,8 +176,9 @@ class OnlineProbe(Callback):
         pl_module.log(f"probe/{name}", score)
 
 
-class ReconstructionPictures(Callback):
-    """At every validation: the first held-out clip as spectrogram, masked spectrogram and reconstruction, as PNG."""
+class PredictionPictures(Callback):
+    """At every validation, of the first held-out clip: its reconstruction, and what is predicted of its latent targets,
+    of the objective's parts those that are minimized; as PNG."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -191,26 +193,33 @@ class ReconstructionPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx or trainer.sanity_checking:
-            return
         assert isinstance(pl_module, Pretraining)
+        if batch_idx or trainer.sanity_checking or not pl_module.parts.keys() & {"reconstruction", "latent"}:
+            return
         log_mel = pl_module.log_mel(batch["waveform"][:1], batch["lengths"][:1])
         mask = pl_module.draw_mask("validation", batch["positions"][:1], batch["lengths"][:1])
         # All ranks run the model, whose tensors they may hold in parts; one draws.
         own = pl_module.own_patches(batch["lengths"][:1])
         prediction = pl_module.model(log_mel, mask, pl_module.masking.masked, own)
+        teacher = pl_module.teacher if "latent" in pl_module.parts else None
+        targets = None if teacher is None else teacher(log_mel, own)
         if trainer.global_rank:
             return
-        predicted = (
-            prediction.reconstruction[0]
-            if prediction.hidden is None
-            else prediction.reconstruction[0, prediction.hidden[0]]
-        )
-        path = self.folder / f"reconstruction-{trainer.global_step:07d}.png"
-        title = f"step {trainer.global_step}: {batch['keys'][0]}"
-        try:
-            draw_reconstruction(path, log_mel[0], mask[0], predicted, pl_module.model.encoder.patch_shape, title)
-        except OSError as error:  # a full disk ends no run
-            log.warning("%s could not be written: %s", path, error)
-            return
-        log_picture(trainer.loggers, "reconstruction", path, trainer.global_step)
+        hidden = slice(None) if prediction.hidden is None else prediction.hidden[0]
+        shape, title = pl_module.model.encoder.patch_shape, f"step {trainer.global_step}: {batch['keys'][0]}"
+        clip = log_mel[0], mask[0]
+        drawings: dict[str, Callable[[Path], None]] = {}
+        if "reconstruction" in pl_module.parts:
+            pixels = prediction.reconstruction[0, hidden]
+            drawings["reconstruction"] = lambda path: draw_reconstruction(path, *clip, pixels, shape, title)
+        if targets is not None:
+            told, said = targets.patches[0], prediction.more["latent"][0, hidden]
+            drawings["latent"] = lambda path: draw_latent(path, *clip, told, said, shape, title)
+        for name, draw in drawings.items():
+            path = self.folder / f"{name}-{trainer.global_step:07d}.png"
+            try:
+                draw(path)
+            except OSError as error:  # a full disk ends no run
+                log.warning("%s could not be written: %s", path, error)
+                return
+            log_picture(trainer.loggers, name, path, trainer.global_step)

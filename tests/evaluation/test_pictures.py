@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from ssamba.evaluation import pictures
 from ssamba.models.encoder import AudioEncoder
 from ssamba.models.heads import MaskedPatchModel
+from ssamba.models.patches import PatchShape
 
 pytestmark = pytest.mark.drawn
 
@@ -70,6 +71,32 @@ def test_a_reconstruction_shows_what_was_hidden_and_what_was_made_of_it(tmp_path
     np.testing.assert_allclose(hidden[~where], whole[~where], rtol=1e-6)
     np.testing.assert_allclose(filled, predicted, rtol=1e-5)
     assert figures[0].get_suptitle().endswith("...")  # a packed clip's name can be long
+
+
+def test_latent_targets_are_coloured_by_what_they_have_in_common(tmp_path: Path, figures: list[Figure]) -> None:
+    shape = PatchShape(4, 4, 4, 4)
+    log_mel = torch.randn(14, 8)  # a grid of 2 x 3 patches, and two frames that fill none
+    one, other, third = torch.eye(3, 5) * 4
+    targets = torch.stack([one, one, other, third, other, third])
+    mask = torch.tensor([True, False, True, False, False, True])
+    pictures.draw_latent(
+        tmp_path / "latent.png", log_mel, mask, targets, torch.stack([other, one, third]), shape, "one"
+    )
+    assert_png(tmp_path / "latent.png")
+    shown, told, predicted = (axis.get_images()[0].get_array() for axis in figures[0].axes[:3])
+    np.testing.assert_allclose(shown, log_mel[:12].T.numpy(), rtol=1e-6)
+
+    def colours(image: Any) -> list[tuple[float, ...]]:
+        """Of each patch, which is of one colour."""
+        assert image.shape == (8, 12, 3)
+        patches = np.asarray(image).reshape(2, 4, 3, 4, 3).transpose(0, 2, 1, 3, 4).reshape(6, 16, 3)
+        assert (patches == patches[:, :1]).all()
+        return [tuple(patch[0].tolist()) for patch in patches]
+
+    of_one, again, of_other, of_third, *rest = colours(told)
+    assert of_one == again and rest == [of_other, of_third] and len({of_one, of_other, of_third}) == 3
+    white = (1.0, 1.0, 1.0)
+    assert colours(predicted) == [of_other, white, of_one, white, white, of_third]
 
 
 def test_curves_are_the_numbers_of_the_csv(tmp_path: Path, figures: list[Figure]) -> None:

@@ -21,7 +21,7 @@ from ssamba.masking import clip_generator
 from ssamba.models.checkpoint import load_model
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.training import callbacks
-from ssamba.training.callbacks import ReconstructionPictures
+from ssamba.training.callbacks import PredictionPictures
 
 Recipes = dict[str, Path]
 VISIBLE = ["model.encode=visible", "mask.share=0.75"]
@@ -116,7 +116,7 @@ def test_a_picture_of_a_clip_with_padding_shows_what_was_predicted(
     waveform[0, samples // 2 :] = 0
     batch: Any = {"waveform": waveform, "lengths": lengths, "positions": [5, 6], "keys": ["a", "b"]}
     trainer = lightning.Trainer(accelerator="cpu", logger=False, barebones=True)
-    ReconstructionPictures(tmp_path).on_validation_batch_end(trainer, module, None, batch, 0)
+    PredictionPictures(tmp_path).on_validation_batch_end(trainer, module, None, batch, 0)
     ((_, log_mel, mask, predicted, *_),) = shown
     # As validation has it: among other clips, with as many visible patches as all have.
     together, own = module.draw_mask("validation", [5, 6], lengths), module.own_patches(lengths)
