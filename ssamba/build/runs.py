@@ -29,7 +29,7 @@ from ssamba.models.checkpoint import build_classifier
 from ssamba.models.decoder import decoder_of
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.settings import LOSSES, AudioSettings, ClassifierSettings
-from ssamba.objectives import HEADS, TAUGHT, Teacher
+from ssamba.objectives import HEADS, Teacher
 from ssamba.training.callbacks import (
     OnlineProbe,
     PredictionPictures,
@@ -103,7 +103,7 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
         parts=parts,
         masking=build_masking(recipe),
         masks=recipe.mask.per_clip,
-        teacher=Teacher(encoder, **asdict(recipe.objective.teacher)) if parts.keys() & set(TAUGHT) else None,
+        teacher=Teacher(encoder, **asdict(recipe.objective.teacher)) if recipe.objective.parts.moving else None,
         mix=recipe.objective.mix,
         features=distilled.of_batch if distilled else None,
         drop_path=recipe.model.drop_path,
@@ -207,11 +207,12 @@ def build_trainer(recipe: Recipe, data: ClipDataModule, start: Saved | None) -> 
     settings = recipe.trainer
     validates = bool(recipe.data.validation)
     judges, probe = None, None
+    monitor: tuple[str, str] | None
     if isinstance(recipe, FinetuneRecipe):
         score, best = find_task(recipe.task.loss).monitor
         monitor = (f"val/{score}", best)
     else:
-        monitor = ("val/loss", "min")
+        monitor = None if recipe.objective.parts.moving else ("val/loss", "min")
         if data.probe is not None:
             probe = OnlineProbe(settings.validate_every_steps * recipe.evaluation.every_validations)
             if recipe.evaluation.best == "probe":

@@ -31,6 +31,11 @@ class PartsConfig:
         """Of the parts that count."""
         return {name: weight for name, weight in vars(self).items() if weight}
 
+    @property
+    def moving(self) -> list[str]:
+        """Those that count whose targets move with a teacher, so that no loss says which of two models is better."""
+        return [name for name in ("latent", "clip") if name in self.weights]
+
 
 @dataclass
 class TeacherConfig:
@@ -132,7 +137,9 @@ class OnlineEvaluationConfig:
     every_validations: int = 1
     """Validations from one probe to the next."""
     best: str = "loss"
-    """loss | probe: whose best validation is kept and exported: that of the lowest val/loss, or of the best probe."""
+    """loss | probe: whose best validation is kept and exported: that of the lowest val/loss, or of the best probe.
+    Where targets move with a teacher (objective.parts.latent, clip) val/loss ranks nothing: loss keeps the last
+    model."""
 
     def problems(self) -> Iterator[str]:
         yield from one_of("evaluation.best", self.best, ("loss", "probe"))

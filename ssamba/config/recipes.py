@@ -34,6 +34,12 @@ class PretrainRecipe:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def problems(self) -> Iterator[str]:
+        if moving := self.objective.parts.moving:
+            ranks_nothing = f"val/loss, which ranks nothing with the moving targets of objective.parts.{moving[0]}"
+            if self.optimizer.schedule == "plateau":
+                yield f"optimizer.schedule is plateau, which watches {ranks_nothing}; expected cosine or constant"
+            if self.trainer.patience is not None and self.evaluation.best == "loss":
+                yield f"trainer.patience counts by {ranks_nothing}; expected evaluation.best=probe, or null"
         if self.evaluation.probe and not self.data.validation:
             yield "evaluation.probe is scored at validations; data.validation is empty"
         for name, stride, shape in _strides(self.model):

@@ -28,8 +28,6 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 """Of the parts that need a head of their own in `MaskedPatchModel.more_heads`, for an encoder of so many dimensions and
 targets of so many."""
-TAUGHT = ("latent", "clip")
-"""Those that need a `Teacher`."""
 OF_PATCHES = ("contrastive", "reconstruction", "latent", "distillation")
 """Those that say something of hidden patches."""
 
@@ -37,7 +35,6 @@ __all__ = [
     "HEADS",
     "OF_PATCHES",
     "PARTS",
-    "TAUGHT",
     "ClipHead",
     "FeatureHead",
     "Mixture",

@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
     Args:
         run: the run's folder.
         every_steps: optimizer steps from one save to the next; there is one after the last step, too.
-        monitor: the metric by which the best validation is chosen, and "min" or "max"; None without validation.
+        monitor: the metric by which the best validation is chosen, and "min" or "max"; None: no validation tells.
         patience: validations without a better score after which training ends; None: it goes on.
         averaged: of so many last checkpoints, those of interruptions aside, `trained_weights` is the mean; 1: none.
         judges: whether the validation after so many steps has the metric; None: all have.
@@ -134,7 +134,7 @@ class Checkpoints(Checkpoint):
         """The model's tensors after training, whole, and which they are, for run.json; nothing on all ranks but the
         first, which must call this, too.
 
-        They are those of the best validation, without validation the last ones. Several last ones that are averaged
+        They are those of the best validation, where none tells the last ones. Several last ones that are averaged
         come before either, and the average over the steps, if there is one, before the weights themselves.
         """
         state, module = trainer.strategy.lightning_module_state_dict(), trainer.lightning_module
@@ -299,7 +299,7 @@ class Checkpoints(Checkpoint):
         self.metrics, self.best, self.seconds = run["metrics"], run["best"], run["seconds"]
         self.stale, self._joules_before = run.get("stale", 0), run.get("joules")
         self._saved = (step, run["validation_due"])
-        if self.best is not None and self.best["step"] != self._step_of_best():
+        if self.monitor is None or (self.best is not None and self.best["step"] != self._step_of_best()):
             self.best = None  # best.ckpt is of a later step than the one resumed from
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):

@@ -1,6 +1,8 @@
 """The parts of pretraining's loss, one by one, and together as a run has them."""
 
 import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,20 @@ def test_a_run_logs_each_part_and_exports_no_head_of_pretraining_alone(run: Path
     load_model(run)
     pictures = {path.name for path in (run / "pictures").iterdir()}
     assert pictures == {"curves.png", "latent-0000002.png", "latent-0000004.png"}
+
+
+@pytest.mark.parametrize("part", ["latent", "clip"])
+def test_no_loss_of_moving_targets_chooses_a_model(
+    part: str, run: Path, recipes: Recipes, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """The last one is exported, although there were validations, and nothing counts them by their loss."""
+    assert any("val/loss" in row for row in rows(run))
+    assert json.loads((run / "run.json").read_text())["exported"] == {"steps": [4], "averaged_over_steps": False}
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    words = [str(recipes["pretrain"]), f"run_dir={tmp_path / 'new'}", f"objective.parts.{part}=1"]
+    said = refused("pretrain", *words, "trainer.patience=2", "optimizer.schedule=plateau")
+    for name in ("trainer.patience counts by", "optimizer.schedule is plateau, which watches"):
+        assert f"{name} val/loss, which ranks nothing with the moving targets of objective.parts.{part}" in said
 
 
 def test_the_teacher_follows_each_step_of_a_run(run: Path, recipes: Recipes) -> None:
