@@ -88,9 +88,12 @@ def draw_latent(
     """Spectrogram (T, M), below it what a teacher says of its patches, `targets` (L, D), and what is `predicted` (N, D)
     of those of `mask` (L,); others are white. Colours are the targets' first three principal components, red, green
     and blue, so that patches of one colour are alike to the teacher."""
-    targets, predicted, mask = targets.float().cpu(), predicted.float().cpu(), mask.cpu()
+    # A run whose numbers are no longer finite is ended by its losses, with the reason, and not by a picture.
+    targets, predicted, mask = targets.float().cpu().nan_to_num(0, 0, 0), predicted.float().cpu(), mask.cpu()
     mean = targets.mean(0)
-    axes_of_colour = torch.linalg.svd(targets - mean, full_matrices=False).Vh[:3]
+    axes_of_colour = torch.zeros(3, targets.shape[1])
+    found = torch.linalg.svd(targets - mean, full_matrices=False).Vh[:3]
+    axes_of_colour[: len(found)] = found  # of one or two patches there are fewer
     told = (targets - mean) @ axes_of_colour.T
     low, high = told.quantile(0.02, 0), told.quantile(0.98, 0)
     pixels = shape.fshape * shape.tshape

@@ -99,6 +99,17 @@ def test_latent_targets_are_coloured_by_what_they_have_in_common(tmp_path: Path,
     assert colours(predicted) == [of_other, white, of_one, white, white, of_third]
 
 
+@pytest.mark.parametrize("patches", [1, 2, 6])
+def test_latent_targets_that_are_few_or_not_finite_end_no_run(patches: int, tmp_path: Path) -> None:
+    log_mel, mask = torch.randn(4 * patches, 4), torch.arange(patches) == 0
+    for value in (1.0, math.nan, math.inf):
+        targets = torch.randn(patches, 5) * value
+        shape = PatchShape(4, 4, 4, 4)
+        path = tmp_path / str(value) / "latent.png"
+        pictures.draw_latent(path, log_mel, mask, targets, targets[mask], shape, "one")
+        assert_png(path)
+
+
 def test_curves_are_the_numbers_of_the_csv(tmp_path: Path, figures: list[Figure]) -> None:
     metrics = tmp_path / "metrics.csv"
     metrics.write_text(
