@@ -3,11 +3,11 @@
     python benchmarks/verification.py RECORDINGS [--out runs/verification]
 
 RECORDINGS is the data set's folder of {digit}_{speaker}_{take}.wav. Its six speakers are two halves of three. For each
-half an encoder is pretrained on the other three speakers (the recipe's steps), then trained to tell these apart; trials
-are all pairs of different digits of takes 0 to 4 of the half's own speakers. `ssamba verify` scores the pretrained
-model, the trained one, and one trained from scratch. The verified recordings choose nothing: steps and rates are those
-of the recipes. Every step is a command of the package, printed before it runs, with one thread; what is finished in OUT
-is not made again. Results: OUT/results.md and OUT/results.json.
+half an encoder is pretrained on the other three speakers, by SSAMBA's own objective as in `fsdd.WHOLE`, then trained to
+tell these apart; trials are all pairs of different digits of takes 0 to 4 of the half's own speakers. `ssamba verify`
+scores the pretrained model, the trained one, and one trained from scratch. The verified recordings choose nothing.
+Every step is a command of the package, printed before it runs, with one thread; what is finished in OUT is not made
+again. Results: OUT/results.md and OUT/results.json.
 """
 
 import argparse
@@ -22,11 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fsdd
 from ssamba.evaluation.report import score_text
 from ssamba.evaluation.tables import markdown_table
 from ssamba.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+STEPS = 2500  # of pretraining
 NAME = re.compile(r"(\d)_([a-z]+)_(\d+)")
 KINDS = {"pretrained": "pretrained", "trained": "trained to tell the others", "scratch": "the same from scratch"}
 
@@ -71,6 +73,8 @@ def half(out: Path, paths: Sequence[Path], held: Sequence[str]) -> None:
         "pretrain",
         str(recipes / "pretrain/fsdd.yaml"),
         f"run_dir={pretrained}",
+        *fsdd.WHOLE,
+        f"trainer.max_steps={STEPS}",
         source,
         "--resume",
         "auto",
