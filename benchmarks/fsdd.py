@@ -87,7 +87,6 @@ ANOTHER = "all of five speakers"
 SPEAKER_SHAPES = ("96x2",)
 SPEAKERS_AS = "5 %"  # the labels whose learning rates they have; the head always learns first, as in the recipe
 REPORT = "report.html"  # what folds and seeds are finished with
-CPU_NAME = "cpu_seconds.json"  # beside it, of the command that finished it
 
 
 class Step(NamedTuple):
@@ -152,7 +151,6 @@ class Benchmark:
                 started = time.perf_counter()
                 seconds = self._call([str(Path(sys.executable).parent / "ssamba"), *step.words])
                 print(f"{step.folder}: {time.perf_counter() - started:.0f} s, {seconds:.0f} of CPU", flush=True)
-                write_json(self.out / step.folder / CPU_NAME, round(seconds))
 
         with ThreadPoolExecutor(self.jobs) as pool:
             for _ in pool.map(run, steps):
@@ -444,7 +442,7 @@ def tuning_rows(benchmark: Benchmark) -> Rows:
 
 
 def pretraining_rows(out: Path) -> Rows:
-    rows: Rows = [("encoder", "patch", "parameters", "steps", "CPU seconds", "loss")]
+    rows: Rows = [("encoder", "patch", "parameters", "steps", "seconds of one thread", "loss")]
     for encoder in ENCODERS:
         for shape in SHAPES:
             path = out / f"{encoder}-{shape}" / "run.json"
@@ -456,7 +454,7 @@ def pretraining_rows(out: Path) -> Rows:
                         shape,
                         f"{told['parameters']:,}",
                         f"{told['steps']:,}",
-                        f"{json.loads((path.parent / CPU_NAME).read_text())}",
+                        f"{told['training_seconds']:.0f}",
                         f"{told['last_metrics']['train/loss']:.2f}",
                     )
                 )
