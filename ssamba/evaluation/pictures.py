@@ -65,21 +65,26 @@ def draw_reconstruction(
     hidden, filled = patches.clone(), patches.clone()
     hidden[0, mask] = float("nan")
     filled[0, mask] = predicted.to(filled.dtype)
-    figure = Figure(figsize=(max(6.0, columns / 8), 7.5), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
     low, high = log_mel.min().item(), log_mel.max().item()
-    for axis, name, image in zip(
-        axes, ("spectrogram", "masked", "reconstruction"), (patches, hidden, filled), strict=True
-    ):
+    figure, axes = _one_above_another(("spectrogram", "masked", "reconstruction"), columns, title)
+    for axis, image in zip(axes, (patches, hidden, filled), strict=True):
         picture = shape.join(image, log_mel.shape[1], log_mel.shape[0])[0]
         drawn = axis.imshow(
             picture.float().cpu().T.numpy(), origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma"
         )
+    figure.colorbar(drawn, ax=axes, label="normalised log-mel")
+    save_figure(figure, path)
+
+
+def _one_above_another(names: Sequence[str], columns: int, title: str) -> tuple[Figure, Any]:
+    """A figure and its axes, one for each name, of mel bins over frames; `columns` of patches set its width."""
+    figure = Figure(figsize=(max(6.0, columns / 8), 2.5 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True)
+    for axis, name in zip(axes, names, strict=True):
         axis.set(title=name, ylabel="mel bin")
     axes[-1].set_xlabel("frame (10 ms)")
-    figure.colorbar(drawn, ax=axes, label="normalised log-mel")
     figure.suptitle(_shown(title, 80))
-    save_figure(figure, path)
+    return figure, axes
 
 
 def draw_latent(
@@ -94,31 +99,21 @@ def draw_latent(
     axes_of_colour = torch.zeros(3, targets.shape[1])
     found = torch.linalg.svd(targets - mean, full_matrices=False).Vh[:3]
     axes_of_colour[: len(found)] = found  # of one or two patches there are fewer
-    told = (targets - mean) @ axes_of_colour.T
+    told, said = ((vectors - mean) @ axes_of_colour.T for vectors in (targets, predicted))
     low, high = told.quantile(0.02, 0), told.quantile(0.98, 0)
-    pixels = shape.fshape * shape.tshape
-
-    def coloured(vectors: Tensor) -> Tensor:
-        """(L, D) -> (M, T, 3)."""
-        colours = (((vectors - mean) @ axes_of_colour.T - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        colours[vectors.isnan().any(1)] = 1.0
-        flat = colours.T.unsqueeze(2).expand(-1, -1, pixels)
-        return shape.join(flat, log_mel.shape[1], log_mel.shape[0]).permute(2, 1, 0)
-
-    student = torch.full_like(targets, float("nan"))
-    student[mask] = predicted
-    patches = shape.cut(log_mel.float().cpu().unsqueeze(0))
-    columns = shape.grid(log_mel.shape[1], log_mel.shape[0])[1]
-    figure = Figure(figsize=(max(6.0, columns / 8), 7.5), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
-    spectrogram = shape.join(patches, log_mel.shape[1], log_mel.shape[0])[0].T
-    axes[0].imshow(spectrogram.numpy(), origin="lower", aspect="auto", cmap="magma")
-    for axis, vectors in zip(axes[1:], (targets, student), strict=True):
-        axis.imshow(coloured(vectors).numpy(), origin="lower", aspect="auto")
-    for axis, name in zip(axes, ("spectrogram", "told by the teacher", "predicted where it is hidden"), strict=True):
-        axis.set(title=name, ylabel="mel bin")
-    axes[-1].set_xlabel("frame (10 ms)")
-    figure.suptitle(_shown(title, 80))
+    colours = torch.ones(2, *told.shape)  # of the teacher and of the student, white where it says nothing
+    colours[0], colours[1, mask] = (
+        ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).nan_to_num(1.0) for x in (told, said)
+    )
+    rows, columns = shape.grid(log_mel.shape[1], log_mel.shape[0])
+    frames, bins = columns * shape.tshape, rows * shape.fshape  # of whole patches
+    names = ("spectrogram", "told by the teacher", "predicted where it is hidden")
+    figure, axes = _one_above_another(names, columns, title)
+    axes[0].imshow(log_mel[:frames, :bins].float().cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma")
+    for axis, image in zip(axes[1:], colours, strict=True):
+        pixels = image.T.unsqueeze(2).expand(-1, -1, shape.fshape * shape.tshape)
+        joined = shape.join(pixels, log_mel.shape[1], log_mel.shape[0])  # (3, T, M)
+        axis.imshow(joined.permute(2, 1, 0).numpy(), origin="lower", aspect="auto")
     save_figure(figure, path)
 
 

@@ -300,7 +300,7 @@ class Checkpoints(Checkpoint):
         self.stale, self._joules_before = run.get("stale", 0), run.get("joules")
         self._saved = (step, run["validation_due"])
         if self.monitor is None or (self.best is not None and self.best["step"] != self._step_of_best()):
-            self.best = None  # best.ckpt is of a later step than the one resumed from
+            self.best = None  # none is chosen, or best.ckpt is of a later step than the one resumed from
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.keep(run["rows"], run["seconds"])
