@@ -63,6 +63,14 @@ def _band(filters: Tensor, bins: Tensor) -> tuple[int, int, int, int]:
     return (int(read[0]), int(read[-1]) + 1, first, last) if len(read) else (0, 1, first, last)
 
 
+def move_bins(log_mel: Tensor, bins: Tensor) -> Tensor:
+    """Move spectrograms (B, T, M) up by so many mel bins (B,), int64, below 0 down. What is moved out is gone, and the
+    bin at the edge fills what is left."""
+    most = log_mel.shape[2] - 1
+    index = (torch.arange(most + 1, device=log_mel.device) - bins.unsqueeze(1)).clamp(0, most)
+    return log_mel.gather(2, index.unsqueeze(1).expand_as(log_mel))
+
+
 class LogMel(nn.Module):
     """Waveforms to normalised log-mel spectrograms, as Kaldi computes them and SSAST section 3.1 uses them.
 

@@ -54,6 +54,12 @@ def clip_generator(seed: int, purpose: str, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(f"{seed}/{purpose}/{position}").getrandbits(63))
 
 
+def clip_generators(seed: int, purpose: str, positions: Sequence[int], times: int = 1) -> list[torch.Generator]:
+    """Of each clip's place in the order as many as the clip is in the batch, those of a clip one after another."""
+    purposes = [purpose, *(f"{purpose}/{time}" for time in range(1, times))]
+    return [clip_generator(seed, one, position) for position in positions for one in purposes]
+
+
 def random_mask(
     frequency: int, time: int, masked: int, generators: Sequence[torch.Generator], columns: Tensor | None = None
 ) -> Tensor:

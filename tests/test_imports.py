@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "masking": {"errors"},
     "losses": {"errors"},
     "schedules": {"errors"},
-    "objectives": {"models", "losses", *MODELS},
+    "objectives": {"audio", "models", "losses", *MODELS},
     "origin": {"config", *MODELS, "models"},
     "comparison": {"config", "origin", *EVALUATION, "evaluation"},
     "ops": LEAVES,

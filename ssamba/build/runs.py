@@ -29,7 +29,7 @@ from ssamba.models.checkpoint import build_classifier
 from ssamba.models.decoder import decoder_of
 from ssamba.models.heads import MaskedPatchModel
 from ssamba.models.settings import LOSSES, AudioSettings, ClassifierSettings
-from ssamba.objectives import HEADS, Teacher
+from ssamba.objectives import HEADS, ChangeSettings, Teacher
 from ssamba.training.callbacks import (
     OnlineProbe,
     PredictionPictures,
@@ -94,6 +94,7 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
     # One seed, one model: weights are drawn right after it is set, whatever was built before.
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     encoder, parts = build_encoder(recipe), recipe.objective.parts.weights
+    changes = asdict(recipe.objective.changes)
     heads = build_heads(parts, encoder.hidden_size, distilled)
     model = MaskedPatchModel(encoder, heads, decoder_of(encoder) if recipe.model.encode == "visible" else None)
     module = Pretraining(
@@ -105,6 +106,7 @@ def build_pretrainer(recipe: PretrainRecipe, stages: Sequence[Stage] = ()) -> Pr
         masks=recipe.mask.per_clip,
         teacher=Teacher(encoder, **asdict(recipe.objective.teacher)) if recipe.objective.parts.moving else None,
         mix=recipe.objective.mix,
+        changes=ChangeSettings(**changes) if any(changes.values()) else None,
         features=distilled.of_batch if distilled else None,
         drop_path=recipe.model.drop_path,
         seed=recipe.seed,

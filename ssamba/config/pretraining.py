@@ -55,6 +55,27 @@ class TeacherConfig:
 
 
 @dataclass
+class ChangesConfig:
+    """What becomes of training clips before the encoder hears them, of each mask of a clip by itself; 0 switches a part
+    off. A teacher hears the clips as they are, so that the encoder learns to tell what they say in spite of the change;
+    objective.parts.contrastive and reconstruction tell changed patches."""
+
+    frequency_shift: int = 0
+    """At most so many mel bins that a spectrogram is moved up or down, as by a shorter or longer vocal tract; the bin
+    at the edge fills what is left."""
+    gain: float = 0.0
+    """Decibels, the standard deviation of how much louder it is."""
+    tilt: float = 0.0
+    """Decibels, the standard deviation of how much louder the highest bin is and how much softer the lowest, those
+    between along a line, as by another microphone."""
+
+    def problems(self) -> Iterator[str]:
+        yield from within("objective.changes.frequency_shift", self.frequency_shift, 0, LARGE)
+        for name in ("gain", "tilt"):
+            yield from within(f"objective.changes.{name}", getattr(self, name), 0, 100)
+
+
+@dataclass
 class DistillationConfig:
     """The trained model whose features objective.parts.distillation learns from."""
 
@@ -84,6 +105,7 @@ class ObjectiveConfig:
     """The chance that a training clip is heard mixed with another of its batch, on the same device; what a teacher says
     of it is then the mean of what it says of both by themselves (SSLAM). Where batches are divided among other devices
     or by another trainer.accumulate, partners are others."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def problems(self) -> Iterator[str]:
@@ -93,6 +115,7 @@ class ObjectiveConfig:
             yield "objective.parts leaves every part out; expected some with weights above 0, such as latent: 1"
         yield from self.teacher.problems()
         yield from within("objective.mix", self.mix, 0, 1)
+        yield from self.changes.problems()
         yield from self.distillation.problems()
 
 

@@ -1,11 +1,12 @@
 """The parts of pretraining's loss: each is a function of what one encoder pass saw, in a readable module. Imports
-ssamba.models and ssamba.losses; training imports it.
+ssamba.models, ssamba.losses and ssamba.audio; training imports it.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ssamba.objectives.changes import Changes, ChangeSettings, changed, draw_changes
 from ssamba.objectives.distillation import FeatureHead, distillation
 from ssamba.objectives.latent import ClipHead, PatchHead, clip, latent
 from ssamba.objectives.mixing import Mixture, draw_partners, mixed_with, retained
@@ -35,6 +36,8 @@ __all__ = [
     "HEADS",
     "OF_PATCHES",
     "PARTS",
+    "ChangeSettings",
+    "Changes",
     "ClipHead",
     "FeatureHead",
     "Mixture",
@@ -42,9 +45,11 @@ __all__ = [
     "Seen",
     "Targets",
     "Teacher",
+    "changed",
     "clip",
     "contrastive",
     "distillation",
+    "draw_changes",
     "draw_partners",
     "latent",
     "mixed_with",

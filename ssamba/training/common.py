@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ssamba.data.batches import Batch
 from ssamba.errors import UserError
-from ssamba.masking import clip_generator
+from ssamba.masking import clip_generators
 from ssamba.models.heads import AudioClassifier, MaskedPatchModel
 from ssamba.schedules import parameter_groups, warmup_then_constant, warmup_then_cosine
 from ssamba.training.averaging import WeightAverage
@@ -80,8 +80,7 @@ class TrainingModule(lightning.LightningModule):
         place in the order, as often as it is in the batch; None without drop path."""
         if not self.drop_path:
             return None
-        purposes = ["drop path", *(f"drop path/{time}" for time in range(1, times))]
-        generators = [clip_generator(self.seed, one, position) for position in positions for one in purposes]
+        generators = clip_generators(self.seed, "drop path", positions, times)
         return self.model.encoder.stack.draw_kept(self.drop_path, generators).to(self.device)
 
     def configure_model(self) -> None:

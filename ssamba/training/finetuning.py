@@ -11,7 +11,7 @@ import torchaudio
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from ssamba.audio import LogMel
+from ssamba.audio import LogMel, move_bins
 from ssamba.data.batches import Batch
 from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.task import Task
@@ -58,23 +58,21 @@ class Augmentation(nn.Module):
     def forward(self, log_mel: Tensor, frames: Tensor) -> Tensor:
         """Time shift and stretch, frequency shift, noise and SpecAugment of normalised spectrograms (B, T, M). Of each
         clip its own `frames` (B,) are rolled and stretched, as a loop; the padding after them stays where it is."""
-        batch, length, bins = log_mel.shape
+        batch, length, _ = log_mel.shape
         device = log_mel.device
         place, own = torch.arange(length, device=device), frames.clamp(min=1).unsqueeze(1)
         if self.time_shift:
             shift = torch.randint(-self.time_shift, self.time_shift + 1, (batch, 1)).to(device)
-            log_mel = _taken(log_mel, 1, torch.where(place < own, (place - shift) % own, place))
+            log_mel = _taken(log_mel, torch.where(place < own, (place - shift) % own, place))
         if self.time_stretch:
             speed = 1 + self.time_stretch * (2 * torch.rand(batch, 1) - 1).to(device)
             at = place * speed % own
             first = at.floor().long()
-            before, after = (
-                _taken(log_mel, 1, torch.where(place < own, one % own, place)) for one in (first, first + 1)
-            )
+            before, after = (_taken(log_mel, torch.where(place < own, one % own, place)) for one in (first, first + 1))
             log_mel = torch.lerp(before, after, (at - first).unsqueeze(2))
         if self.frequency_shift:
-            shift = torch.randint(-self.frequency_shift, self.frequency_shift + 1, (batch, 1)).to(device)
-            log_mel = _taken(log_mel, 2, (torch.arange(bins, device=device) - shift).clamp(0, bins - 1))
+            shift = torch.randint(-self.frequency_shift, self.frequency_shift + 1, (batch,)).to(device)
+            log_mel = move_bins(log_mel, shift)
         if self.noise:
             amplitude = self.noise * torch.rand(batch, 1, 1, device=device)
             log_mel = log_mel + amplitude * torch.rand_like(log_mel)
@@ -84,9 +82,9 @@ class Augmentation(nn.Module):
         return log_mel
 
 
-def _taken(log_mel: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Of each clip of (B, T, M) the frames (dim 1) or the mel bins (dim 2) of an index (B, ...)."""
-    return log_mel.gather(dim, index.unsqueeze(3 - dim).expand_as(log_mel))
+def _taken(log_mel: Tensor, index: Tensor) -> Tensor:
+    """Of each clip of (B, T, M) the frames of an index (B, T)."""
+    return log_mel.gather(1, index.unsqueeze(2).expand_as(log_mel))
 
 
 class FineTuning(TrainingModule):

@@ -11,9 +11,22 @@ from torch import Tensor, nn
 from ssamba.audio import LogMel
 from ssamba.data.batches import Batch
 from ssamba.errors import UserError
-from ssamba.masking import Masking, clip_generator
+from ssamba.masking import Masking, clip_generators
 from ssamba.models.heads import MaskedPatchModel
-from ssamba.objectives import OF_PATCHES, PARTS, Mixture, Seen, Teacher, draw_partners, mixed_with, retained
+from ssamba.objectives import (
+    OF_PATCHES,
+    PARTS,
+    Changes,
+    ChangeSettings,
+    Mixture,
+    Seen,
+    Teacher,
+    changed,
+    draw_changes,
+    draw_partners,
+    mixed_with,
+    retained,
+)
 from ssamba.training.common import OptimizerSettings, TrainingModule
 from ssamba.training.distributed import gathered
 
@@ -35,6 +48,7 @@ class Pretraining(TrainingModule):
         masks: V, in training; a validation clip has one.
         teacher: of the parts that need one.
         mix: the probability that a training clip is mixed with another of its batch.
+        changes: of training clips, each mask's its own, before the student hears them; None: it hears them as they are.
         features: gives (B, P, D) of a batch, another model's features of its clips at the times of their P columns of
             patches; of the part that needs that. It is no part of this module: no checkpoint has it, no gradient
             reaches it.
@@ -54,13 +68,14 @@ class Pretraining(TrainingModule):
         masks: int = 1,
         teacher: Teacher | None = None,
         mix: float = 0.0,
+        changes: ChangeSettings | None = None,
         features: Callable[[Batch], Tensor] | None = None,
         drop_path: float,
         seed: int,
     ) -> None:
         super().__init__(settings, seed, drop_path)
         self.model, self.log_mel, self.teacher, self.features = model, log_mel, teacher, features
-        self.parts, self.masking, self.masks, self.mix = dict(parts), masking, masks, mix
+        self.parts, self.masking, self.masks, self.mix, self.changes = dict(parts), masking, masks, mix, changes
         self._scored: list[tuple[int, dict[str, Tensor]]] = []
         # What gets no gradient is not among what several devices wait for.
         model.contrastive_head.requires_grad_("contrastive" in parts)
@@ -88,8 +103,7 @@ class Pretraining(TrainingModule):
         """bool (B * masks, L) on the module's device, those of a clip one after another: each clip's own, by the seed
         and its place in the order. `lengths` (B,): the samples of each that are no padding; None: all."""
         encoder, columns = self.model.encoder, None
-        purposes = [purpose, *(f"{purpose}/{mask}" for mask in range(1, masks))]
-        generators = [clip_generator(self.seed, one, position) for position in positions for one in purposes]
+        generators = clip_generators(self.seed, purpose, positions, masks)
         if self.masking.padded and lengths is not None:
             columns = encoder.patch_shape.own_columns(self.log_mel.frames(lengths.cpu()), encoder.grid[1])
             columns = columns.repeat_interleave(masks)
@@ -105,9 +119,17 @@ class Pretraining(TrainingModule):
     def mixture(self, log_mel: Tensor, lengths: Tensor, positions: Sequence[int]) -> Mixture:
         """Training clips, some mixed: each draws by the seed and its place in the order, its partner from this batch.
         log_mel (B, T, M), lengths (B,) in samples."""
-        generators = [clip_generator(self.seed, "mix", position) for position in positions]
+        generators = clip_generators(self.seed, "mix", positions)
         partners = draw_partners(self.mix, generators).to(self.device)
         return mixed_with(log_mel, self.log_mel.frames(lengths), partners, 2 * self.log_mel.std)
+
+    def draw_changes(self, positions: Sequence[int], lengths: Tensor) -> Changes | None:
+        """Of the student's clips, B * V, those of a clip one after another: each its own, by the seed and the clip's
+        place in the order. `lengths` (B,): their samples. None: it hears them as they are."""
+        if self.changes is None:
+            return None
+        frames = self.log_mel.frames(lengths).repeat_interleave(self.masks)
+        return draw_changes(self.changes, clip_generators(self.seed, "changes", positions, self.masks), frames)
 
     def features_of(self, batch: Batch) -> Tensor | None:
         """(B, P, D), as of the module."""
@@ -121,6 +143,7 @@ class Pretraining(TrainingModule):
         own: Tensor | None = None,
         mixture: Mixture | None = None,
         features: Tensor | None = None,
+        changes: Changes | None = None,
     ) -> dict[str, Tensor]:
         """What is minimized, and all that makes it: float32 scalars, "loss" first.
 
@@ -132,6 +155,8 @@ class Pretraining(TrainingModule):
             mixture: the mixed clips that the student gets in place of log_mel, which the teacher gets; None: both get
                 log_mel.
             features: (B, P, D), as of the module; None: none are needed.
+            changes: of B * V clips, which the student hears changed, and tells the patches of; a teacher hears them as
+                they are. None: so does the student.
         """
         masks = len(mask) // len(log_mel)
         targets = None if self.teacher is None else self.teacher(log_mel, own)
@@ -142,6 +167,8 @@ class Pretraining(TrainingModule):
         if masks > 1:
             log_mel = log_mel.repeat_interleave(masks, 0)
             own = None if own is None else own.repeat_interleave(masks, 0)
+        if changes is not None:
+            log_mel = changed(log_mel, changes, self.log_mel.std)
         prediction = self.model(log_mel, mask, self.masking.masked, own, kept)
         seen = Seen(prediction, masks, targets, features, own)
         by_part = {name: PARTS[name](seen) for name in self.parts}
@@ -163,7 +190,8 @@ class Pretraining(TrainingModule):
             lengths = torch.maximum(lengths, lengths[mixture.partners])
         mask = self.draw_mask("train", positions, lengths, self.masks)
         kept = self.draw_kept(positions, self.masks)
-        values = self.objectives(log_mel, mask, kept, own, mixture, self.features_of(batch))
+        changes = self.draw_changes(positions, lengths)
+        values = self.objectives(log_mel, mask, kept, own, mixture, self.features_of(batch), changes)
         self.watch(batch["keys"], **values)
         return values["loss"]
 

@@ -86,6 +86,7 @@ CHANCE = [
     "optimizer.layer_decay=0.5",
     "optimizer.ema_decay=0.9",
 ]
+CHANGES = ["objective.parts.latent=1", "objective.changes.frequency_shift=5", "objective.changes.gain=9"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,12 @@ CHANCE = [
             3,
             False,
         ),
-        ("pretrain", ["model.encode=visible", "data.short=pad", "model.drop_path=0.5", "mask.per_clip=2"], 3, False),
+        (
+            "pretrain",
+            ["model.encode=visible", "data.short=pad", "model.drop_path=0.5", "mask.per_clip=2", *CHANGES],
+            3,
+            False,
+        ),
         ("finetune", [*PLATEAU, *CHANCE, "trainer.accumulate=2", "trainer.average_checkpoints=3"], 3, False),
         ("finetune", ["data.num_workers=2", "trainer.log_every_steps=4"], 2, True),
         ("finetune", CHANCE, 6, True),  # the validation after the last step
