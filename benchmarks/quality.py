@@ -14,10 +14,11 @@ Then:
     frozen     the same by a linear classifier on the features as they are, of the best layer: with 5 and 1 % of the
                labels, each the mean of ten drawings; with all of them; of the speakers of whom nothing is labelled
 
-The recipe of today is `latent-visible`, those before it `joint-visible-16-clips` and `joint-runs`; with 16x16 patches
-they are `joint-squares-time-16-clips` and `joint-squares`. A row is compared with all of its patches, after as many
-minutes and after the most; these five have every number of --minutes, the others --budget. Beside them stand networks
-without pretraining and the best of the log-mel baselines.
+The recipe of today is `latent-visible-changed`, those before it `latent-visible`, `joint-visible-16-clips` and
+`joint-runs`; with 16x16 patches they are `latent-squares-visible-changed`, `joint-squares-time-16-clips` and
+`joint-squares`. A row is compared with all of its patches, after as many minutes and after the most; these seven have
+every number of --minutes, the others --budget. Beside them stand networks without pretraining and the best of the
+log-mel baselines.
 Rows with distillation learn from `TEACHER`: the minutes that it was trained in are not theirs, what it says in their
 steps is. The pace of all rows is measured before they begin, on a machine with nothing else to do, and is kept in
 OUT/paces.json. What is finished in OUT is not made again, so the work can be cut into several calls.
@@ -61,6 +62,7 @@ DISTILLED = "objective.parts.distillation=1"
 VISIBLE = ["model.encode=visible", "mask.share=0.75"]
 SQUARES = ["model.fshape=16", "model.tshape=16", "mask.smallest=2", "mask.largest=3"]
 TWO_MASKS = ["mask.per_clip=2", "data.batch_size=16"]
+CHANGED = ["objective.changes.frequency_shift=5", "objective.changes.gain=10", "objective.changes.tilt=7"]
 ROWS: dict[str, list[str]] = {
     "joint-runs": [*FRAMES, *RUNS],
     "joint-scattered": [*FRAMES, "mask.kind=random"],
@@ -75,6 +77,7 @@ ROWS: dict[str, list[str]] = {
     "joint-visible": [*FRAMES, *RUNS, *VISIBLE],
     "joint-visible-16-clips": [*FRAMES, *RUNS, *VISIBLE, "data.batch_size=16"],
     "latent-visible": [*FRAMES, *RUNS, *LATENT, *VISIBLE, *TWO_MASKS],
+    "latent-visible-changed": [*FRAMES, *RUNS, *LATENT, *VISIBLE, *TWO_MASKS, *CHANGED],
     "distilled": [*FRAMES, *RUNS, *NO_JOINT, DISTILLED],
     "distilled-visible": [*FRAMES, *RUNS, *VISIBLE, *NO_JOINT, DISTILLED, "data.batch_size=16"],
     "joint-distilled": [*FRAMES, *RUNS, DISTILLED],
@@ -92,6 +95,14 @@ ROWS: dict[str, list[str]] = {
     "joint-squares-time-16-clips": [*SQUARES, *VISIBLE, "data.batch_size=16", "model.patch_order=time"],
     "latent-squares": [*SQUARES, *LATENT, *TWO_MASKS],
     "latent-squares-visible": [*SQUARES, *LATENT, *VISIBLE, *TWO_MASKS, "model.patch_order=time"],
+    "latent-squares-visible-changed": [
+        *SQUARES,
+        *LATENT,
+        *VISIBLE,
+        *TWO_MASKS,
+        *CHANGED,
+        "model.patch_order=time",
+    ],
     "joint-latent-squares": [*SQUARES, "objective.parts.latent=1", *TWO_MASKS],
 }
 """Changes to recipes/pretrain/fsdd.yaml with `fsdd.WHOLE`, whose loss is contrastive + 10 * reconstruction."""
@@ -101,6 +112,7 @@ SCRATCH = {
     "scratch-squares-time": [*SQUARES, "model.patch_order=time"],
 }
 TABLE = (
+    "latent-visible-changed",
     "latent-visible",
     "joint-visible-16-clips",
     "joint-runs",
@@ -111,8 +123,8 @@ TABLE = (
 )
 """An objective each, today's recipe and those before it, and the second state space encoder."""
 REFERENCES = {
-    "frames": ("latent-visible", "joint-visible-16-clips", "joint-runs"),
-    "squares": ("joint-squares-time-16-clips", "joint-squares"),
+    "frames": ("latent-visible-changed", "latent-visible", "joint-visible-16-clips", "joint-runs"),
+    "squares": ("latent-squares-visible-changed", "joint-squares-time-16-clips", "joint-squares"),
 }
 TEACHER = ("joint-visible-16-clips", 10.0)  # row and minutes of what rows with distillation learn from, of their seed
 BASELINE = "log-mel"
