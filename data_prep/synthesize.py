@@ -111,9 +111,13 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Synthesizer:
-    """eSpeak NG through ctypes; one in a process."""
+    """eSpeak NG through ctypes; one in a process, which goes on where its last utterance ended.
 
-    def __init__(self) -> None:
+    Args:
+        seed: of the noise in breathy voices, which would be drawn by the clock.
+    """
+
+    def __init__(self, seed: int) -> None:
         try:
             import espeakng_loader
         except ModuleNotFoundError as error:
@@ -123,6 +127,7 @@ class Synthesizer:
         self.sampling_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
         if self.sampling_rate <= 0:
             raise UserError(f"eSpeak NG does not start with its data in {data.decode()}")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self._heard: list[np.ndarray] = []
         self._callback = _CALLBACK(self._hear)  # ctypes keeps no reference of its own
         self._library.espeak_SetSynthCallback(self._callback)
@@ -159,14 +164,14 @@ def utterances(rng: random.Random) -> Iterator[tuple[str, str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_argument(parser, "out", new_path, metavar="OUT", help="a new folder")
-    seed = "of pitch, speed, level and sentences (default: 0)"
+    seed = "of pitch, speed, level, noise and sentences (default: 0)"
     add_argument(parser, "--seed", whole_number, *SEEDS, default=0, metavar="N", help=seed)
 
     def work() -> int:
         options = parser.parse_args(arguments)
         if os.path.lexists(options.out):
             raise UserError(f"{options.out} exists; expected a new folder")
-        synthesizer = Synthesizer()
+        synthesizer = Synthesizer(options.seed)
         with whole_folder(options.out) as folder:
             synthesize(folder, synthesizer, options.seed)
         return 0

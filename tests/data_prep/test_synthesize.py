@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ def script() -> Any:
 
 @pytest.fixture(scope="module")
 def synthesizer(script: Any) -> Any:
-    return script.Synthesizer()  # the engine is started once in a process
+    return script.Synthesizer(0)  # the engine is started once in a process
 
 
 def speak(synthesizer: Any, text: str = "forward", voice: str = "en-US+m3", **changes: int) -> Any:
@@ -53,6 +55,26 @@ def test_speed_and_pitch_are_heard(synthesizer: Any) -> None:
 def test_every_voice_of_the_corpus_is_another_one(script: Any, synthesizer: Any) -> None:
     heard = {speak(synthesizer, voice=voice).tobytes() for voice in script.VOICES}
     assert len(heard) == len(script.VOICES) >= 12
+
+
+def test_the_same_is_said_by_the_same_seed(script: Any) -> None:
+    program = (
+        "import sys, synthesize, hashlib\n"
+        "synthesizer, sums = synthesize.Synthesizer(int(sys.argv[1])), []\n"
+        "for voice in synthesize.VOICES:\n"
+        "    said = synthesizer.speak('forward', voice, words_per_minute=160, pitch=50, variation=50)\n"
+        "    print(hashlib.sha256(said).hexdigest())\n"
+    )
+
+    def said(seed: int) -> list[str]:
+        """A process each: an engine does not begin anew."""
+        words = [sys.executable, "-c", program, str(seed)]
+        where = Path(script.__file__).parent
+        return subprocess.run(words, cwd=where, check=True, capture_output=True, text=True).stdout.split()
+
+    first, again, other = said(0), said(0), said(1)
+    assert first == again and len(first) == len(script.VOICES)
+    assert first != other
 
 
 def test_an_unknown_voice_is_named(synthesizer: Any) -> None:
