@@ -102,6 +102,8 @@ class Work(NamedTuple):
             "task.pooling=statistics",
             "task.head_norm=layer",
             "task.freeze_steps=0",
+            "augmentation.gain=0",
+            "augmentation.tilt=0",
             "evaluation.baseline=none",
         )
         assert isinstance(recipe, FinetuneRecipe)

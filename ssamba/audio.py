@@ -16,6 +16,7 @@ _LOWEST_HZ = 20.0
 _FLOOR = float(torch.finfo(torch.float32).eps)
 # By is_cuda: on a CPU few enough to stay in its cache, on a GPU a bound on what a long recording takes on the way.
 FRAMES_AT_ONCE = (32, 8192)
+_NEPERS = math.log(10) / 10  # a decibel in the natural logarithm of the power
 _BANDS = 4  # a filter reads few of the frequencies, so that filters are multiplied with their own share of them
 
 
@@ -69,6 +70,20 @@ def move_bins(log_mel: Tensor, bins: Tensor) -> Tensor:
     most = log_mel.shape[2] - 1
     index = (torch.arange(most + 1, device=log_mel.device) - bins.unsqueeze(1)).clamp(0, most)
     return log_mel.gather(2, index.unsqueeze(1).expand_as(log_mel))
+
+
+def make_louder(log_mel: Tensor, gain: Tensor, tilt: Tensor, std: float) -> Tensor:
+    """Change the level of normalised spectrograms (B, T, M), whose difference of 1 is one of 2 * `std` in the natural
+    logarithm of the power.
+
+    Args:
+        gain: float32 (B,), decibels louder.
+        tilt: float32 (B,), decibels that the highest bin is louder and the lowest softer, those between along a line,
+            as by another microphone.
+    """
+    line = torch.linspace(-1, 1, log_mel.shape[2], device=log_mel.device)
+    louder = gain.unsqueeze(1) + tilt.unsqueeze(1) * line
+    return log_mel + (louder * (_NEPERS / (2 * std))).unsqueeze(1)
 
 
 class LogMel(nn.Module):

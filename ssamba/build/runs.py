@@ -169,14 +169,15 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
     kind: Any = FineTuning
     if task.is_sequence:
         kind = partial(CtcFineTuning, names=labels.names) if task.loss == "ctc" else HopFineTuning
+    log_mel = build_log_mel(recipe, audio)
     module = kind(
         model,
-        build_log_mel(recipe, audio),
+        log_mel,
         _optimizer_settings(recipe),
         task=learned,
         label_smoothing=task.label_smoothing,
         class_weights=weights,
-        augmentation=Augmentation(**augmentation),
+        augmentation=Augmentation(**augmentation, std=log_mel.std),
         freeze_encoder=task.freeze_encoder,
         freeze_steps=task.freeze_steps if recipe.model.pretrained else 0,
         unfreeze_every=task.unfreeze_every if recipe.model.pretrained else 0,

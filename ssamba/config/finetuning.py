@@ -110,6 +110,11 @@ class AugmentationConfig:
     frequency_shift: int = 0
     """At most so many mel bins that a spectrogram is moved up or down, as by a shorter or longer vocal tract; the bin
     at the edge fills what is left."""
+    gain: float = 0.0
+    """Decibels, the standard deviation of how much louder a spectrogram is."""
+    tilt: float = 0.0
+    """Decibels, the standard deviation of how much louder the highest mel bin is and how much softer the lowest, those
+    between along a line, as by another microphone."""
 
     def problems(self) -> Iterator[str]:
         yield from within("augmentation.mixup", self.mixup, 0, 1)
@@ -117,3 +122,5 @@ class AugmentationConfig:
         yield from below_one("augmentation.time_stretch", self.time_stretch)
         for name in ("frequency_mask", "time_mask", "noise", "time_shift", "frequency_shift"):
             yield from within(f"augmentation.{name}", getattr(self, name), 0, LARGE)
+        for name in ("gain", "tilt"):
+            yield from within(f"augmentation.{name}", getattr(self, name), 0, 100)

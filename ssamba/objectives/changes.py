@@ -5,17 +5,13 @@ crops that are resized to other pitches, by fading and by mixing.
 Shapes: B clips, T frames, M mel bins.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssamba.audio import move_bins
-
-NEPERS = math.log(10) / 10
-"""A decibel in the natural logarithm of the power, which log-mel values are."""
+from ssamba.audio import make_louder, move_bins
 
 
 class Changes(NamedTuple):
@@ -23,9 +19,7 @@ class Changes(NamedTuple):
 
     Attributes:
         bins: int64 (B,), mel bins up, as by another vocal tract.
-        gain: float32 (B,), decibels louder.
-        tilt: float32 (B,), decibels that the highest bin is louder and the lowest softer, those between along a line,
-            as by another microphone.
+        gain, tilt: float32 (B,), decibels, as of `make_louder`.
         frames: int64 (B,), how many are the clip's own. What follows them is padding, and stays what it is.
     """
 
@@ -57,12 +51,9 @@ def changed(log_mel: Tensor, changes: Changes, std: float) -> Tensor:
     """Change clips.
 
     Args:
-        log_mel: normalised (B, T, M); a difference of 1 is one of 2 * `std` in the natural logarithm of the power.
-        changes: on the device of log_mel. A bin that nothing is moved to has what the bin at the edge has.
+        log_mel: normalised (B, T, M), by `std`, as of `make_louder`.
+        changes: on the device of log_mel.
     """
-    _, length, bins = log_mel.shape
-    line = torch.linspace(-1, 1, bins, device=log_mel.device)
-    louder = changes.gain.unsqueeze(1) + changes.tilt.unsqueeze(1) * line
-    moved = move_bins(log_mel, changes.bins) + (louder * (NEPERS / (2 * std))).unsqueeze(1)
-    own = torch.arange(length, device=log_mel.device) < changes.frames.unsqueeze(1)
+    moved = make_louder(move_bins(log_mel, changes.bins), changes.gain, changes.tilt, std)
+    own = torch.arange(log_mel.shape[1], device=log_mel.device) < changes.frames.unsqueeze(1)
     return torch.where(own.unsqueeze(2), moved, log_mel)

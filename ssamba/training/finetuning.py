@@ -11,7 +11,7 @@ import torchaudio
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from ssamba.audio import LogMel, move_bins
+from ssamba.audio import LogMel, make_louder, move_bins
 from ssamba.data.batches import Batch
 from ssamba.evaluation.metrics import clip_metrics
 from ssamba.evaluation.task import Task
@@ -22,7 +22,8 @@ from ssamba.training.distributed import gathered
 
 
 class Augmentation(nn.Module):
-    """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section."""
+    """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section. std: of the
+    spectrograms' normalisation."""
 
     def __init__(
         self,
@@ -33,10 +34,14 @@ class Augmentation(nn.Module):
         time_shift: int,
         time_stretch: float,
         frequency_shift: int,
+        gain: float,
+        tilt: float,
+        std: float,
     ) -> None:
         super().__init__()
         self.mixup, self.noise, self.time_shift = mixup, noise, time_shift
         self.time_stretch, self.frequency_shift = time_stretch, frequency_shift
+        self.gain, self.tilt, self.std = gain, tilt, std
         masks: list[nn.Module] = []
         if frequency_mask:
             masks.append(torchaudio.transforms.FrequencyMasking(frequency_mask, iid_masks=True))
@@ -56,8 +61,9 @@ class Augmentation(nn.Module):
         return mixed, mixed_lengths, share * targets + (1 - share) * targets[other]
 
     def forward(self, log_mel: Tensor, frames: Tensor) -> Tensor:
-        """Time shift and stretch, frequency shift, noise and SpecAugment of normalised spectrograms (B, T, M). Of each
-        clip its own `frames` (B,) are rolled and stretched, as a loop; the padding after them stays where it is."""
+        """Time shift and stretch, frequency shift, gain and tilt, noise and SpecAugment of normalised spectrograms
+        (B, T, M). Of each clip its own `frames` (B,) are rolled and stretched, as a loop, and made louder; the padding
+        after them stays what it is."""
         batch, length, _ = log_mel.shape
         device = log_mel.device
         place, own = torch.arange(length, device=device), frames.clamp(min=1).unsqueeze(1)
@@ -73,6 +79,10 @@ class Augmentation(nn.Module):
         if self.frequency_shift:
             shift = torch.randint(-self.frequency_shift, self.frequency_shift + 1, (batch,)).to(device)
             log_mel = move_bins(log_mel, shift)
+        if self.gain or self.tilt:
+            gain, tilt = torch.randn(2, batch).to(device)
+            louder = make_louder(log_mel, self.gain * gain, self.tilt * tilt, self.std)
+            log_mel = torch.where((place < own).unsqueeze(2), louder, log_mel)
         if self.noise:
             amplitude = self.noise * torch.rand(batch, 1, 1, device=device)
             log_mel = log_mel + amplitude * torch.rand_like(log_mel)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def augmentation(**parts: Any) -> Augmentation:
         "time_shift": 0,
         "time_stretch": 0.0,
         "frequency_shift": 0,
+        "gain": 0.0,
+        "tilt": 0.0,
+        "std": 4.0,
     }
     return Augmentation(**{**none, **parts})
 
@@ -372,6 +376,17 @@ def test_frequency_shift_moves_each_clip_by_bins_of_its_own_and_repeats_the_edge
     assert set(found) == set(range(-3, 4))
 
 
+@pytest.mark.parametrize(("part", "line"), [("gain", [1.0] * 16), ("tilt", [place / 7.5 - 1 for place in range(16)])])
+def test_gain_and_tilt_are_decibels_of_each_clip_alike_in_all_its_frames(part: str, line: list[float]) -> None:
+    log_mel, own = spectrograms(batch=400), 1 + torch.arange(400) % 40
+    louder = (augmentation(**{part: 6.0})(log_mel, own) - log_mel) * 2 * 4.0 * 10 / math.log(10)
+    drawn = louder[:, 0, -1]
+    inside = (torch.arange(40) < own.unsqueeze(1)).unsqueeze(2)
+    expected = torch.where(inside, (drawn.unsqueeze(1) * torch.tensor(line)).unsqueeze(1), 0.0)
+    torch.testing.assert_close(louder, expected, atol=1e-3, rtol=0)
+    assert drawn.std().item() == pytest.approx(6, rel=0.1) and abs(drawn.mean().item()) < 1
+
+
 def test_noise_is_uniform_and_each_clip_has_its_own_amplitude() -> None:
     log_mel = spectrograms(batch=300, frames=100, bins=20)
     noise = augmentation(noise=0.5)(log_mel, whole(log_mel)) - log_mel
@@ -403,6 +418,7 @@ def test_specaugment_hides_one_run_of_whole_frames_or_bins_behind_the_mean(part:
 def test_augmentation_is_of_training_clips_alone(recipes: dict[str, Path], tmp_path: Path) -> None:
     """At a rate of zero each validation sees the same model: only augmented validation clips could change its loss."""
     strong = ["augmentation.mixup=1", "augmentation.noise=2", "augmentation.time_shift=20", "augmentation.time_mask=40"]
+    strong += ["augmentation.gain=20", "augmentation.tilt=20"]
     logged = finetune(
         recipes, tmp_path / "run", "model.encoder=ssast", "optimizer.learning_rate=0", *strong, "data.test=[]"
     )
@@ -417,6 +433,7 @@ def test_a_steps_augmentation_depends_on_its_place_alone(recipes: dict[str, Path
         "augmentation.time_shift=9",
         "augmentation.time_stretch=0.3",
         "augmentation.frequency_shift=9",
+        "augmentation.gain=9",
         "augmentation.time_mask=9",
     ]
     built = build(recipes, "model.encoder=ssast", *words)
