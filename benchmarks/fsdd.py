@@ -15,8 +15,7 @@ recipes/pretrain/fsdd.yaml. Then:
 
 Every step is a command of the package, printed before it runs, with one thread; --jobs of them run at a time. One that
 is finished in OUT is not made again, so the work can be cut into several calls; --parts with none is pretraining and
-the tables alone. Results: OUT/results.md, with the commands in OUT/results.json. --earlier takes rows of encoders that
-are not in OUT from such a results.json.
+the tables alone. Results: OUT/results.md, with the commands in OUT/results.json.
 """
 
 import argparse
@@ -457,19 +456,8 @@ def pretraining_rows(out: Path) -> Rows:
     return rows
 
 
-def with_earlier(rows: Rows, earlier: Rows) -> Rows:
-    """A table with the rows of encoders that it lacks from an earlier one of the same columns."""
-    if not earlier:
-        return rows
-    column = rows[0].index("encoder")
-    mine = {row[column] for row in rows[1:]}
-    every = [*(tuple(row) for row in earlier[1:] if row[column] not in mine), *rows[1:]]
-    before = list(dict.fromkeys(row[:column] for row in every))  # what stands left of the encoder keeps its order
-    return [rows[0], *sorted(every, key=lambda row: (before.index(row[:column]), ENCODERS.index(row[column])))]
-
-
-def report(benchmark: Benchmark, earlier: Path | None) -> None:
-    """results.md and results.json of what is finished, and of what was before."""
+def report(benchmark: Benchmark) -> None:
+    """results.md and results.json of what is finished."""
     out = benchmark.out
     tables = {
         "Pretraining": pretraining_rows(out),
@@ -479,12 +467,10 @@ def report(benchmark: Benchmark, earlier: Path | None) -> None:
         "Digits by frozen features, official test": frozen_rows(out),
         "Digits of a speaker without labels, mean of six": speaker_rows(out),
     }
-    before = {"tables": {}, "records": {}} if earlier is None else json.loads(earlier.read_text())
-    tables = {title: with_earlier(rows, before["tables"].get(title, [])) for title, rows in tables.items()}
     tables = {title: rows for title, rows in tables.items() if len(rows) > 1}
     text = "".join(f"{title}:\n\n{markdown_table(rows)}\n\n" for title, rows in tables.items())
     write_text(out / "results.md", text)
-    records: dict[str, Any] = before["records"]
+    records: dict[str, Any] = {}
     for mark in ("run.json", MEMBERS_NAME, PROBE_NAME):
         for path in sorted(out.rglob(mark)):
             told = json.loads(path.read_text())
@@ -511,7 +497,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fsdd"))
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
-    parser.add_argument("--earlier", type=Path, metavar="RESULTS.json", help="of other encoders")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time (default: 2)")
     given = parser.parse_args()
     benchmark = Benchmark(given.out.absolute(), given.jobs, given.encoders)
@@ -519,7 +504,7 @@ def main() -> None:
     benchmark.make(benchmark.pretraining())
     for part in given.parts:
         benchmark.make(PARTS[part](benchmark))
-    report(benchmark, given.earlier)
+    report(benchmark)
 
 
 if __name__ == "__main__":
