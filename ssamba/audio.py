@@ -72,18 +72,18 @@ def move_bins(log_mel: Tensor, bins: Tensor) -> Tensor:
     return log_mel.gather(2, index.unsqueeze(1).expand_as(log_mel))
 
 
-def make_louder(log_mel: Tensor, gain: Tensor, tilt: Tensor, std: float) -> Tensor:
-    """Change the level of normalised spectrograms (B, T, M), whose difference of 1 is one of 2 * `std` in the natural
-    logarithm of the power.
+def make_louder(log_mel: Tensor, gain: Tensor, tilt: Tensor, scale: float) -> Tensor:
+    """Change the level of spectrograms.
 
     Args:
+        log_mel: normalised (B, T, M); a difference of 1 is one of `scale` in the natural logarithm of the power.
         gain: float32 (B,), decibels louder.
         tilt: float32 (B,), decibels that the highest bin is louder and the lowest softer, those between along a line,
             as by another microphone.
     """
     line = torch.linspace(-1, 1, log_mel.shape[2], device=log_mel.device)
     louder = gain.unsqueeze(1) + tilt.unsqueeze(1) * line
-    return log_mel + (louder * (_NEPERS / (2 * std))).unsqueeze(1)
+    return log_mel + (louder * (_NEPERS / scale)).unsqueeze(1)
 
 
 class LogMel(nn.Module):
@@ -95,6 +95,9 @@ class LogMel(nn.Module):
     weights have learned.
 
     Batched, on the device of its input, float32 also under autocast.
+
+    Attributes:
+        scale: what a difference of 1 is in the natural logarithm of the power.
     """
 
     window: Tensor
@@ -102,7 +105,7 @@ class LogMel(nn.Module):
 
     def __init__(self, sampling_rate: int, num_mel_bins: int, mean: float, std: float) -> None:
         super().__init__()
-        self.sampling_rate, self.mean, self.std = sampling_rate, mean, std
+        self.sampling_rate, self.mean, self.scale = sampling_rate, mean, 2 * std
         self.frame, self.hop = _frame_samples(sampling_rate)
         self.fft = 1 << (self.frame - 1).bit_length()
         # Without its first value, which is 0: see _energies. As long as the transform.
@@ -146,4 +149,4 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """waveform (B, S) with S of at least one frame, lengths (B,) valid samples -> normalised (B, T, M)."""
-        return self.log_mel(waveform, lengths).sub_(self.mean).div_(2 * self.std)
+        return self.log_mel(waveform, lengths).sub_(self.mean).div_(self.scale)

@@ -177,7 +177,7 @@ def build_finetuner(recipe: FinetuneRecipe, stages: Sequence[Stage] = ()) -> Fin
         task=learned,
         label_smoothing=task.label_smoothing,
         class_weights=weights,
-        augmentation=Augmentation(**augmentation, std=log_mel.std),
+        augmentation=Augmentation(**augmentation, scale=log_mel.scale),
         freeze_encoder=task.freeze_encoder,
         freeze_steps=task.freeze_steps if recipe.model.pretrained else 0,
         unfreeze_every=task.unfreeze_every if recipe.model.pretrained else 0,

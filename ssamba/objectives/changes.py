@@ -47,13 +47,13 @@ def draw_changes(settings: ChangeSettings, generators: Sequence[torch.Generator]
     return Changes(bins.to(device), settings.gain * gain.to(device), settings.tilt * tilt.to(device), frames)
 
 
-def changed(log_mel: Tensor, changes: Changes, std: float) -> Tensor:
+def changed(log_mel: Tensor, changes: Changes, scale: float) -> Tensor:
     """Change clips.
 
     Args:
-        log_mel: normalised (B, T, M), by `std`, as of `make_louder`.
+        log_mel: normalised (B, T, M); a difference of 1 is one of `scale` in the natural logarithm of the power.
         changes: on the device of log_mel.
     """
-    moved = make_louder(move_bins(log_mel, changes.bins), changes.gain, changes.tilt, std)
+    moved = make_louder(move_bins(log_mel, changes.bins), changes.gain, changes.tilt, scale)
     own = torch.arange(log_mel.shape[1], device=log_mel.device) < changes.frames.unsqueeze(1)
     return torch.where(own.unsqueeze(2), moved, log_mel)

@@ -22,8 +22,8 @@ from ssamba.training.distributed import gathered
 
 
 class Augmentation(nn.Module):
-    """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section. std: of the
-    spectrograms' normalisation."""
+    """Random changes of training clips; probabilities and sizes as in the recipe's augmentation section. scale: of
+    the spectrograms, `LogMel.scale`."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Augmentation(nn.Module):
         frequency_shift: int,
         gain: float,
         tilt: float,
-        std: float,
+        scale: float,
     ) -> None:
         super().__init__()
         self.mixup, self.noise, self.time_shift = mixup, noise, time_shift
         self.time_stretch, self.frequency_shift = time_stretch, frequency_shift
-        self.gain, self.tilt, self.std = gain, tilt, std
+        self.gain, self.tilt, self.scale = gain, tilt, scale
         masks: list[nn.Module] = []
         if frequency_mask:
             masks.append(torchaudio.transforms.FrequencyMasking(frequency_mask, iid_masks=True))
@@ -81,7 +81,7 @@ class Augmentation(nn.Module):
             log_mel = move_bins(log_mel, shift)
         if self.gain or self.tilt:
             gain, tilt = torch.randn(2, batch).to(device)
-            louder = make_louder(log_mel, self.gain * gain, self.tilt * tilt, self.std)
+            louder = make_louder(log_mel, self.gain * gain, self.tilt * tilt, self.scale)
             log_mel = torch.where((place < own).unsqueeze(2), louder, log_mel)
         if self.noise:
             amplitude = self.noise * torch.rand(batch, 1, 1, device=device)

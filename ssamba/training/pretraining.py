@@ -121,7 +121,7 @@ class Pretraining(TrainingModule):
         log_mel (B, T, M), lengths (B,) in samples."""
         generators = clip_generators(self.seed, "mix", positions)
         partners = draw_partners(self.mix, generators).to(self.device)
-        return mixed_with(log_mel, self.log_mel.frames(lengths), partners, 2 * self.log_mel.std)
+        return mixed_with(log_mel, self.log_mel.frames(lengths), partners, self.log_mel.scale)
 
     def draw_changes(self, positions: Sequence[int], lengths: Tensor) -> Changes | None:
         """Of the student's clips, B * V, those of a clip one after another: each its own, by the seed and the clip's
@@ -168,7 +168,7 @@ class Pretraining(TrainingModule):
             log_mel = log_mel.repeat_interleave(masks, 0)
             own = None if own is None else own.repeat_interleave(masks, 0)
         if changes is not None:
-            log_mel = changed(log_mel, changes, self.log_mel.std)
+            log_mel = changed(log_mel, changes, self.log_mel.scale)
         prediction = self.model(log_mel, mask, self.masking.masked, own, kept)
         seen = Seen(prediction, masks, targets, features, own)
         by_part = {name: PARTS[name](seen) for name in self.parts}

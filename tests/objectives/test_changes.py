@@ -53,7 +53,7 @@ def changes(bins: list[int], gain: list[float], tilt: list[float], frames: list[
 
 def test_a_clip_is_moved_and_made_louder_and_its_padding_is_not() -> None:
     clips = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    out = changed(clips, changes([2, -1, 0], [0.0, 6.0, -3.0], [4.0, 0.0, 0.0], [5, 3, 0]), STD)
+    out = changed(clips, changes([2, -1, 0], [0.0, 6.0, -3.0], [4.0, 0.0, 0.0], [5, 3, 0]), 2 * STD)
     for frame in range(5):
         for place in range(7):
             up = clips[0, frame, max(0, place - 2)] + 4.0 * DECIBEL * (place / 3 - 1)
@@ -71,7 +71,7 @@ def test_a_decibel_is_one_of_the_waveforms_power(recipes: Recipes) -> None:
     clips = module.log_mel(batch["waveform"], batch["lengths"])
     above = clips > -1.4  # the floor, which some narrow filters have
     assert above.float().mean() > 0.95
-    torch.testing.assert_close(changed(clips, told, STD)[above], louder[above], rtol=0, atol=1e-4)
+    torch.testing.assert_close(changed(clips, told, 2 * STD)[above], louder[above], rtol=0, atol=1e-4)
 
 
 def test_changes_are_as_large_as_they_are_said_to_be() -> None:
@@ -109,7 +109,7 @@ def test_a_step_hears_changed_clips_and_is_told_of_whole_ones(encode: str, recip
     clips = module.log_mel(batch["waveform"], batch["lengths"])
     assert torch.equal(told, clips)
     drawn = module.draw_changes(batch["positions"], batch["lengths"])
-    wanted = changed(clips.repeat_interleave(2, 0), drawn, STD)
+    wanted = changed(clips.repeat_interleave(2, 0), drawn, 2 * STD)
     assert torch.equal(student, wanted)
     assert not torch.equal(student[0], student[1])
 

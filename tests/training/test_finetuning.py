@@ -62,7 +62,7 @@ def augmentation(**parts: Any) -> Augmentation:
         "frequency_shift": 0,
         "gain": 0.0,
         "tilt": 0.0,
-        "std": 4.0,
+        "scale": 8.0,
     }
     return Augmentation(**{**none, **parts})
 
