@@ -62,7 +62,7 @@ def test_trials_are_scored_by_cosines_of_vectors(
     )
     model = SsambaModel.from_pretrained(run)
     layer, pool = (1, model.pool("rows")) if words else (-1, model.pool("statistics"))
-    log_mel = LogMel(16000, 128, model.feature_extractor.log_mel.mean, model.feature_extractor.log_mel.std)
+    log_mel = LogMel(16000, 128, model.feature_extractor.log_mel.mean, model.feature_extractor.log_mel.scale / 2)
     vectors, statistics = [], []
     for name in names:
         # A recording that is longer than the model's clip is the mean of its windows, by the time that each stands for.
