@@ -56,6 +56,8 @@ JOINT = (
 )
 # As both are trained, for benchmarks that say so: besides, the encoder gets all patches, half of them hidden.
 WHOLE = (*JOINT, "model.encode=all", "mask.share=0.5", "data.batch_size=32")
+# Of fine-tuning, clips as loud as they are, for benchmarks that say so.
+OWN_LEVEL = ("augmentation.gain=0", "augmentation.tilt=0")
 # A patch of each shape, in what clusters patches are hidden and by what objective, and the changes to the recipe of
 # fine-tuning.
 SHAPES = {

@@ -102,8 +102,7 @@ class Work(NamedTuple):
             "task.pooling=statistics",
             "task.head_norm=layer",
             "task.freeze_steps=0",
-            "augmentation.gain=0",
-            "augmentation.tilt=0",
+            *fsdd.OWN_LEVEL,
             "evaluation.baseline=none",
         )
         assert isinstance(recipe, FinetuneRecipe)

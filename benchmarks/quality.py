@@ -133,7 +133,7 @@ TRAINED = 2100  # recordings of takes 15 to 49
 SHARES = {"5 %": 135 / TRAINED, "1 %": 27 / TRAINED}
 STEPS, CLIPS = 250, 16  # of fine-tuning, and of each of its batches
 # Of fine-tuning, by which all of its results were made.
-FINETUNED = ("task.pooling=statistics", "augmentation.gain=0", "augmentation.tilt=0")
+FINETUNED = ("task.pooling=statistics", *fsdd.OWN_LEVEL)
 HEAD_STEPS = STEPS // 3  # in which pretrained weights stay as they are
 TIMED = 32  # steps by which a pace is measured, but for the first ones,
 ROUNDS = 2  # so often, all rows in turn

@@ -59,8 +59,8 @@ def test_every_voice_of_the_corpus_is_another_one(script: Any, synthesizer: Any)
 
 def test_the_same_is_said_by_the_same_seed(script: Any) -> None:
     program = (
-        "import sys, synthesize, hashlib\n"
-        "synthesizer, sums = synthesize.Synthesizer(int(sys.argv[1])), []\n"
+        "import hashlib, sys, synthesize\n"
+        "synthesizer = synthesize.Synthesizer(int(sys.argv[1]))\n"
         "for voice in synthesize.VOICES:\n"
         "    said = synthesizer.speak('forward', voice, words_per_minute=160, pitch=50, variation=50)\n"
         "    print(hashlib.sha256(said).hexdigest())\n"
